@@ -1,0 +1,61 @@
+"""The ID bijection: a file ID's 128 bits, mixed until they are uniform whatever the user's IDs look like.
+
+A 3-round Feistel network over (high, low), two u8, whose round function is the splitmix64 finaliser (Steele,
+Lea & Flood, 2014; constants of David Stafford's variant 13) of the half plus a round key:
+
+    high ^= F(low  + k0);  low ^= F(high + k1);  high ^= F(low + k2)
+
+The round keys are the first three outputs of splitmix64 seeded with the store's seed. Every step is its own
+inverse, so unmixing runs them backwards. Mixed IDs are the stored keys: uniform even for sequential IDs.
+`docs/format.md` has test vectors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+DEFAULT_SEED = 0x6B766D6574610001
+"""The published seed ("kvmeta", 1). Recorded in every store and segment."""
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+def round_keys(seed: int) -> NDArray[np.uint64]:
+    """Return the three round keys u8[3] of `seed`."""
+    keys = [_finalise_int((seed + (i + 1) * _GOLDEN) & _MASK) for i in range(3)]
+    return np.array(keys, dtype=np.uint64)
+
+
+def mix(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.uint64]:
+    """Return the mixed IDs as u8[n, 2] (high, low) of `ids`, ID[n]."""
+    halves = ids.view(">u8").reshape(-1, 2)
+    high, low = halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+    k = round_keys(seed)
+    high ^= _finalise(low + k[0])
+    low ^= _finalise(high + k[1])
+    high ^= _finalise(low + k[2])
+    return np.stack([high, low], axis=1)
+
+
+def unmix(mixed: NDArray[np.uint64], seed: int = DEFAULT_SEED) -> NDArray[np.void]:
+    """Return the ID[n] of mixed IDs u8[n, 2]; the inverse of `mix`."""
+    high, low = mixed[:, 0].copy(), mixed[:, 1].copy()
+    k = round_keys(seed)
+    high ^= _finalise(low + k[2])
+    low ^= _finalise(high + k[1])
+    high ^= _finalise(low + k[0])
+    return np.stack([high, low], axis=1).astype(">u8").view("V16").reshape(-1)
+
+
+def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)
+
+
+def _finalise_int(x: int) -> int:
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
