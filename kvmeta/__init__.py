@@ -1,0 +1,113 @@
+"""kvmeta: a batched metadata store for billions of small files.
+
+    import numpy as np, kvmeta
+
+    with kvmeta.open("./catalog") as store:
+        ds = store.dataset()
+        ids = kvmeta.ids_from_keys(["train/0001.jpg", "train/0002.jpg"])
+        locations = np.zeros(2, kvmeta.LOCATION)
+        ds.put(ids, locations)
+        hit = ds.lookup(ids)  # hit.found, hit.locations, hit.versions: columns
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING
+
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.errors import (
+    CorruptionError,
+    DeadlineError,
+    EngineNotInstalledError,
+    FormatError,
+    IncompleteBatchError,
+    InputError,
+    KvmetaError,
+    NotFoundError,
+    OutcomeUnknownError,
+    ReadOnlyError,
+    StorageFullError,
+    StoreLockedError,
+    UnavailableError,
+    UnsupportedError,
+)
+from kvmeta.ids import ID, as_ids, ids_from_hex, ids_from_ints, ids_from_keys, ids_from_uuids, ids_to_hex
+from kvmeta.location import LOCATION, Location
+from kvmeta.store import Damage, Dataset, DatasetStats, Store, StoreStats, VerifyReport
+from kvmeta.version import Version, split
+from kvmeta.volumes import Volume, Volumes
+
+if TYPE_CHECKING:
+    from kvmeta.engine.options import EngineOptions
+
+__version__ = "0.1.0"
+
+split_version = split
+
+__all__ = [
+    "ID",
+    "LOCATION",
+    "CorruptionError",
+    "Damage",
+    "Dataset",
+    "DatasetStats",
+    "DeadlineError",
+    "EngineNotInstalledError",
+    "FormatError",
+    "Hits",
+    "IncompleteBatchError",
+    "InputError",
+    "Inserted",
+    "KvmetaError",
+    "Location",
+    "NotFoundError",
+    "Outcome",
+    "OutcomeUnknownError",
+    "ReadOnlyError",
+    "Relocated",
+    "ScanPage",
+    "StorageFullError",
+    "Store",
+    "StoreLockedError",
+    "StoreStats",
+    "UnavailableError",
+    "UnsupportedError",
+    "VerifyReport",
+    "Version",
+    "Volume",
+    "Volumes",
+    "__version__",
+    "as_ids",
+    "ids_from_hex",
+    "ids_from_ints",
+    "ids_from_keys",
+    "ids_from_uuids",
+    "ids_to_hex",
+    "open",
+    "split_version",
+]
+
+
+def open(  # noqa: A001 - kvmeta.open is the name users expect
+    target: str | os.PathLike[str], mode: str = "a", *, options: EngineOptions | None = None
+) -> Store:
+    """Open the store at `target`, a directory.
+
+    mode "a": made if missing, one writer; "r": never creates, any number beside the writer, the state at open
+    (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. `options` are limits of the
+    engine. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError, ….
+    """
+    text = os.fspath(target)
+    if "://" in text:
+        scheme = text.split("://", 1)[0]
+        raise UnsupportedError(f"{text}: cannot open a {scheme}:// store; give the path of a directory")
+    missing = [name for name in ("numba", "rocksdict") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EngineNotInstalledError(
+            f'opening {text} needs {" and ".join(missing)}; run: pip install "kvmeta[engine]"'
+        )
+    from kvmeta.embedded import EmbeddedStore
+
+    return EmbeddedStore(text, mode, options)

@@ -1,0 +1,102 @@
+"""What a batch's call returns: columns, one row an ID of the call, in the call's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.errors import InputError
+
+
+@dataclass(frozen=True)
+class Hits:
+    """A lookup's result. `found` bool[n]; `locations` LOCATION[n] and `versions` u8[n], zero where absent.
+
+    `failed` bool[n]: could not be answered (with on_error="mask"); `found` means something only where it is False.
+    """
+
+    found: NDArray[np.bool_]
+    locations: NDArray[np.void]
+    versions: NDArray[np.uint64]
+    failed: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """An insert's result. `inserted` bool[n]: the ID was absent and now has the given location.
+
+    Where it is False, `locations` LOCATION[n] and `versions` u8[n] are those held; an ID that comes again within
+    the call answers False with what its first occurrence left.
+    """
+
+    inserted: NDArray[np.bool_]
+    locations: NDArray[np.void]
+    versions: NDArray[np.uint64]
+    failed: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.inserted)
+
+
+class Outcome(IntEnum):
+    """Why a relocate did or did not take effect, one of these an ID."""
+
+    RELOCATED = 0
+    ABSENT = 1
+    """No live entry is held."""
+    CHANGED = 2
+    """Another version is held than the caller saw: look up again."""
+    EXHAUSTED = 3
+    """The entry was moved 127 times since its last put: put it again."""
+    REPEATED = 4
+    """The ID came earlier in the same call."""
+    FAILED = 5
+    """The held entry could not be read."""
+
+
+@dataclass(frozen=True)
+class Relocated:
+    """A relocate's result. `relocated` bool[n]; `outcomes` u1[n] say why not (`Outcome`)."""
+
+    relocated: NDArray[np.bool_]
+    outcomes: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.relocated)
+
+    def reason(self, i: int) -> str:
+        """Return the outcome of row i as a word: "relocated", "absent", "changed", …"""
+        return Outcome(int(self.outcomes[i])).name.lower()
+
+
+@dataclass(frozen=True)
+class ScanPage:
+    """A page of a scan: `ids` ID[n], `locations` LOCATION[n], `versions` u8[n].
+
+    `cursor` (16 bytes) continues behind this page: `scan(after=page.cursor)`.
+    """
+
+    ids: NDArray[np.void]
+    locations: NDArray[np.void]
+    versions: NDArray[np.uint64]
+    cursor: bytes
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def as_versions(versions: object, n: int) -> NDArray[np.uint64]:
+    """Return `versions` as a C-contiguous u8[n]; InputError where dtype, shape or length is another."""
+    array = np.asarray(versions)
+    if array.dtype.kind != "u" or array.dtype.itemsize != 8 or array.ndim != 1:
+        if not (array.size == 0 and n == 0):
+            raise InputError(f"versions: expected uint64[n] as lookup returns, got {array.dtype}{list(array.shape)}")
+    if len(array) != n:
+        raise InputError(f"versions: {len(array)} rows for {n} IDs; both must have the same length")
+    return np.ascontiguousarray(array, np.uint64)

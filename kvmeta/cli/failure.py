@@ -1,0 +1,71 @@
+"""How a command fails: the exit codes, and which error means which.
+
+The codes are a contract with scripts: a code's meaning never changes, `--help` prints this table, and a test
+checks that every class of `kvmeta.errors` has its place.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import IO, Any
+
+import click
+
+NOT_FOUND, USAGE, DAMAGED, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 4, 130
+
+CODES = {
+    0: "done, and everything asked for was found",
+    NOT_FOUND: "something asked for was not found: a file, a dataset, a volume, a store",
+    USAGE: "wrong usage: an argument, an option or a file of a kind that cannot be handled",
+    DAMAGED: "damaged or foreign bytes: in the store, in an archive",
+    UNAVAILABLE: "the store or a device is locked, full, read-only or does not answer",
+    INTERRUPTED: "interrupted",
+}
+
+_CODE_OF = {  # class name in kvmeta.errors -> code; names, because importing the classes imports numpy
+    "InputError": USAGE,
+    "NotFoundError": NOT_FOUND,
+    "StoreLockedError": UNAVAILABLE,
+    "FormatError": DAMAGED,
+    "CorruptionError": DAMAGED,
+    "StorageFullError": UNAVAILABLE,
+    "ReadOnlyError": UNAVAILABLE,
+    "UnavailableError": UNAVAILABLE,
+    "DeadlineError": UNAVAILABLE,
+    "OutcomeUnknownError": UNAVAILABLE,
+    "IncompleteBatchError": DAMAGED,
+    "UnsupportedError": USAGE,
+    "EngineNotInstalledError": UNAVAILABLE,
+    "KvmetaError": UNAVAILABLE,
+}
+
+
+class Failure(click.ClickException):
+    """The end of a command: one line on stderr, `kvmeta: <message>`, and an exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        vars(self)["exit_code"] = code  # click reads it here, though it is typed as the class's
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the line."""
+        click.echo(f"kvmeta: {self.message}", file=file, err=file is None)
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """Return what an error means to the command line, or None where it is a fault of the program."""
+    if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
+        return Failure("interrupted", INTERRUPTED)
+    for base in type(error).__mro__:
+        if base.__module__ == "kvmeta.errors" and base.__name__ in _CODE_OF:
+            return Failure(" ".join(str(error).split()), _CODE_OF[base.__name__])
+    if isinstance(error, OSError):
+        from kvmeta.errors import from_os_error
+
+        return failure_of(from_os_error(error, "using", error.filename or "a file"))
+    return None
+
+
+def debug_wanted() -> bool:
+    """Tell whether KVMETA_DEBUG asks for tracebacks."""
+    return os.environ.get("KVMETA_DEBUG", "") not in ("", "0")

@@ -1,0 +1,154 @@
+"""The command `kvmeta`: its commands, found when they are needed, and the one place where errors end.
+
+    kvmeta --> Commands.invoke --> a command --> kvmeta.open(...)
+                     |
+                     +-- KvmetaError, OSError, Ctrl-C, closed pipe --> one line on stderr and an exit code
+
+Nothing here or in the other files of this room imports numpy, numba or the engine before a command runs, so
+that `kvmeta --help` is immediate. Other packages add commands by entry points of the group `kvmeta.commands`,
+each a click command; their code is not loaded before one of them is called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmeta.cli.failure import CODES, debug_wanted, failure_of
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+PLUGIN_GROUP = "kvmeta.commands"
+_BUILT_IN = {  # command -> module, object
+    "pack": ("kvmeta.cli.pack", "pack"),
+    "index": ("kvmeta.cli.index", "index"),
+    "get": ("kvmeta.cli.get", "get"),
+    "lookup": ("kvmeta.cli.lookup", "lookup"),
+    "cat": ("kvmeta.cli.cat", "cat"),
+    "scan": ("kvmeta.cli.scan", "scan"),
+    "stat": ("kvmeta.cli.store", "stat"),
+    "verify": ("kvmeta.cli.store", "verify"),
+    "compact": ("kvmeta.cli.store", "compact"),
+    "volumes": ("kvmeta.cli.volumes", "volumes"),
+}
+
+
+class Commands(click.Group):
+    """The built-in commands in a reading order, then the plug-ins' by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names without loading a plug-in."""
+        return [*_BUILT_IN, *sorted(set(_plugins()) - set(_BUILT_IN))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load one command; a built-in name cannot be taken by a plug-in."""
+        if cmd_name in _BUILT_IN:
+            module, name = _BUILT_IN[cmd_name]
+            command: click.Command = getattr(import_module(module), name)
+            return command
+        point = _plugins().get(cmd_name)
+        if point is None:
+            return None
+        try:
+            loaded = point.load()
+        except Exception as error:
+            if debug_wanted():
+                raise
+            raise click.ClickException(
+                f"the plug-in of `kvmeta {cmd_name}` does not load: {error}"
+            ) from error
+        if not isinstance(loaded, click.Command):
+            raise click.ClickException(f"the plug-in of `kvmeta {cmd_name}` is not a click command")
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; a plug-in is named with its package, for its help is not loaded."""
+        rows = []
+        for name in _BUILT_IN:
+            command = self.get_command(ctx, name)
+            rows.append((name, command.get_short_help_str(formatter.width) if command else ""))
+        for name, point in sorted(_plugins().items()):
+            if name not in _BUILT_IN:
+                rows.append((name, f"(from {point.dist.name if point.dist else point.module})"))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the exit codes, from the table that decides them."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in CODES.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; every error of ours leaves as one line and a code."""
+        with _errors_told(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors_told(ctx: click.Context) -> Iterator[None]:
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # later, at exit, a closed pipe could no longer be answered quietly
+    except BrokenPipeError:
+        # The reader has seen enough (`| head`). Python would complain once more at exit, flushing to nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ctx.exit(0)
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except (Exception, KeyboardInterrupt, EOFError) as error:
+        failure = failure_of(error)
+        if failure is None or debug_wanted():
+            raise
+        raise failure from error
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    from importlib.metadata import entry_points  # as slow as the rest of the start; built-ins do without
+
+    return {point.name: point for point in entry_points(group=PLUGIN_GROUP)}
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import kvmeta
+
+        click.echo(f"kvmeta {kvmeta.__version__}")
+        ctx.exit()
+
+
+@click.command(
+    "kvmeta", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def kvmeta_command() -> None:
+    r"""Remember where billions of small files lie, and hand them out again.
+
+    \b
+    kvmeta pack photos/ --into shards/             many small files into a few tars
+    kvmeta index shards/ --store catalog           remember where each one lies
+    kvmeta get photos/cat.jpg --store catalog      ask where
+    kvmeta cat photos/cat.jpg --store catalog      read it
+
+    KVMETA_STORE names the store where --store is not given; KVMETA_DEBUG=1 shows tracebacks.
+    """
+
+
+def run() -> None:
+    """Run the command line of this process and exit."""
+    kvmeta_command(prog_name="kvmeta")

@@ -1,0 +1,49 @@
+"""The options that several commands share, and how the store they name is opened."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from kvmeta.ids import IdArray
+
+_UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(["", "k", "m", "g", "t"])}
+
+store_option = click.option(
+    "--store", envvar="KVMETA_STORE", required=True, metavar="PATH", help="The store.  [env: KVMETA_STORE]"
+)
+dataset_option = click.option("--dataset", default="default", show_default=True, help="The dataset.")
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for scripts.")
+progress_option = click.option(
+    "--progress/--no-progress", default=None, help="A progress bar on stderr; by default only on a terminal."
+)
+
+
+def open_store(path: str, mode: str, must_exist: bool = False) -> Any:
+    """Return the store at `path`, a context manager; this imports the engine.
+
+    With `must_exist`, mode "a" does not make a store that is missing: a mistyped path is told, not filled.
+    """
+    import kvmeta
+
+    if must_exist:
+        kvmeta.open(path, mode="r").close()
+    return kvmeta.open(path, mode=mode)
+
+
+def ids_of(keys: tuple[str, ...], are_hex: bool) -> IdArray:
+    """Return the IDs that a command's arguments name: keys, or with --hex the IDs themselves."""
+    from kvmeta.ids import ids_from_hex, ids_from_keys
+
+    return ids_from_hex(keys) if are_hex else ids_from_keys(keys)
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes: 1048576, 512k, 64MiB, 1.5 GiB; the units are powers of 1,024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size; write 1048576, 512KiB, 1.5GiB")
+    return int(float(match[1]) * _UNITS[match[2]])

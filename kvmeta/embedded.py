@@ -1,0 +1,376 @@
+"""The embedded store: the public contract over the engine, in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.engine import commit, filenames, recovery, scan
+from kvmeta.engine import verify as verification
+from kvmeta.engine.commit import Write
+from kvmeta.engine.engine import Engine
+from kvmeta.engine.kernels import hashing, sort
+from kvmeta.engine.kernels import rows as row_kernels
+from kvmeta.engine.kernels.layout import ROW_WORDS
+from kvmeta.engine.manifest import Change, Manifest, VolumeRecord
+from kvmeta.engine.options import EngineOptions
+from kvmeta.engine.tree import Tree
+from kvmeta.errors import InputError, KvmetaError, NotFoundError
+from kvmeta.ids import ID, as_ids
+from kvmeta.location import LOCATION, as_locations
+from kvmeta.store import (
+    Damage,
+    Dataset,
+    DatasetStats,
+    Progress,
+    Store,
+    StoreStats,
+    VerifyReport,
+    check_dataset_name,
+    unregistered,
+)
+from kvmeta.volumes import STATES, VOLUME_MAX, Volume, Volumes, normal_uri
+
+Ids = NDArray[np.void]
+Locations = NDArray[np.void]
+Words = NDArray[np.uint64]
+
+
+class EmbeddedStore(Store):
+    """A store in a local directory. `engine` is its engine, for tests and measurements."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None
+    ) -> None:
+        self.engine = Engine(path, mode, options)
+        self.volumes = EmbeddedVolumes(self.engine)
+
+    def dataset(self, name: str = "default") -> EmbeddedDataset:
+        """Return a dataset; NotFoundError if there is none of that name."""
+        self.engine.tree(name)
+        return EmbeddedDataset(self.engine, name)
+
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
+    ) -> EmbeddedDataset:
+        """Create a dataset; its options are fixed from now on."""
+        if ttl_s is not None and not ttl_s > 0:
+            raise InputError(f"ttl_s: expected a positive number of seconds, got {ttl_s}")
+        self.engine.create_dataset(check_dataset_name(name), ttl_s=ttl_s, bottom_filter=bottom_filter)
+        return self.dataset(name)
+
+    def drop_dataset(self, name: str) -> None:
+        """Remove a dataset and all its entries."""
+        self.engine.drop_dataset(name)
+
+    def datasets(self) -> list[str]:
+        """Return the names of the datasets, sorted."""
+        self.engine.check_open()
+        return sorted(tree.dataset.name for tree in self.engine.trees.values())
+
+    def flush(self) -> None:
+        """Write what is in memory to the runs on disk. (It was durable before.)"""
+        self.engine.background.flush()
+
+    def compact(self, *, progress: Progress | None = None) -> None:
+        """Merge each dataset's runs into one."""
+        report = None if progress is None else lambda share: progress(round(share * 1000), 1000)
+        self.engine.background.compact(report)
+
+    def verify(self, *, progress: Progress | None = None) -> VerifyReport:
+        """Read every segment page and report what is not as it was written; damage found is quarantined."""
+        self.engine.check_open()
+        trees = list(self.engine.trees.values())
+        segments = sum(len(tree.view.segments) for tree in trees)
+        total, done = sum(verification.pages_of(tree) for tree in trees), 0
+
+        def note(pages: int) -> None:
+            nonlocal done
+            done += pages
+            if progress is not None:
+                progress(done, total)
+
+        damages = [
+            Damage(**{**asdict(damage), "path": str(damage.path)})
+            for tree in trees
+            for damage in verification.verify(tree, note)
+        ]
+        if not self.engine.read_only:
+            for tree in trees:
+                self.engine.background.quarantine(tree)
+        return VerifyReport(segments, total, tuple(damages))
+
+    def stats(self) -> StoreStats:
+        """Return figures about the store."""
+        self.engine.check_open()
+        log = filenames.log(self.engine.path)
+        return StoreStats(
+            path=str(self.engine.path),
+            format=recovery.FORMAT,
+            read_only=self.engine.read_only,
+            wal_sequence=self.engine.position().sequence,
+            log_bytes=sum(_size(file) for file in log.iterdir()),
+            volumes=len(self.engine.manifest.volumes),
+            datasets=tuple(_dataset_stats(tree) for tree in self.engine.trees.values()),
+        )
+
+    def refresh(self) -> None:
+        """Let a read-only handle see the store's current state."""
+        self.engine.check_open()
+        self.engine.refresh()
+
+    def close(self) -> None:
+        """Release the store. Idempotent."""
+        self.engine.close()
+
+
+class EmbeddedDataset(Dataset):
+    """A dataset of an embedded store; as cheap to make as its name."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self._engine = engine
+        self.name = name
+
+    def _lookup(self, ids: Ids) -> Hits:
+        mixed = np.empty((len(ids), 2), np.uint64)
+        hashing.mix(_words(ids, 2), self._engine.keys, mixed)
+        got = self._engine.tree(self.name).lookup(mixed)
+        return Hits(
+            got.found.view(np.bool_), _as_locations(got.locations), got.versions, got.failed.view(np.bool_)
+        )
+
+    def _put(self, ids: Ids, locations: Locations) -> None:
+        rows, kept = self._distinct_rows(ids, locations, last=True)
+        self._commit(commit.PUT, rows, kept, len(ids))
+
+    def _delete(self, ids: Ids) -> None:
+        rows, kept = self._distinct_rows(ids, np.zeros(len(ids), LOCATION), last=True)
+        self._commit(commit.DELETE, rows, kept, len(ids))
+
+    def _insert(self, ids: Ids, locations: Locations) -> Inserted:
+        n = len(ids)
+        rows, kept = self._distinct_rows(ids, locations, last=False)
+        out = Inserted(
+            np.zeros(n, np.bool_), np.zeros(n, LOCATION), np.zeros(n, np.uint64), np.zeros(n, np.bool_)
+        )
+        start = 0
+        for write in self._commit(commit.INSERT, rows, kept, n):
+            assert write.held is not None
+            at = kept[start : start + len(write.rows)]
+            out.failed[at] = write.held.failed
+            out.inserted[at] = (write.held.found | write.held.failed) == 0
+            out.locations[at] = _as_locations(write.held.locations)
+            out.versions[at] = write.held.versions
+            start += len(write.rows)
+        repeated = np.setdiff1d(np.arange(n), kept, assume_unique=True)
+        if len(repeated):  # they answer with what the first of their ID left
+            hits = self._lookup(ids[repeated])
+            out.locations[repeated], out.versions[repeated] = hits.locations, hits.versions
+            out.failed[repeated] = hits.failed
+        return out
+
+    def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
+        rows, kept = self._distinct_rows(ids, locations, last=False)
+        outcomes = np.full(len(ids), Outcome.REPEATED, np.uint8)
+        start = 0
+        for write in self._commit(commit.RELOCATE, rows, kept, len(ids), versions[kept]):
+            outcomes[kept[start : start + len(write.rows)]] = write.outcome
+            start += len(write.rows)
+        return Relocated(outcomes == Outcome.RELOCATED, outcomes)
+
+    def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
+        """Bulk-load (ids, locations) batches and return the rows read."""
+
+        def columns() -> Iterator[tuple[Words, Words]]:
+            for ids, locations in batches:
+                column = as_ids(ids)
+                yield _words(column, 2), _words(as_locations(locations, len(column)), 3)
+
+        return self._engine.load(self._engine.tree(self.name), columns())
+
+    def _scan(
+        self, page_rows: int, sample: float, tag: int | None, after: bytes | None, shard: tuple[int, int]
+    ) -> Iterator[ScanPage]:
+        over = scan.stretch(shard, sample)
+        engine, name = self._engine, self.name
+        engine.tree(name)
+
+        def pages() -> Iterator[ScanPage]:
+            cursor, done = after, False
+            while not done:
+                page = scan.page(engine.tree(name), engine.keys, over, cursor, page_rows, tag)
+                cursor, done = page.cursor, page.done
+                if len(page.ids):
+                    ids = page.ids.reshape(-1).view(ID)
+                    yield ScanPage(ids, _as_locations(page.locations), page.versions, page.cursor)
+
+        return pages()
+
+    def _volume(self, number: int) -> Volume:
+        return _volume(self._engine.manifest, number)
+
+    def _distinct_rows(self, ids: Ids, locations: Locations, *, last: bool) -> tuple[Words, NDArray[np.int64]]:
+        """Return rows u8[m, 6] of the call's distinct IDs, and which of the call's rows they are."""
+        words = _words(ids, 2)
+        keep = np.empty(len(ids), np.uint8)
+        if sort.first_or_last(words, last, keep) == len(ids):
+            kept = np.arange(len(ids))
+        else:
+            kept = np.flatnonzero(keep)
+            words, locations = np.ascontiguousarray(words[kept]), locations[kept]
+        rows = np.empty((len(kept), ROW_WORDS), np.uint64)
+        row_kernels.fill(words, _words(locations, 3), np.uint64(0), self._engine.keys, rows)
+        return rows, kept
+
+    def _commit(
+        self, kind: str, rows: Words, kept: NDArray[np.int64], n: int, expected: Words | None = None
+    ) -> list[Write]:
+        """Commit `rows` chunk by chunk; an error's `.failed` marks every ID of the call not acknowledged."""
+        tree = self._engine.tree(self.name)
+        self._engine.check_writable()
+        writes = []
+        size = self._engine.options.batch_rows_max
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
+            write = Write(tree, kind, rows[chunk], None if expected is None else expected[chunk])
+            try:
+                self._engine.commit(write)
+            except KvmetaError as error:
+                raise _with_failed(error, _unacknowledged(rows, kept, start, n)) from error
+            writes.append(write)
+        return writes
+
+
+def _unacknowledged(rows: Words, kept: NDArray[np.int64], start: int, n: int) -> NDArray[np.bool_]:
+    """Return bool[n]: True where the call's ID is not among the distinct rows[:start] already committed."""
+    failed = np.ones(n, np.bool_)
+    failed[kept[:start]] = False
+    return failed
+
+
+def _with_failed(error: KvmetaError, failed: NDArray[np.bool_]) -> KvmetaError:
+    """Return a copy of `error` for one caller of a group: others have their own `failed`."""
+    own = type(error)(*error.args)
+    own.__dict__.update(error.__dict__)
+    own.failed = failed
+    return own
+
+
+class EmbeddedVolumes(Volumes):
+    """The table of volumes in the manifest."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+
+    def add(self, uri: str | Path, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
+        """Register `uri` and return its volume; a URI known already returns the one it has."""
+        text = normal_uri(uri)
+        made: list[int] = []
+
+        def change(manifest: Manifest) -> Change:
+            number = manifest.head.next_volume
+            if number > VOLUME_MAX:
+                raise InputError("all 2**32 - 1 volume numbers are taken")
+            made.append(number)
+            label = name if name is not None else text.rsplit("/", 1)[-1]
+            return Change(volumes={number: VolumeRecord(number, text, label, size_bytes=size_bytes)})
+
+        with self._lock:
+            self._engine.check_writable()
+            known = self._find(text)
+            if known is not None:
+                return known
+            self._engine.change(change)
+        return self.get(made[0])
+
+    def get(self, volume: int | str | Path) -> Volume:
+        """Return a volume by number or URI; NotFoundError if it is not registered."""
+        self._engine.check_open()
+        if isinstance(volume, (str, Path)):
+            found = self._find(normal_uri(volume))
+            if found is None:
+                raise NotFoundError(f"no volume with URI {normal_uri(volume)}; register it with store.volumes.add")
+            return found
+        return _volume(self._engine.manifest, int(volume))
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, by number."""
+        self._engine.check_open()
+        return [_public(record) for _, record in sorted(self._engine.manifest.volumes.items())]
+
+    def move(self, volume: int, uri: str | Path) -> Volume:
+        """Let `volume` stand for another URI from now on; every entry in it follows."""
+        return self._replace(volume, uri=normal_uri(uri))
+
+    def set_state(self, volume: int, state: str) -> Volume:
+        """Set a volume "online" or "offline"."""
+        if state not in STATES:
+            raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+        return self._replace(volume, state=state)
+
+    def _replace(self, volume: int, **fields: str) -> Volume:
+        with self._lock:
+            number = int(self.get(int(volume)))
+            record = self._engine.manifest.volumes[number]
+            changed = VolumeRecord(**{**asdict(record), **fields})
+            self._engine.change(lambda _: Change(volumes={number: changed}))
+        return _public(changed)
+
+    def _find(self, uri: str) -> Volume | None:
+        records = list(self._engine.manifest.volumes.values())
+        return next((_public(record) for record in records if record.uri == uri), None)
+
+
+def _volume(manifest: Manifest, number: int) -> Volume:
+    record = manifest.volumes.get(number)
+    if record is None:
+        raise unregistered(number)
+    return _public(record)
+
+
+def _public(record: VolumeRecord) -> Volume:
+    return Volume(record.number, record.uri, record.name, record.state, record.size_bytes)
+
+
+def _words(column: NDArray[np.void], words: int) -> Words:
+    """Return a column of fixed-size records as u8[n, words], the same bytes."""
+    return column.view(np.uint64).reshape(-1, words)
+
+
+def _as_locations(words: Words) -> Locations:
+    return words.reshape(-1).view(LOCATION)
+
+
+def _dataset_stats(tree: Tree) -> DatasetStats:
+    segments = [segment for run in tree.runs for segment in run.segments]
+    memtables = tree.view.memtables
+    return DatasetStats(
+        name=tree.dataset.name,
+        ttl_s=tree.dataset.ttl_s,
+        rows=sum(segment.record.rows for segment in segments),
+        tombstones=sum(segment.record.tombstones for segment in segments),
+        memtable_rows=sum(memtable.count for memtable in memtables),
+        runs=len(tree.runs),
+        segments=len(segments),
+        quarantined_runs=sum(run.quarantined for run in tree.runs),
+        disk_bytes=sum(segment.record.file_bytes for segment in segments),
+        memtable_bytes=sum(memtable.memory_bytes for memtable in memtables),
+        table_bytes=sum(segment.tables_bytes for segment in segments),
+        merging=tree.record.merge is not None,
+    )
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # RocksDB removed it meanwhile
+        return 0

@@ -1,0 +1,250 @@
+"""Background work: flushes and merges, as a queue of small steps that a thread, a test or a simulator drives.
+
+A step is one flush or one window of one merge. Flushes come first, because writers wait for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from kvmeta.engine import compaction, filenames, recovery
+from kvmeta.engine import load as bulk
+from kvmeta.engine.compaction import Choice, RunShape
+from kvmeta.engine.manifest import MergeRecord, RunRecord
+from kvmeta.engine.memtable import Memtable
+from kvmeta.engine.merge import Advance, Merge, advanced
+from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.tree import Tree
+from kvmeta.engine.wal import Position
+from kvmeta.errors import CorruptionError, KvmetaError
+
+if TYPE_CHECKING:
+    from kvmeta.engine.engine import Engine
+
+_IDLE_S = 1.0
+
+
+class Background:
+    """The queue of an engine. `lock` is held during each step; holding it keeps the set of segments still."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.lock = threading.RLock()
+        self._engine = engine
+        self._merges: dict[int, Merge] = {}  # under way, by dataset number
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def start(self, *, thread: bool) -> None:
+        """Resume the merges that the manifest has under way; with `thread`, work on by itself."""
+        for tree in self._engine.trees.values():
+            if tree.record.merge is not None:
+                self._merges[tree.dataset.number] = self._open_merge(tree, tree.record.merge)
+        if thread:
+            self._thread = threading.Thread(target=self._work, name="kvmeta-background", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End after the current step and drop unfinished segments; merges resume at the next open."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        with self.lock:
+            for merge in self._merges.values():
+                merge.abandon()
+            self._merges.clear()
+
+    def notify(self) -> None:
+        """Wake whoever waits for work or for room."""
+        with self._wake:
+            self._wake.notify_all()
+
+    def forget(self, tree: Tree) -> None:
+        """Drop the merge of a tree that goes away. The caller holds `lock`."""
+        merge = self._merges.pop(tree.dataset.number, None)
+        if merge is not None:
+            merge.abandon()
+
+    def wait_for_room(self, tree: Tree) -> None:
+        """Return when few enough of the tree's memtables wait for their flush."""
+        while len(tree.frozen) > self._engine.options.frozen_memtables_max:
+            if self._thread is None:
+                self._flush_oldest(tree)
+                continue
+            with self._wake:
+                self._wake.wait(_IDLE_S)
+            self._engine.check_writable()
+
+    def step(self) -> bool:
+        """Do one piece of work; return False where there is none."""
+        with self.lock:
+            self._engine.check_writable()
+            trees = list(self._engine.trees.values())
+            for tree in trees:
+                if tree.frozen:
+                    self._flush_oldest(tree)
+                    return True
+            if self._freeze_for_wal(trees):
+                return True
+            for tree in trees:
+                if tree.dataset.number in self._merges or self._start_merge(tree, self._due(tree)):
+                    self._merge_step(tree)
+                    return True
+            return False
+
+    def flush(self) -> None:
+        """Write every memtable as a run."""
+        self._engine.check_writable()
+        trees = list(self._engine.trees.values())
+        self._engine.freeze(trees)
+        for tree in trees:
+            while tree.frozen:
+                self._flush_oldest(tree)
+
+    def compact(self, progress: Callable[[float], None] | None = None) -> None:
+        """Flush, then merge all runs of every dataset into one; quarantined runs stay as they are.
+
+        `progress` is called with the share of the current merge that is done.
+        """
+        self.flush()
+        for tree in list(self._engine.trees.values()):
+            self._finish_merge(tree, progress)  # one that was under way does not hold everything
+            with self.lock:
+                rewrite = tree.dataset.ttl_s is not None or any(
+                    s.record.tombstones for run in tree.runs for s in run.segments
+                )
+                self._start_merge(tree, compaction.everything(self._shapes(tree), rewrite=rewrite))
+            self._finish_merge(tree, progress)
+
+    def _finish_merge(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
+        while True:
+            with self.lock:  # step by step, so that flushes get between
+                merge = self._merges.get(tree.dataset.number)
+                if merge is None:
+                    return
+                self._engine.check_writable()
+                self._merge_step(tree)
+            if progress is not None:
+                progress(merge.progress)
+
+    def _work(self) -> None:
+        while not self._stopping:
+            try:
+                worked = self.step()
+            except KvmetaError as error:
+                if not self._stopping:
+                    self._engine.stop_writes(error)
+                return
+            with self._wake:
+                self._wake.notify_all()
+                if not worked and not self._stopping:
+                    self._wake.wait(_IDLE_S)
+
+    def _freeze_for_wal(self, trees: list[Tree]) -> bool:
+        """Freeze the memtable that holds the oldest WAL record where the WAL has grown too long."""
+        if self._engine.log_memory_bytes() < self._engine.options.wal_bytes_max:
+            return False
+        waiting = [(before, tree) for tree in trees if (before := tree.unflushed_before()) is not None]
+        if not waiting:
+            return False
+        _, oldest = min(waiting, key=lambda pair: pair[0])
+        self._engine.freeze([oldest])
+        return bool(oldest.frozen)
+
+    def _flush_oldest(self, tree: Tree) -> None:
+        engine = self._engine
+        with self.lock:
+            if not tree.frozen:
+                return
+            memtable = tree.frozen[0]
+            writers: list[SegmentWriter] = []
+            try:
+                for writer in engine.files.write(
+                    memtable.sorted_rows(), filter_bits=engine.options.filter_bits_per_row
+                ):
+                    writers.append(writer)
+                segments = tuple(writer.seal() for writer in writers)
+                recovery.sync_directory(filenames.segments(engine.path))
+            except KvmetaError as error:
+                bulk.abandon([writers])
+                engine.stop_writes(error)
+                raise
+            run = RunRecord(engine.take_number(), bottom=False, from_high=0, segments=segments)
+            record = replace(tree.record, flushed=memtable.last_sequence, runs=(*tree.record.runs, run))
+            engine.set_tree(tree, record, flushed=memtable, anchor=self._anchor(memtable))
+        self.notify()
+
+    def _anchor(self, flushed: Memtable) -> Position:
+        """Return up to where the WAL can go once `flushed` is a run."""
+        position = self._engine.position()  # taken first: whatever is appended meanwhile lies behind it
+        held = [tree.unflushed_before(without=flushed) for tree in self._engine.trees.values()]
+        return min([position, *(before for before in held if before is not None)])
+
+    def _shapes(self, tree: Tree) -> list[RunShape]:
+        fit = [run.record for run in tree.runs if not run.quarantined]
+        return [RunShape(run.number, run.rows, run.bottom) for run in fit]
+
+    def _due(self, tree: Tree) -> Choice | None:
+        options = self._engine.options
+        return compaction.choose(
+            self._shapes(tree),
+            memtable_rows=options.memtable_rows_max,
+            fan_out=options.fan_out,
+            bottom_ratio=options.bottom_ratio,
+        )
+
+    def _start_merge(self, tree: Tree, choice: Choice | None) -> bool:
+        if choice is None:
+            return False
+        record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom)
+        self._engine.set_tree(tree, replace(tree.record, merge=record))
+        self._merges[tree.dataset.number] = self._open_merge(tree, record)
+        return True
+
+    def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:
+        options = self._engine.options
+        inputs = tuple(run for run in tree.runs if run.record.number in record.inputs)
+        filtered = not record.bottom or tree.dataset.bottom_filter
+        filter_bits = options.filter_bits_per_row if filtered else 0
+        return Merge(
+            record, inputs, self._engine.files, filter_bits=filter_bits, step_rows=options.merge_step_rows
+        )
+
+    def _merge_step(self, tree: Tree) -> None:
+        merge = self._merges[tree.dataset.number]
+        inside = {*merge.record.inputs, merge.record.output}
+        try:
+            advance = merge.step(tree.view.lowest_outside(inside), tree.expired())
+        except CorruptionError:  # the merge ends at its frontier; the damaged run is merged no more
+            self.forget(tree)
+            self.quarantine(tree, end_merge=True)
+        except KvmetaError as error:
+            merge.abandon()
+            self._engine.stop_writes(error)
+            raise
+        else:
+            if advance is not None:
+                self._take_advance(tree, advance)
+
+    def _take_advance(self, tree: Tree, advance: Advance) -> None:
+        assert tree.record.merge is not None
+        if advance.segment is not None:
+            recovery.sync_directory(filenames.segments(self._engine.path))
+        runs, under_way = advanced(tree.record.runs, tree.record.merge, advance)
+        self._engine.set_tree(tree, replace(tree.record, runs=runs, merge=under_way))
+        if advance.done:
+            del self._merges[tree.dataset.number]
+
+    def quarantine(self, tree: Tree, *, end_merge: bool = False) -> None:
+        """Write the damage found so far to the manifest, so that it is known at the next open."""
+        with self.lock:
+            runs = tuple(replace(run.record, damaged=run.damage()) for run in tree.runs)
+            record = replace(tree.record, runs=runs, merge=None if end_merge else tree.record.merge)
+            if record != tree.record:
+                self._engine.set_tree(tree, record)

@@ -1,0 +1,176 @@
+"""Group commit: concurrent writes share one WAL batch and one fsync, and nothing is visible before it.
+
+Each caller queues its write and takes the commit lock. Whoever gets it first commits all that is queued; the others
+find theirs done. Writes that depend on what is held (insert, relocate) are decided in queue order, over the
+visible state plus the group's own earlier writes, so their answers are true once the group is durable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine import wal
+from kvmeta.engine.kernels.layout import LOW, VERSION
+from kvmeta.engine.memtable import Memtable
+from kvmeta.engine.rocks import Batch
+from kvmeta.engine.tree import Tree
+from kvmeta.engine.view import Found, View
+from kvmeta.engine.wal import Position
+from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
+
+Rows = NDArray[np.uint64]
+
+PUT, INSERT, DELETE, RELOCATE = "put", "insert", "delete", "relocate"
+RELOCATED, ABSENT, CHANGED, EXHAUSTED, REPEATED, FAILED = range(6)
+"""Outcomes of one ID of a relocate: done; no live entry; another version is held; 127 moves are used up; the ID
+came earlier in the call; the held entry could not be read."""
+
+
+@dataclass
+class Write:
+    """One chunk to commit: rows u8[n, 6] with distinct IDs and no versions yet.
+
+    `expected` (u8[n]) are a relocate's seen versions. The commit fills `held` (what insert and relocate found),
+    `outcome` (u1[n], relocate) and `error`.
+    """
+
+    tree: Tree
+    kind: str
+    rows: Rows
+    expected: NDArray[np.uint64] | None = None
+    held: Found | None = None
+    outcome: NDArray[np.uint8] | None = None
+    error: BaseException | None = None
+    done: bool = False
+
+
+@dataclass
+class _Group:
+    """What a group will change: encoded records and the rows to publish for each."""
+
+    position: Position
+    batch: Batch = field(default_factory=Batch)
+    publish: list[tuple[Tree, Rows, Position]] = field(default_factory=list)
+    pending: dict[int, Memtable] = field(default_factory=dict)  # by dataset: rows decided but not yet visible
+
+
+class Committer:
+    """The queue of writes and the chain they are appended to.
+
+    `append(batch, position)` must make the batch durable or raise; `make_room(tree, n)` must let `n` rows fit.
+    """
+
+    def __init__(
+        self,
+        clock: HybridClock,
+        position: Position,
+        append: Callable[[Batch, Position], None],
+        make_room: Callable[[Tree, int], None],
+        group_rows_max: int,
+    ) -> None:
+        self.lock = threading.Lock()
+        self.position = position
+        self._clock = clock
+        self._append = append
+        self._make_room = make_room
+        self._group_rows_max = group_rows_max
+        self._queue: list[Write] = []
+        self._queue_lock = threading.Lock()
+
+    def commit(self, write: Write) -> None:
+        """Return when `write` is durable and visible; raise what kept it from being so."""
+        with self._queue_lock:
+            self._queue.append(write)
+        with self.lock:
+            while not write.done:
+                self._commit_group(self._take())
+        if write.error is not None:
+            raise write.error
+
+    def _take(self) -> list[Write]:
+        with self._queue_lock:
+            rows = 0
+            for i, write in enumerate(self._queue):
+                rows += len(write.rows)
+                if i and rows > self._group_rows_max:
+                    group, self._queue = self._queue[:i], self._queue[i:]
+                    return group
+            group, self._queue = self._queue, []
+            return group
+
+    def _commit_group(self, writes: Sequence[Write]) -> None:
+        try:
+            group = _Group(self.position)
+            for tree in {write.tree.dataset.number: write.tree for write in writes}.values():
+                self._make_room(tree, sum(len(write.rows) for write in writes if write.tree is tree))
+            shared = len(writes) > 1 and any(write.kind in (INSERT, RELOCATE) for write in writes)
+            for write in writes:
+                self._decide(write, group, shared=shared)
+            if group.batch.wal:
+                self._append(group.batch, group.position)
+            try:
+                for tree, rows, before in group.publish:
+                    tree.insert(rows, before)
+            finally:  # only now: a flush trims the WAL up to the position where no memtable holds rows
+                self.position = group.position
+        except BaseException as error:  # every caller of the group must learn of it
+            for write in writes:
+                write.error = error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for write in writes:
+                write.done = True
+
+    def _decide(self, write: Write, group: _Group, *, shared: bool) -> None:
+        """Stamp the rows that take effect and add them to the group."""
+        tree, rows, kind = write.tree, write.rows, wal.PUT
+        if write.kind == INSERT:
+            write.held = self._held(write, group)
+            rows = rows[(write.held.found | write.held.failed) == 0]
+        elif write.kind == RELOCATE:
+            kind = wal.RELOCATE
+            write.held = self._held(write, group)
+            write.outcome = _judge(write)
+            rows = rows[write.outcome == RELOCATED]
+            rows[:, VERSION] = write.held.versions[write.outcome == RELOCATED] + np.uint64(1)
+        if not len(rows):
+            return
+        if write.kind != RELOCATE:
+            rows[:, VERSION] = self._clock.stamp()
+        if write.kind == DELETE:
+            kind = wal.DELETE
+            rows[:, VERSION] |= np.uint64(TOMBSTONE)
+        before = group.position
+        group.position, value = wal.encode(before, tree.dataset.number, kind, rows)
+        group.batch.wal.append((wal.key(group.position.sequence), value))
+        group.publish.append((tree, rows, before))
+        if shared:
+            pending = group.pending.setdefault(tree.dataset.number, Memtable(2 * self._group_rows_max))
+            pending.insert(rows, before)
+
+    def _held(self, write: Write, group: _Group) -> Found:
+        tree = write.tree
+        mixed = np.ascontiguousarray(write.rows[:, : LOW + 1])
+        pending = group.pending.get(tree.dataset.number)
+        if pending is None:
+            return tree.lookup(mixed)
+        view = tree.view
+        return View((pending, *view.memtables), view.runs).lookup(mixed, tree.cold, tree.expired())
+
+
+def _judge(write: Write) -> NDArray[np.uint8]:
+    """Return each ID's outcome: a relocate takes effect only where the version seen is the one held."""
+    assert write.held is not None
+    held = write.held
+    outcome = np.full(len(write.rows), RELOCATED, np.uint8)
+    outcome[held.versions & np.uint64(MOVES_MAX) == MOVES_MAX] = EXHAUSTED
+    outcome[held.versions != write.expected] = CHANGED
+    outcome[held.found == 0] = ABSENT
+    outcome[held.failed != 0] = FAILED
+    return outcome

@@ -1,0 +1,430 @@
+"""The engine: one store directory, its log, its trees, and everything that does I/O on them.
+
+    commit ──> WAL (one fsync a group) ──> memtables ──> flush ──> runs ──> merge ──> fewer runs
+                                     every arrow but the first is a manifest change
+
+Invariants: nothing is visible or acknowledged before its WAL group is synced; a manifest change is durable before
+the view that shows it is published and before a file it no longer names is removed; after a failed write or fsync
+the engine takes no more writes (what failed may be present), reads go on.
+
+Locks, in the order they may nest: background, commit, manifest, a tree's own.
+
+This file opens, closes and changes the store's state; `background.py` decides when to flush and merge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from kvmeta import mixing
+from kvmeta.engine import filenames, recovery, segment
+from kvmeta.engine import load as bulk
+from kvmeta.engine import mark as marks
+from kvmeta.engine.background import Background
+from kvmeta.engine.commit import Committer, Write
+from kvmeta.engine.manifest import Change, DatasetRecord, Manifest, RunRecord, TreeRecord
+from kvmeta.engine.mark import Mark
+from kvmeta.engine.memtable import Memtable
+from kvmeta.engine.options import EngineOptions
+from kvmeta.engine.recovery import Recovered
+from kvmeta.engine.rocks import Batch, Rocks
+from kvmeta.engine.run import SegmentFiles
+from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.tree import Tree
+from kvmeta.engine.wal import Position
+from kvmeta.errors import (
+    CorruptionError,
+    FormatError,
+    InputError,
+    KvmetaError,
+    NotFoundError,
+    ReadOnlyError,
+    StoreLockedError,
+    os_errors,
+)
+from kvmeta.version import HybridClock
+
+DEFAULT_DATASET = "default"
+_REFRESH_TRIES = 8
+
+
+class Engine:
+    """An open store. `mode`: "a" writes (made if missing), "x" makes, "r" reads the state at open."""
+
+    def __init__(self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None) -> None:
+        if mode not in ("a", "r", "x"):
+            raise InputError(f'mode: expected "a", "r" or "x", got {mode!r}')
+        self.path = Path(path).absolute()
+        self.options = options or EngineOptions()
+        self.read_only = mode == "r"
+        self.clock = HybridClock()
+        self.trees: dict[int, Tree] = {}
+        self.manifest = Manifest()
+        self._stopped: KvmetaError | None = None
+        self._closed = False
+        self._pid = os.getpid()
+        self._rocks: Rocks | None = None
+        self._mark: marks.MarkFile | None = None
+        self._acknowledged = Position(0, 0)
+        self._manifest_lock = threading.Lock()
+        self._lock_fd = -1
+        self.background = Background(self)
+        try:
+            self._open(mode)
+        except BaseException:
+            self._release()
+            raise
+
+    # Opening and closing
+
+    def _open(self, mode: str) -> None:
+        made = filenames.identity(self.path).exists()
+        if mode == "x" and made:
+            raise InputError(f'{self.path} is a store already; open it with mode="a"')
+        if mode == "r" and not made:
+            self._refuse_unmade()
+        if mode != "r":
+            self._lock_for_writing()
+            if not filenames.identity(self.path).exists():
+                self._make()
+        self.identity = recovery.read_identity(self.path)
+        self.keys = mixing.round_keys(self.identity.seed)
+        self.files = SegmentFiles(
+            self.path, self.identity.store_id, self.take_number, self.options.segment_bytes_max
+        )
+        if mode == "r":
+            self.refresh()
+            return
+        mark, turn = marks.read(self.path, self.identity.store_id)
+        if mark.clean:
+            marks.check_seal(self.path, mark)
+        looking = Rocks(filenames.log(self.path), read_only=True)  # judge before RocksDB's recovery rewrites it
+        try:
+            state = recovery.recover(self.path, looking, mark, self.files, self.clock, self.options)
+        finally:
+            looking.close()
+        self._mark = marks.MarkFile(self.path, self.identity.store_id, turn)
+        self._mark.write_durably(replace(mark, clean=False, seal=0))
+        self._rocks = Rocks(filenames.log(self.path))
+        recovery.check_same(self._rocks, state, filenames.log(self.path))
+        self._take_over(state)
+        self._committer = Committer(
+            self.clock, state.position, self._append, self._make_room, self.options.group_rows_max
+        )
+        self._remove_orphans()
+        self.create_dataset(DEFAULT_DATASET, exist_ok=True)
+        self.background.start(thread=self.options.background)
+
+    def _refuse_unmade(self) -> None:
+        with os_errors("opening", self.path):
+            if not self.path.exists():
+                raise NotFoundError(f'no store at {self.path}; mode="a" makes one')
+            if not self.path.is_dir():
+                raise FormatError(f"{self.path} is not a directory")
+        raise FormatError(f"{self.path} is not a kvmeta store: it has no {filenames.identity(self.path).name} file")
+
+    def _lock_for_writing(self) -> None:
+        path = filenames.lock(self.path)
+        with os_errors("opening", self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise FormatError(f"{self.path} is not a directory")
+            self.path.mkdir(parents=True, exist_ok=True)
+            ours = {"KVMETA", "KVMETA.new", "LOCK", "MARK", "SEAL", "log", "segments"}
+            foreign = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
+            if foreign and not filenames.identity(self.path).exists():
+                raise FormatError(f"{self.path} holds {foreign[0]!r} and is not a kvmeta store; choose an empty directory")
+            self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreLockedError(
+                    f'{self.path} is open for writing elsewhere; one writer at a time (mode="r" reads beside it)'
+                ) from None
+
+    def _make(self) -> None:
+        """Make an empty store; KVMETA comes last, so a store without one was never finished."""
+        segments = filenames.segments(self.path)
+        with os_errors("making", self.path):
+            segments.mkdir(exist_ok=True)
+            if any(segments.iterdir()):
+                raise FormatError(f"{self.path}: KVMETA is missing but there are segments; restore it from a copy")
+        identity = recovery.new_identity()
+        rocks = Rocks(filenames.log(self.path))
+        try:
+            rows = rocks.manifest()
+            if rows and Manifest.read(rows, filenames.log(self.path)).head.generation > 1:
+                raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it from a copy")
+            batch, head = Manifest().prepare(Change())
+            rocks.write(batch)
+            rocks.sync()
+        finally:
+            rocks.close()
+        mark = marks.MarkFile(self.path, identity.store_id, 0)
+        mark.write_durably(Mark(generation=head.generation, digest=head.digest))
+        mark.close()
+        recovery.write_identity(self.path, identity)
+
+    def _take_over(self, state: Recovered) -> None:
+        self.manifest, self.trees, self._acknowledged = state.manifest, state.trees, state.position
+
+    def refresh(self) -> None:
+        """Read the store's state anew (mode "r")."""
+        if not self.read_only:
+            return
+        for attempt in range(_REFRESH_TRIES):
+            mark, _ = marks.read(self.path, self.identity.store_id)
+            try:
+                if mark.clean:
+                    marks.check_seal(self.path, mark)
+                rocks = Rocks(filenames.log(self.path), read_only=True)
+                try:
+                    state = recovery.recover(self.path, rocks, mark, self.files, self.clock, self.options)
+                finally:
+                    rocks.close()
+            except CorruptionError:
+                # The writer may have moved the log on while it was read; real damage stays.
+                if attempt + 1 == _REFRESH_TRIES:
+                    raise
+                continue
+            missing = any(s.damage and not s.path.exists() for tree in state.trees.values() for s in tree.view.segments)
+            if not missing or attempt + 1 == _REFRESH_TRIES:
+                break  # else a merge removed it since
+        self._take_over(state)
+        self._pid = os.getpid()
+
+    def close(self) -> None:
+        """Stop, make the mark clean, seal the log, release the lock. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pid == os.getpid():
+            self.background.stop()
+            if self._rocks is not None:
+                self._close_log()
+        self._release()
+
+    def _close_log(self) -> None:
+        assert self._rocks is not None
+        if self._stopped is not None:
+            with contextlib.suppress(KvmetaError):
+                self._rocks.close()
+            self._rocks = None
+            return
+        with self._committer.lock, self._manifest_lock:
+            self._rocks.sync()
+            self._rocks.close()
+            self._rocks = None
+            with os_errors("cleaning", self.path):
+                for diary in filenames.log(self.path).glob("LOG*"):
+                    diary.unlink()
+            mark = replace(self._mark_now(), clean=True, seal=marks.seal(self.path))
+            assert self._mark is not None
+            self._mark.write_durably(mark)
+
+    def _release(self) -> None:
+        self._closed = True
+        if self._pid == os.getpid():
+            self.background.stop()
+        if self._rocks is not None and self._pid == os.getpid():
+            with contextlib.suppress(KvmetaError):
+                self._rocks.close()
+        self._rocks = None
+        if self._mark is not None:
+            self._mark.close()
+            self._mark = None
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def check_open(self) -> None:
+        """Raise where the engine was closed."""
+        if self._closed:
+            raise InputError(f"{self.path} is closed; open the store again")
+
+    def check_writable(self) -> None:
+        """Raise what keeps this handle from writing."""
+        self.check_open()
+        if self.read_only:
+            raise ReadOnlyError(f'{self.path} is open with mode="r"; open it with mode="a" to write')
+        if self._pid != os.getpid():
+            raise ReadOnlyError(
+                f"{self.path} was opened before this process was forked; open the store again in the child"
+            )
+        if self._stopped is not None:
+            raise type(self._stopped)(f"{self.path} takes no writes since a failure: {self._stopped}. Open it again")
+
+    def _remove_orphans(self) -> None:
+        """Remove this store's segment files that the manifest does not name: left over from a crash."""
+        named = {s.record.number for tree in self.trees.values() for s in tree.view.segments}
+        with os_errors("listing", self.path):
+            for path in filenames.segments(self.path).iterdir():
+                number = filenames.segment_number(path)
+                if number is not None and number not in named and segment.is_left_over(path, self.identity.store_id):
+                    path.unlink()
+
+    # The manifest and the log
+
+    def take_number(self) -> int:
+        """Return a number no file or run of this store has."""
+        with self._manifest_lock:
+            return self.manifest.take_file_number()
+
+    def change(self, change: Callable[[Manifest], Change]) -> None:
+        """Make the change that `change` returns for the current manifest, durably."""
+        self.check_writable()
+        with self._manifest_lock:
+            made = change(self.manifest)
+            batch, head = self.manifest.prepare(made)
+            self._durably(batch)
+            self.manifest.accept(made, head)
+            self._write_mark()
+
+    def _append(self, batch: Batch, position: Position) -> None:
+        """Make a WAL group durable (the committer's)."""
+        self._durably(batch)
+        with self._manifest_lock:
+            self._acknowledged = position
+            self._write_mark()
+
+    def _durably(self, batch: Batch) -> None:
+        assert self._rocks is not None
+        try:
+            self._rocks.write(batch)
+            if self.options.sync:
+                self._rocks.sync()
+        except KvmetaError as error:
+            self.stop_writes(error)
+            raise
+
+    def stop_writes(self, error: KvmetaError) -> None:
+        """Take no more writes: after a failed write or fsync nobody can say what the device holds."""
+        self._stopped = self._stopped or error
+        self.background.notify()
+
+    def _mark_now(self) -> Mark:
+        head, position = self.manifest.head, self._acknowledged
+        return Mark(position.sequence, position.checksum, head.generation, head.digest)
+
+    def _write_mark(self) -> None:
+        if self._mark is not None:
+            self._mark.write(self._mark_now())
+
+    def position(self) -> Position:
+        """Return the WAL position of the last visible group."""
+        return self._committer.position
+
+    # Datasets
+
+    def tree(self, name: str) -> Tree:
+        """Return the tree of dataset `name`."""
+        self.check_open()
+        for tree in self.trees.values():
+            if tree.dataset.name == name:
+                return tree
+        known = ", ".join(sorted(tree.dataset.name for tree in self.trees.values()))
+        raise NotFoundError(f"no dataset {name!r} in {self.path} (it has: {known}); create_dataset makes one")
+
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False, exist_ok: bool = False
+    ) -> None:
+        """Create a dataset with its options, fixed from now on."""
+        made: list[DatasetRecord] = []
+
+        def change(manifest: Manifest) -> Change:
+            if any(dataset.name == name for dataset in manifest.datasets.values()):
+                raise InputError(f"dataset {name!r} exists already in {self.path}")
+            record = DatasetRecord(manifest.head.next_dataset, name, ttl_s, bottom_filter)
+            made.append(record)
+            return Change(datasets={record.number: record}, trees={record.number: TreeRecord()})
+
+        if exist_ok and any(tree.dataset.name == name for tree in self.trees.values()):
+            return
+        self.change(change)
+        tree = Tree(made[0], TreeRecord(), (), self.options.memtable_rows_max, self.clock)
+        self.trees = {**self.trees, made[0].number: tree}
+
+    def drop_dataset(self, name: str) -> None:
+        """Remove a dataset and its entries."""
+        self.check_writable()
+        if name == DEFAULT_DATASET:
+            raise InputError("the default dataset cannot be dropped")
+        with self.background.lock, self._committer.lock:
+            tree = self.tree(name)
+            number = tree.dataset.number
+            self.background.forget(tree)
+            self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
+            self.trees = {n: t for n, t in self.trees.items() if n != number}
+            self._unlink(s.record.number for s in tree.view.segments)
+
+    # Writing
+
+    def commit(self, write: Write) -> None:
+        """Return when `write` is durable and visible."""
+        self.check_writable()
+        self.background.wait_for_room(write.tree)  # before the commit lock: what frees room may need it
+        self._committer.commit(write)
+
+    def _make_room(self, tree: Tree, n: int) -> None:
+        """Let `n` rows fit the tree's memtable (the committer's)."""
+        self.check_writable()
+        if not tree.fits(n):
+            tree.freeze()
+            self.background.notify()
+
+    def freeze(self, trees: Iterable[Tree]) -> None:
+        """Set the mutable memtables of `trees` aside for their flush."""
+        with self._committer.lock:
+            for tree in trees:
+                tree.freeze()
+
+    def load(self, tree: Tree, batches: Iterable[bulk.Columns]) -> int:
+        """Bulk-load `batches`; return the rows read. Visible whole when it returns, or not at all."""
+        self.check_writable()
+        runs, rows, stamps = bulk.sorted_writers(
+            batches,
+            self.keys,
+            self.files,
+            rows_max=self.options.load_rows_max,
+            filter_bits=self.options.filter_bits_per_row,
+        )
+        if not runs:
+            return rows
+        try:
+            with self.background.lock, self._committer.lock:
+                self._install(tree, runs, self.clock.stamp(stamps))
+        except BaseException:
+            bulk.abandon(runs)
+            raise
+        self.background.notify()
+        return rows
+
+    def _install(self, tree: Tree, runs: list[list[SegmentWriter]], offset: int) -> None:
+        records = []
+        for writers in runs:
+            segments = tuple(writer.seal(offset) for writer in writers)
+            records.append(RunRecord(self.take_number(), bottom=False, from_high=0, segments=segments))
+        recovery.sync_directory(filenames.segments(self.path))
+        self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
+
+    def set_tree(
+        self, tree: Tree, record: TreeRecord, *, flushed: Memtable | None = None, anchor: Position | None = None
+    ) -> None:
+        """Make a tree's new record durable, then visible, then remove the files it no longer names."""
+        self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
+        self._unlink(tree.replace_runs(record, self.files, flushed))
+
+    def _unlink(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            path = filenames.segment(self.path, number)
+            with os_errors("removing", path):
+                path.unlink(missing_ok=True)
+
+    def log_memory_bytes(self) -> int:
+        """Return the bytes RocksDB holds in memory: mostly the WAL of what is not flushed."""
+        return self._rocks.memory_bytes() if self._rocks is not None else 0

@@ -1,0 +1,57 @@
+"""The names of a store's files, and nothing else knows them.
+
+    KVMETA                 the store's identity (JSON): format, store ID, seed
+    LOCK                   held by the writer (flock)
+    MARK                   what was last acknowledged
+    SEAL                   fingerprints of the log's files, written when the store is closed
+    log/                   RocksDB: the WAL and the manifest
+    segments/00000001.seg  immutable segment files
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_SEGMENT = re.compile(r"(\d{8,})\.seg")
+
+
+def identity(store: Path) -> Path:
+    """Return the path of the identity file."""
+    return store / "KVMETA"
+
+
+def lock(store: Path) -> Path:
+    """Return the path of the writer's lock."""
+    return store / "LOCK"
+
+
+def mark(store: Path) -> Path:
+    """Return the path of the mark."""
+    return store / "MARK"
+
+
+def seal(store: Path) -> Path:
+    """Return the path of the seal."""
+    return store / "SEAL"
+
+
+def log(store: Path) -> Path:
+    """Return the path of the RocksDB directory."""
+    return store / "log"
+
+
+def segments(store: Path) -> Path:
+    """Return the directory of the segment files."""
+    return store / "segments"
+
+
+def segment(store: Path, number: int) -> Path:
+    """Return the path of segment `number`."""
+    return segments(store) / f"{number:08d}.seg"
+
+
+def segment_number(path: Path) -> int | None:
+    """Return the number a segment's file name says, None for any other name."""
+    match = _SEGMENT.fullmatch(path.name)
+    return int(match[1]) if match else None

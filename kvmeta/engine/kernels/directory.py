@@ -1,0 +1,268 @@
+"""Finding a row of a segment: its bucket directory, its pages, the walk; and building directory and filter.
+
+The directory is two levels. The top `range bits` of a mixed ID name a hash range; ranges[r] is its first
+bucket. Within a range the next 32 hash bits, scaled by the range's bucket count, name the bucket; buckets[b] is
+its first row. What the scaling leaves over is the place inside the bucket, so a row is found by interpolation
+and a short walk.
+"""
+
+import numpy as np
+
+from kvmeta.engine.kernels.hashing import page_checksum
+from kvmeta.engine.kernels.layout import (
+    BLOCK_BYTES,
+    BUCKET_ROWS,
+    PAGE_BYTES,
+    PAGE_DAMAGED,
+    PAGE_GOOD,
+    PAGE_UNREAD,
+    PAYLOAD_BYTES,
+    SEG_BASE,
+    SEG_BLOCKS,
+    SEG_BUCKETS,
+    SEG_COLUMNS,
+    SEG_FILTER,
+    SEG_FIRST,
+    SEG_LAST,
+    SEG_PAGE_ROWS,
+    SEG_RANGE_BITS,
+    SEG_RANGE_COUNT,
+    SEG_RANGE_FIRST,
+    SEG_RANGES,
+    SEG_ROW_BYTES,
+    SEG_ROWS,
+    SEG_SEED,
+    SEG_STATES,
+)
+from kvmeta.engine.kernels.memory import load_u8, load_u32, load_u64, njit, store_u8, store_u64
+
+U = np.uint64
+ABSENT = np.int64(-1)
+DAMAGED = np.int64(-2)
+_PAGE, _LOW32, _BLOCK = U(PAGE_BYTES), U(0xFFFFFFFF), U(BLOCK_BYTES)
+
+
+@njit
+def page_is_good(segment, page):
+    """Verify row page `page` (0 is the first) at its first touch; return False where it is damaged."""
+    state = segment[SEG_STATES] + page
+    seen = load_u8(state)
+    if seen == PAGE_UNREAD:
+        address = segment[SEG_BASE] + (page + U(1)) * _PAGE
+        good = page_checksum(address, segment[SEG_SEED], page + U(1)) == load_u64(address + U(PAYLOAD_BYTES))
+        seen = PAGE_GOOD if good else PAGE_DAMAGED
+        store_u8(state, seen)
+    return seen == PAGE_GOOD
+
+
+@njit
+def row_page(segment, row):
+    """Return the row page that holds `row`."""
+    return U(np.uint32(row) // np.uint32(segment[SEG_PAGE_ROWS]))
+
+
+@njit
+def row_address(segment, page, row):
+    """Return the address of `row` in row page `page`."""
+    in_page = row - page * segment[SEG_PAGE_ROWS]
+    return segment[SEG_BASE] + (page + U(1)) * _PAGE + in_page * segment[SEG_ROW_BYTES]
+
+
+@njit
+def bucket_of(segment, high):
+    """Return (bucket, place in it as a fraction of 2**32, whether the hash range has any row)."""
+    bits = segment[SEG_RANGE_BITS]
+    which = ((high >> U(1)) >> (U(63) - bits)) - segment[SEG_RANGE_FIRST]
+    if which >= segment[SEG_RANGE_COUNT]:
+        return U(0), U(0), False
+    entry = load_u64(segment[SEG_RANGES] + which * U(4))
+    first = entry & _LOW32
+    count = (entry >> U(32)) - first
+    scaled = ((high << bits) >> U(32)) * count
+    return first + (scaled >> U(32)), scaled & _LOW32, count > U(0)
+
+
+@njit
+def bucket_rows(segment, bucket):
+    """Return the rows [first, end) of a bucket."""
+    entry = load_u64(segment[SEG_BUCKETS] + bucket * U(4))
+    return entry & _LOW32, entry >> U(32)
+
+
+@njit
+def find_row(segment, high, low, start, first, end):
+    """Return the row of a mixed ID within rows [first, end), walking from `start`; ABSENT or DAMAGED."""
+    target = high - segment[SEG_COLUMNS]
+    mask = segment[SEG_COLUMNS + 3]
+    row = start
+    page = row_page(segment, row)
+    if not page_is_good(segment, page):
+        return DAMAGED
+    value = load_u64(row_address(segment, page, row)) & mask
+    while value < target:
+        row += U(1)
+        if row >= end:
+            return ABSENT
+        page = row_page(segment, row)
+        if not page_is_good(segment, page):
+            return DAMAGED
+        value = load_u64(row_address(segment, page, row)) & mask
+        if value > target:
+            return ABSENT
+    while value > target:
+        if row <= first:
+            return ABSENT
+        row -= U(1)
+        page = row_page(segment, row)
+        if not page_is_good(segment, page):
+            return DAMAGED
+        value = load_u64(row_address(segment, page, row)) & mask
+        if value < target:
+            return ABSENT
+    if row_low(segment, page, row) == low:
+        return np.int64(row)
+    return _find_among_equal(segment, target, low, row, first, end)
+
+
+@njit
+def row_low(segment, page, row):
+    """Return the low half of the mixed ID of a row."""
+    return load_u64(row_address(segment, page, row) + segment[SEG_COLUMNS + 6])
+
+
+@njit
+def _find_among_equal(segment, target, low, row, first, end):
+    """Look at the neighbours with the same high half, which only 64 equal hash bits bring about."""
+    mask = segment[SEG_COLUMNS + 3]
+    for down in (True, False):
+        at = row
+        while True:
+            if down:
+                if at <= first:
+                    break
+                at -= U(1)
+            else:
+                at += U(1)
+                if at >= end:
+                    break
+            page = row_page(segment, at)
+            if not page_is_good(segment, page):
+                return DAMAGED
+            if load_u64(row_address(segment, page, at)) & mask != target:
+                break
+            if row_low(segment, page, at) == low:
+                return np.int64(at)
+    return ABSENT
+
+
+@njit
+def lower_bound(segment, high):
+    """Return the first row whose high half is >= `high` (the row count if none), or DAMAGED."""
+    if high <= segment[SEG_FIRST]:
+        return np.int64(0)
+    if high > segment[SEG_LAST]:
+        return np.int64(segment[SEG_ROWS])
+    bucket, _, any_row = bucket_of(segment, high)
+    if any_row:
+        row, end = bucket_rows(segment, bucket)
+    else:  # an empty range inside the segment: its first bucket starts where its rows would
+        which = ((high >> U(1)) >> (U(63) - segment[SEG_RANGE_BITS])) - segment[SEG_RANGE_FIRST]
+        row = U(load_u32(segment[SEG_BUCKETS] + U(load_u32(segment[SEG_RANGES] + which * U(4))) * U(4)))
+        end = row
+    target = high - segment[SEG_COLUMNS]
+    while row < end:
+        page = row_page(segment, row)
+        if not page_is_good(segment, page):
+            return DAMAGED
+        if load_u64(row_address(segment, page, row)) & segment[SEG_COLUMNS + 3] >= target:
+            break
+        row += U(1)
+    return np.int64(row)
+
+
+@njit
+def find_segment(segments, first, count, high):
+    """Return the segment of a run (`count` of them from `first`) that may hold `high`, or -1.
+
+    Segments of a run lie in hash order and hold about equal shares of it, so the place is guessed, then walked.
+    """
+    guess = U(((high >> U(32)) * count) >> U(32))
+    while guess > U(0) and high <= segments[first + guess - U(1), SEG_LAST]:
+        guess -= U(1)
+    while guess < count and high > segments[first + guess, SEG_LAST]:
+        guess += U(1)
+    if guess >= count or high < segments[first + guess, SEG_FIRST]:
+        return np.int64(-1)
+    return np.int64(first + guess)
+
+
+@njit
+def filter_block(segment, low):
+    """Return the address of the filter block of a mixed ID."""
+    return segment[SEG_FILTER] + (((low >> U(32)) * segment[SEG_BLOCKS]) >> U(32)) * _BLOCK
+
+
+@njit
+def filter_has(block, high):
+    """Return whether all six bits of a mixed ID are set in its block."""
+    bits = high * U(0x9E3779B97F4A7C15)
+    for _ in range(6):
+        word = load_u64(block + ((bits >> U(61)) << U(3)))
+        if not (word >> ((bits >> U(55)) & U(63))) & U(1):
+            return False
+        bits <<= U(9)
+    return True
+
+
+@njit
+def fill_filter(segment):
+    """Set the bits of every row of a segment in its (zeroed) filter."""
+    for r in range(segment[SEG_ROWS]):
+        row = U(r)
+        page = row_page(segment, row)
+        high = segment[SEG_COLUMNS] + (
+            load_u64(row_address(segment, page, row)) & segment[SEG_COLUMNS + 3]
+        )
+        block = filter_block(segment, row_low(segment, page, row))
+        bits = high * U(0x9E3779B97F4A7C15)
+        for _ in range(6):
+            word = block + ((bits >> U(61)) << U(3))
+            store_u64(word, load_u64(word) | (U(1) << ((bits >> U(55)) & U(63))))
+            bits <<= U(9)
+
+
+@njit
+def count_ranges(segment, ranges):
+    """Fill `ranges` (u4[range count + 1]) with the first bucket of each range; return the bucket count."""
+    ranges[:] = 0
+    for r in range(segment[SEG_ROWS]):
+        row = U(r)
+        high = segment[SEG_COLUMNS] + (
+            load_u64(row_address(segment, row_page(segment, row), row)) & segment[SEG_COLUMNS + 3]
+        )
+        which = ((high >> U(1)) >> (U(63) - segment[SEG_RANGE_BITS])) - segment[SEG_RANGE_FIRST]
+        ranges[which + U(1)] += 1
+    buckets = 0
+    for i in range(1, len(ranges)):
+        buckets += (ranges[i] + BUCKET_ROWS - 1) // BUCKET_ROWS
+        ranges[i] = buckets
+    return buckets
+
+
+@njit
+def fill_buckets(segment, buckets):
+    """Fill `buckets` (u4[bucket count + 1]) with the first row of each bucket of the (set) ranges."""
+    at = U(0)
+    rows = segment[SEG_ROWS]
+    for r in range(rows):
+        row = U(r)
+        high = segment[SEG_COLUMNS] + (
+            load_u64(row_address(segment, row_page(segment, row), row)) & segment[SEG_COLUMNS + 3]
+        )
+        bucket, _, _ = bucket_of(segment, high)
+        while at <= bucket:
+            buckets[at] = row
+            at += U(1)
+    while at < U(len(buckets)):
+        buckets[at] = rows
+        at += U(1)

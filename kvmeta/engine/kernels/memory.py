@@ -1,0 +1,88 @@
+"""Loads, stores, prefetch and fence at raw addresses: the few machine operations numba does not spell."""
+
+import numba
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+njit = numba.njit(nogil=True, cache=True)
+inline = numba.njit(nogil=True, cache=True, inline="never")
+
+
+def _loader(bits, result):
+    @intrinsic
+    def load(typing_context, address):
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            value = builder.load(pointer)
+            value.align = 1  # rows are byte-packed
+            return value
+
+        return result(types.uint64), generate
+
+    return load
+
+
+load_u64 = _loader(64, types.uint64)
+load_u32 = _loader(32, types.uint32)
+load_u8 = _loader(8, types.uint8)
+
+
+def _storer(bits, kind):
+    @intrinsic
+    def store(typing_context, address, value):
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], ir.IntType(bits).as_pointer())
+            builder.store(arguments[1], pointer).align = 1
+            return context.get_dummy_value()
+
+        return types.void(types.uint64, kind), generate
+
+    return store
+
+
+store_u64 = _storer(64, types.uint64)
+store_u32 = _storer(32, types.uint32)
+store_u8 = _storer(8, types.uint8)
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Ask for the cache line at `address`; never faults and never waits."""
+
+    def generate(context, builder, signature, arguments):
+        byte = ir.IntType(8).as_pointer()
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(arguments[0], byte), i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate
+
+
+@intrinsic
+def release_fence(typing_context):
+    """Order every store before the fence ahead of every store after it, for compiler and processor."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def byte_swap(typing_context, value):
+    """Return a u8 with its bytes in the opposite order."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bswap(arguments[0])
+
+    return types.uint64(types.uint64), generate
+
+
+mincore = types.ExternalFunction("mincore", types.int32(types.uint64, types.uint64, types.uint64))
+madvise = types.ExternalFunction("madvise", types.int32(types.uint64, types.uint64, types.int32))
+MADV_WILLNEED = 3

@@ -1,0 +1,133 @@
+"""Rows: made from a caller's columns, packed into pages and unpacked, and the bounds packing needs."""
+
+import numpy as np
+
+from kvmeta.engine.kernels.directory import page_is_good
+from kvmeta.engine.kernels.hashing import finalise, page_checksum
+from kvmeta.engine.kernels.layout import (
+    COLUMNS,
+    HIGH,
+    LOW,
+    PAGE_BYTES,
+    PAYLOAD_BYTES,
+    SEG_BASE,
+    SEG_COLUMNS,
+    SEG_PAGE_ROWS,
+    SEG_ROW_BYTES,
+    VERSION,
+    WORD3,
+    WORD4,
+    WORD5,
+)
+from kvmeta.engine.kernels.memory import byte_swap, load_u64, njit, store_u8, store_u64
+
+U = np.uint64
+_LOW32 = U(0xFFFFFFFF)
+
+
+@njit
+def fill(ids, locations, version, keys, out):
+    """Write rows of `ids` (u8[n, 2], raw bytes) and `locations` (u8[n, 3]) under one version to out[:n]."""
+    for i in range(len(ids)):
+        high, low = byte_swap(ids[i, 0]), byte_swap(ids[i, 1])
+        high ^= finalise(low + keys[0])
+        low ^= finalise(high + keys[1])
+        high ^= finalise(low + keys[2])
+        out[i, HIGH], out[i, LOW], out[i, VERSION] = high, low, version
+        out[i, WORD3], out[i, WORD4], out[i, WORD5] = locations[i, 0], locations[i, 1], locations[i, 2]
+
+
+@njit
+def column(rows, i, which):
+    """Return column `which` of row i."""
+    if which < 3:
+        return rows[i, which]
+    if which == 3:
+        return rows[i, WORD3] & _LOW32
+    if which == 4:
+        return rows[i, WORD3] >> U(32)
+    if which == 5:
+        return rows[i, WORD4]
+    if which == 6:
+        return rows[i, WORD5] & _LOW32
+    return rows[i, WORD5] >> U(32)
+
+
+@njit
+def bounds(rows, out):
+    """Write each column's smallest, largest and first value and the bits that ever differ from it: u8[8, 4]."""
+    for which in range(COLUMNS):
+        first = column(rows, 0, which)
+        low, high, differ = first, first, U(0)
+        for i in range(1, len(rows)):
+            value = column(rows, i, which)
+            low = min(low, value)
+            high = max(high, value)
+            differ |= value ^ first
+        out[which, 0], out[which, 1], out[which, 2], out[which, 3] = low, high, first, differ
+
+
+@njit
+def pack(rows, columns, row_bytes, page_rows, first_page, seed, out):
+    """Pack `rows` into whole pages at `out` (u1[pages * 4096]); the last may be part full. Return the pages.
+
+    `columns` is u8[8, 4]: base, shift, byte offset, mask. Each value is stored as 8 bytes whose excess the next
+    column, row, padding or checksum overwrites.
+    """
+    base = U(out.ctypes.data)
+    n = len(rows)
+    pages = (n + page_rows - 1) // page_rows
+    for p in range(pages):
+        page = base + U(p) * U(PAGE_BYTES)
+        at = page
+        for i in range(p * page_rows, min(n, (p + 1) * page_rows)):
+            for which in range(COLUMNS):
+                value = (column(rows, i, which) - columns[which, 0]) >> columns[which, 1]
+                store_u64(at + columns[which, 2], value)
+            at += U(row_bytes)
+        while at < page + U(PAYLOAD_BYTES):
+            store_u8(at, np.uint8(0))
+            at += U(1)
+        store_u64(page + U(PAYLOAD_BYTES), page_checksum(page, seed, U(first_page + p)))
+    return pages
+
+
+@njit
+def unpack(segment, first, end, out):
+    """Unpack rows [first, end) of a segment to out[: end - first]; return -1, or the damaged row page."""
+    page_rows = segment[SEG_PAGE_ROWS]
+    row_bytes = segment[SEG_ROW_BYTES]
+    base0, base1, base2 = segment[SEG_COLUMNS], segment[SEG_COLUMNS + 4], segment[SEG_COLUMNS + 8]
+    base3, base4, base5 = segment[SEG_COLUMNS + 12], segment[SEG_COLUMNS + 16], segment[SEG_COLUMNS + 20]
+    base6, base7 = segment[SEG_COLUMNS + 24], segment[SEG_COLUMNS + 28]
+    s2, s3, s4 = segment[SEG_COLUMNS + 9], segment[SEG_COLUMNS + 13], segment[SEG_COLUMNS + 17]
+    s5, s6, s7 = segment[SEG_COLUMNS + 21], segment[SEG_COLUMNS + 25], segment[SEG_COLUMNS + 29]
+    at1, at2, at3 = segment[SEG_COLUMNS + 6], segment[SEG_COLUMNS + 10], segment[SEG_COLUMNS + 14]
+    at4, at5, at6 = segment[SEG_COLUMNS + 18], segment[SEG_COLUMNS + 22], segment[SEG_COLUMNS + 26]
+    at7 = segment[SEG_COLUMNS + 30]
+    m0, m2, m3 = segment[SEG_COLUMNS + 3], segment[SEG_COLUMNS + 11], segment[SEG_COLUMNS + 15]
+    m4, m5, m6 = segment[SEG_COLUMNS + 19], segment[SEG_COLUMNS + 23], segment[SEG_COLUMNS + 27]
+    m7 = segment[SEG_COLUMNS + 31]
+    row, o = U(first), 0
+    stop = U(end)
+    while row < stop:
+        page = row // page_rows
+        if not page_is_good(segment, page):
+            return np.int64(page)
+        at = segment[SEG_BASE] + (page + U(1)) * U(PAGE_BYTES) + (row - page * page_rows) * row_bytes
+        page_end = min(stop, (page + U(1)) * page_rows)
+        while row < page_end:
+            out[o, HIGH] = base0 + (load_u64(at) & m0)
+            out[o, LOW] = base1 + load_u64(at + at1)
+            out[o, VERSION] = base2 + ((load_u64(at + at2) & m2) << s2)
+            volume = base3 + ((load_u64(at + at3) & m3) << s3)
+            length = base4 + ((load_u64(at + at4) & m4) << s4)
+            out[o, WORD3] = volume | (length << U(32))
+            out[o, WORD4] = base5 + ((load_u64(at + at5) & m5) << s5)
+            checksum = base6 + ((load_u64(at + at6) & m6) << s6)
+            tag = base7 + ((load_u64(at + at7) & m7) << s7)
+            out[o, WORD5] = checksum | (tag << U(32))
+            o += 1
+            row += U(1)
+            at += row_bytes
+    return np.int64(-1)

@@ -1,0 +1,87 @@
+"""Verifying a segment's row pages, and the hash range a page covers."""
+
+import numpy as np
+
+from kvmeta.engine.kernels.hashing import page_checksum
+from kvmeta.engine.kernels.layout import (
+    PAGE_BYTES,
+    PAGE_DAMAGED,
+    PAGE_GOOD,
+    PAYLOAD_BYTES,
+    SEG_BASE,
+    SEG_BUCKETS,
+    SEG_PAGE_ROWS,
+    SEG_RANGE_BITS,
+    SEG_RANGE_COUNT,
+    SEG_RANGE_FIRST,
+    SEG_RANGES,
+    SEG_ROWS,
+    SEG_SEED,
+    SEG_STATES,
+)
+from kvmeta.engine.kernels.memory import load_u8, load_u32, load_u64, njit, store_u8
+
+U = np.uint64
+
+
+@njit
+def verify_pages(segment, first, end):
+    """Read row pages [first, end) whatever is known of them, note their states, return the damaged count.
+
+    A page once found damaged stays so: its bytes may read well again, but they cannot be trusted.
+    """
+    damaged = 0
+    for p in range(first, end):
+        address = segment[SEG_BASE] + U(p + 1) * U(PAGE_BYTES)
+        state = segment[SEG_STATES] + U(p)
+        good = page_checksum(address, segment[SEG_SEED], U(p + 1)) == load_u64(address + U(PAYLOAD_BYTES))
+        if good and load_u8(state) != PAGE_DAMAGED:
+            store_u8(state, PAGE_GOOD)
+        else:
+            store_u8(state, PAGE_DAMAGED)
+            damaged += 1
+    return damaged
+
+
+@njit
+def _bucket_start(segment, bucket):
+    """Return the smallest high half that falls into `bucket` or a later one."""
+    which = U(0)
+    while which + U(1) < segment[SEG_RANGE_COUNT] and U(
+        load_u32(segment[SEG_RANGES] + (which + U(1)) * U(4))
+    ) <= bucket:
+        which += U(1)
+    first = U(load_u32(segment[SEG_RANGES] + which * U(4)))
+    count = U(load_u32(segment[SEG_RANGES] + (which + U(1)) * U(4))) - first
+    bits = segment[SEG_RANGE_BITS]
+    start = U(0)
+    if bits > U(0):
+        start = (segment[SEG_RANGE_FIRST] + which) << (U(64) - bits)
+    inside = U(0)
+    if count > U(0):  # the smallest x with x * count >> 32 >= bucket - first
+        inside = (((bucket - first) << U(32)) + count - U(1)) // count
+    return start + ((inside << U(32)) >> bits)
+
+
+@njit
+def page_range(segment, page):
+    """Return the first and the last high half a row of row page `page` can have, by the bucket directory."""
+    first_row = U(page) * segment[SEG_PAGE_ROWS]
+    last_row = min(segment[SEG_ROWS], first_row + segment[SEG_PAGE_ROWS]) - U(1)
+    buckets = U(load_u32(segment[SEG_RANGES] + segment[SEG_RANGE_COUNT] * U(4)))
+    low, high = U(0), buckets
+    while high - low > U(1):  # the last bucket that starts at or before the page's first row
+        middle = (low + high) // U(2)
+        if U(load_u32(segment[SEG_BUCKETS] + middle * U(4))) <= first_row:
+            low = middle
+        else:
+            high = middle
+    end = low
+    while end < buckets and U(load_u32(segment[SEG_BUCKETS] + end * U(4))) <= last_row:
+        end += U(1)
+    first = _bucket_start(segment, low)
+    last = U(0xFFFFFFFFFFFFFFFF)
+    if end < buckets:
+        last = _bucket_start(segment, end) - U(1)
+    # several buckets may start at the page's first row: the empty ones before it hold nothing
+    return first, last

@@ -1,0 +1,238 @@
+"""The manifest: which datasets, runs, segments and volumes a store has. Every change is one atomic batch.
+
+Rows of RocksDB's default column family, values in JSON (docs/format.md):
+
+    dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merge under way
+    volume/%08x    URI, name, state, size     head         generation, digest, next numbers, WAL anchor
+
+`digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest that
+lost a row, or went back in time, is noticed at open.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from kvmeta.engine.rocks import Batch
+from kvmeta.engine.segment import SegmentRecord
+from kvmeta.engine.wal import Position
+from kvmeta.errors import CorruptionError
+
+_HEAD = b"head"
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """A dataset's name and its options, fixed at creation."""
+
+    number: int
+    name: str
+    ttl_s: float | None = None
+    bottom_filter: bool = False
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run: segments in hash order. Of IDs whose high half is below `from_high` it is no source any more."""
+
+    number: int
+    bottom: bool
+    from_high: int
+    segments: tuple[SegmentRecord, ...]
+    damaged: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Damaged row pages by segment number; a run that has any is quarantined: never merged, never dropped."""
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of its segments."""
+        return sum(segment.rows for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class MergeRecord:
+    """A merge under way: the output run covers mixed IDs whose high half is below `frontier`."""
+
+    inputs: tuple[int, ...]
+    output: int
+    bottom: bool
+    frontier: int = 0
+
+
+@dataclass(frozen=True)
+class TreeRecord:
+    """What a dataset's tree is on disk. WAL records up to `flushed` are in its runs."""
+
+    flushed: int = 0
+    runs: tuple[RunRecord, ...] = ()
+    merge: MergeRecord | None = None
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """A volume's row."""
+
+    number: int
+    uri: str
+    name: str
+    state: str = "online"
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The row that makes the others one state."""
+
+    generation: int = 0
+    digest: int = 0
+    next_file: int = 1
+    next_dataset: int = 1
+    next_volume: int = 1
+    anchor: Position = Position(0, 0)
+    """WAL records up to here are trimmed; the chain starts behind it."""
+
+
+@dataclass
+class Change:
+    """What a change sets; None removes."""
+
+    datasets: dict[int, DatasetRecord | None] = field(default_factory=dict)
+    trees: dict[int, TreeRecord | None] = field(default_factory=dict)
+    volumes: dict[int, VolumeRecord | None] = field(default_factory=dict)
+    anchor: Position | None = None
+
+
+class Manifest:
+    """The manifest in memory, always equal to the last change made durable.
+
+    `prepare` makes a change's batch and the manifest after it; the caller writes, syncs, then `accept`s. Callers
+    hold the engine's manifest lock around the three.
+    """
+
+    def __init__(self) -> None:
+        self.head = Head()
+        self.datasets: dict[int, DatasetRecord] = {}
+        self.trees: dict[int, TreeRecord] = {}
+        self.volumes: dict[int, VolumeRecord] = {}
+        self.next_file = 1  # may run ahead of the head's: numbers taken by files not installed yet
+        self._rows: dict[bytes, bytes] = {}
+
+    @staticmethod
+    def read(rows: Mapping[bytes, bytes], path: Path) -> Manifest:
+        """Return the manifest of RocksDB's `rows`; CorruptionError where they are not one whole state."""
+        manifest = Manifest()
+        try:
+            head = json.loads(rows[_HEAD])
+            manifest.head = Head(**{**head, "anchor": Position(*head["anchor"])})
+            for key, value in rows.items():
+                if key != _HEAD:
+                    manifest._enter(key, value)
+        except (KeyError, ValueError, TypeError) as error:
+            raise CorruptionError(f"{path}: the manifest is damaged ({error!r})", path) from error
+        digest = sum(_digest(key, value) for key, value in rows.items() if key != _HEAD) & _MASK
+        if digest != manifest.head.digest:
+            raise CorruptionError(f"{path}: rows of the manifest are missing or damaged", path)
+        manifest.next_file = manifest.head.next_file
+        return manifest
+
+    @property
+    def rows(self) -> dict[bytes, bytes]:
+        """Return the rows of RocksDB that hold this state."""
+        return {**self._rows, _HEAD: _json(self.head)}
+
+    def take_file_number(self) -> int:
+        """Return a number no file or run of this store has."""
+        number, self.next_file = self.next_file, self.next_file + 1
+        return number
+
+    def prepare(self, change: Change) -> tuple[Batch, Head]:
+        """Return the batch that makes `change`, and the head after it."""
+        rows = _encode(change)
+        digest = self.head.digest
+        for key, value in rows.items():
+            if key in self._rows:
+                digest -= _digest(key, self._rows[key])
+            if value is not None:
+                digest += _digest(key, value)
+        anchor = change.anchor or self.head.anchor
+        head = replace(
+            self.head,
+            generation=self.head.generation + 1,
+            digest=digest & _MASK,
+            next_file=self.next_file,
+            next_dataset=max(self.head.next_dataset, max(change.datasets, default=0) + 1),
+            next_volume=max(self.head.next_volume, max(change.volumes, default=0) + 1),
+            anchor=anchor,
+        )
+        batch = Batch(manifest={**rows, _HEAD: _json(head)})
+        if anchor.sequence > self.head.anchor.sequence:
+            batch.wal_trim = (bytes(8), (anchor.sequence + 1).to_bytes(8, "big"))
+        return batch, head
+
+    def accept(self, change: Change, head: Head) -> None:
+        """Take over a change that is durable."""
+        self.head = head
+        for key, value in _encode(change).items():
+            if value is not None:
+                self._enter(key, value)
+                continue
+            self._rows.pop(key, None)
+            kind, number = key.split(b"/")
+            self._table(kind).pop(int(number, 16), None)
+
+    def _enter(self, key: bytes, value: bytes) -> None:
+        kind, number = key.split(b"/")
+        fields = json.loads(value)
+        self._rows[key] = value
+        record = _tree(fields) if kind == b"tree" else _RECORDS[kind](**fields)
+        self._table(kind)[int(number, 16)] = record
+
+    def _table(self, kind: bytes) -> dict[int, Any]:
+        return {b"dataset": self.datasets, b"tree": self.trees, b"volume": self.volumes}[kind]
+
+
+_RECORDS: dict[bytes, Any] = {b"dataset": DatasetRecord, b"volume": VolumeRecord}
+
+
+def _encode(change: Change) -> dict[bytes, bytes | None]:
+    tables: list[tuple[str, Mapping[int, Any]]] = [
+        ("dataset", change.datasets),
+        ("tree", change.trees),
+        ("volume", change.volumes),
+    ]
+    return {
+        f"{kind}/{number:08x}".encode(): None if record is None else _json(record)
+        for kind, records in tables
+        for number, record in records.items()
+    }
+
+
+def _json(record: Any) -> bytes:
+    return json.dumps(asdict(record)).encode()
+
+
+def _tree(fields: dict[str, Any]) -> TreeRecord:
+    runs = tuple(
+        RunRecord(
+            number=run["number"],
+            bottom=run["bottom"],
+            from_high=run["from_high"],
+            segments=tuple(SegmentRecord(**segment) for segment in run["segments"]),
+            damaged={int(number): tuple(pages) for number, pages in run["damaged"].items()},
+        )
+        for run in fields["runs"]
+    )
+    merge = fields["merge"]
+    if merge is not None:
+        merge = MergeRecord(**{**merge, "inputs": tuple(merge["inputs"])})
+    return TreeRecord(fields["flushed"], runs, merge)
+
+
+def _digest(key: bytes, value: bytes) -> int:
+    return int(xxhash.xxh3_64_intdigest(key + b"\0" + value))

@@ -1,0 +1,67 @@
+"""The memtable: the newest entries of a dataset, in memory, appended by one writer and read without a lock."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.kernels import memtable as kernels
+from kvmeta.engine.kernels import sort
+from kvmeta.engine.kernels.layout import MEM_FIELDS, MEM_MASK, MEM_ROWS, MEM_SLOTS, ROW_WORDS, VERSION
+from kvmeta.engine.wal import Position
+from kvmeta.version import VERSION_MAX
+
+Rows = NDArray[np.uint64]
+
+
+class Memtable:
+    """Rows in arrival order, found by open addressing over the low half of their mixed IDs.
+
+    `capacity` rows at most. Memory is touched as it fills. `count`, `highest`, `lowest` (versions) and
+    `last_sequence` (of the WAL) change only under the writer's lock.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        slots = 1 << max(4, (2 * capacity - 1).bit_length())
+        self.capacity = capacity
+        self.count = 0
+        self.lowest = VERSION_MAX
+        self.highest = 0
+        self.before: Position | None = None  # the WAL position before its first record
+        self.last_sequence = 0
+        self._rows: Rows = np.empty((capacity, ROW_WORDS), np.uint64)
+        self._slots = np.zeros(slots, np.uint32)
+        self.table = np.empty(MEM_FIELDS, np.uint64)
+        self.table[MEM_ROWS] = self._rows.ctypes.data
+        self.table[MEM_SLOTS] = self._slots.ctypes.data
+        self.table[MEM_MASK] = slots - 1
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the bytes of rows and slots in use."""
+        return self.count * self._rows.itemsize * ROW_WORDS + self._slots.nbytes
+
+    def insert(self, rows: Rows, before: Position) -> None:
+        """Append `rows` (u8[n, 6]; they fit) of the WAL record that follows `before`, and publish them."""
+        kernels.insert(self._rows, self._slots, self.table[MEM_MASK], self.count, rows)
+        self.count += len(rows)
+        self.lowest = min(self.lowest, int(rows[:, VERSION].min()))
+        self.highest = max(self.highest, int(rows[:, VERSION].max()))
+        self.before = self.before or before
+        self.last_sequence = before.sequence + 1
+
+    def sorted_rows(self, first_high: int = 0, last_high: int = VERSION_MAX) -> Rows:
+        """Return the entries whose high half lies in [first_high, last_high]: sorted, one row an ID."""
+        count = self.count
+        if first_high == 0 and last_high == VERSION_MAX:
+            selected = self._rows[:count]
+        else:
+            first, last = np.uint64(first_high), np.uint64(last_high)
+            selected = np.empty((min(count, 4096), ROW_WORDS), np.uint64)
+            found = kernels.select_range(self._rows, count, first, last, selected)
+            if found > len(selected):
+                selected = np.empty((found, ROW_WORDS), np.uint64)
+                found = kernels.select_range(self._rows, count, first, last, selected)
+            selected = selected[:found]
+        out = np.empty((len(selected), ROW_WORDS), np.uint64)
+        return out[: sort.gather_latest(selected, sort.sort_order(selected), out)]

@@ -1,0 +1,52 @@
+"""Every limit of the engine in one place, each with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Limits of one store. The defaults suit a node that holds up to billions of entries."""
+
+    batch_rows_max: int = 65_536
+    """Rows of one atomic chunk: 3 MB of rows, small enough to be one WAL value, large enough to hide an fsync."""
+
+    group_rows_max: int = 262_144
+    """Rows that share one fsync: bounds how long the first of a group waits for the last."""
+
+    memtable_rows_max: int = 1 << 20
+    """Rows of a memtable before it is frozen: 48 MB of rows, 8 MB of slots, and its WAL to replay at open."""
+
+    frozen_memtables_max: int = 2
+    """Frozen memtables that may wait for their flush; writers wait beyond it, so memory stays bounded."""
+
+    segment_bytes_max: int = 256 * MIB
+    """Size of a segment file: the temporary space of a merge, and what one damaged header can cost."""
+
+    fan_out: int = 8
+    """Runs of one tier that are merged into one of the next. Larger: fewer rewrites, more runs to look into."""
+
+    bottom_ratio: int = 8
+    """The upper runs are merged into the bottom run when they hold a bottom_ratio-th of its rows. They carry
+    filters (1.25 B/entry) and the bottom does not, so this also bounds the memory of filters."""
+
+    filter_bits_per_row: int = 10
+    """Of the upper runs' blocked Bloom filters: about 1.5% false positives."""
+
+    merge_step_rows: int = 131_072
+    """Rows a merge or a scan unpacks at a time: 6 MB, which stays in the L3 cache."""
+
+    load_rows_max: int = 1 << 22
+    """Rows a bulk load sorts at a time and writes as one run: 192 MB, two such buffers at work."""
+
+    wal_bytes_max: int = 512 * MIB
+    """WAL kept for unflushed memtables; beyond it the dataset that holds the oldest record is flushed."""
+
+    sync: bool = True
+    """Off only in tests and measurements: acknowledged writes then do not survive a power cut."""
+
+    background: bool = True
+    """Off in tests and simulators, which drive the queue of steps themselves (`Engine.step`)."""

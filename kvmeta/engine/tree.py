@@ -1,0 +1,89 @@
+"""A dataset's tree: one mutable memtable, frozen ones that wait for their flush, and runs.
+
+State changes happen under the tree's lock and end in a new view; reads take the view and no lock. The tree does no
+I/O of its own: the engine writes what the tree then takes over.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.manifest import DatasetRecord, TreeRecord
+from kvmeta.engine.memtable import Memtable
+from kvmeta.engine.run import Run, SegmentFiles
+from kvmeta.engine.view import ColdReads, Found, View
+from kvmeta.engine.wal import Position
+from kvmeta.version import HybridClock, expiry
+
+Rows = NDArray[np.uint64]
+
+
+class Tree:
+    """The LSM tree of one dataset."""
+
+    def __init__(
+        self, dataset: DatasetRecord, record: TreeRecord, runs: tuple[Run, ...], memtable_rows: int, clock: HybridClock
+    ) -> None:
+        self.dataset = dataset
+        self.record = record
+        self.runs = runs
+        self.mutable = Memtable(memtable_rows)
+        self.frozen: tuple[Memtable, ...] = ()  # oldest first
+        self.cold = ColdReads()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.view = View((), ())
+        self._publish()
+
+    def lookup(self, mixed: Rows, *, raw: bool = False) -> Found:
+        """Return the largest entries of `mixed` (u8[n, 2]) as of now."""
+        return self.view.lookup(mixed, self.cold, self.expired(), raw=raw)
+
+    def expired(self) -> int:
+        """Return the version below which entries have expired; 0 = none."""
+        return expiry(self.dataset.ttl_s, self._clock.now_ms())
+
+    def fits(self, n: int) -> bool:
+        """Return whether the mutable memtable has room for `n` rows."""
+        return self.mutable.count + n <= self.mutable.capacity
+
+    def insert(self, rows: Rows, before: Position) -> None:
+        """Publish rows of the WAL record after `before`; they fit. Called by one writer at a time."""
+        self.mutable.insert(rows, before)
+
+    def freeze(self) -> None:
+        """Set the mutable memtable aside for its flush and start an empty one."""
+        with self._lock:
+            if self.mutable.count:
+                self.frozen = (*self.frozen, self.mutable)
+                self.mutable = Memtable(self.mutable.capacity)
+                self._publish()
+
+    def replace_runs(self, record: TreeRecord, files: SegmentFiles, flushed: Memtable | None = None) -> list[int]:
+        """Take over a durable `record` and drop the `flushed` memtable; return the numbers of removed segments."""
+        known = {segment.record.number: segment for run in self.runs for segment in run.segments}
+        runs = tuple(Run.open(run, files, known) for run in record.runs)
+        kept = {segment.record.number for run in runs for segment in run.segments}
+        with self._lock:
+            self.record, self.runs = record, runs
+            if flushed is not None:
+                self.frozen = tuple(memtable for memtable in self.frozen if memtable is not flushed)
+            self._publish()
+        return sorted(known.keys() - kept)
+
+    def unflushed_before(self, without: Memtable | None = None) -> Position | None:
+        """Return the WAL position before the oldest record not in a run (`without` counted as flushed)."""
+        with self._lock:
+            held = [m.before for m in (*self.frozen, self.mutable) if m is not without and m.before]
+            return min(held, default=None)
+
+    def memtables(self) -> Iterable[Memtable]:
+        """Return the memtables, oldest first."""
+        return (*self.frozen, self.mutable)
+
+    def _publish(self) -> None:
+        self.view = View((self.mutable, *reversed(self.frozen)), self.runs)

@@ -1,0 +1,318 @@
+"""What each command prints and does, as a script reads: the command line, then its output."""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from kvmeta.cli.main import kvmeta_command
+from kvmeta.ids import as_ids, ids_to_hex
+
+KEY = "d0/0.bin"
+ABSENT = "d0/nowhere.bin"
+
+
+def json_of(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+# --- pack, index -----------------------------------------------------------------------------------------
+
+
+def test_pack_then_index_then_cat_gives_the_bytes_back(run, tmp_path, photos):
+    packed = run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--shard-bytes", "4KiB")
+    assert (packed.exit_code, packed.stderr) == (0, "")
+    assert packed.stdout.startswith("packed 20 files (2.1 KiB) into 5 shards")
+    indexed = run("index", tmp_path / "shards", "--store", "new")
+    assert (indexed.exit_code, indexed.stderr) == (0, "")
+    assert indexed.stdout.startswith("indexed 20 files (2.1 KiB) in 5 tars")
+    cat = run("cat", *photos, "--store", "new")
+    assert cat.stdout_bytes == b"".join(photos.values())
+
+
+def test_reports_are_objects_for_scripts(run, tmp_path, photos):
+    (packed,) = json_of(run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--json"))
+    assert (packed["files"], packed["shards"], packed["skipped"]) == (20, 1, 0)
+    (indexed,) = json_of(run("index", tmp_path / "shards", "--store", "new", "--json"))
+    assert (indexed["files"], indexed["batches"]) == (20, 1)
+
+
+def test_index_takes_its_rule_tag_and_dataset(run, opener, tmp_path, photos):
+    run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--name", "part")
+    line = [
+        "index",
+        tmp_path / "shards",
+        "--store",
+        "new",
+        "--dataset",
+        "other",
+        "--id",
+        "path",
+        "--tag",
+        "9",
+    ]
+    assert run(*line).exit_code == 1
+    assert run(*line, "--create-dataset", "--no-checksums").exit_code == 0
+    assert run(*line, "--create-dataset", "--no-checksums").exit_code == 0
+    key = "part-000000.tar/photos/d0/0.bin"
+    (found,) = json_of(run("get", key, "--store", "new", "--dataset", "other", "--json"))
+    assert (found["tag"], found["checksum"], found["length"]) == (9, 0, 100)
+
+
+def test_a_mistyped_source_makes_no_store(run, opener, tmp_path):
+    result = run("index", tmp_path / "absent", "--store", "new")
+    assert (result.exit_code, opener.stores) == (1, {})
+    assert result.stderr == f"kvmeta: {tmp_path / 'absent'}: no such file or directory\n"
+
+
+def test_a_damaged_tar_is_code_3(run, tmp_path, photos):
+    run("pack", tmp_path / "photos", "--into", tmp_path / "shards")
+    shard = tmp_path / "shards" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    result = run("index", shard, "--store", "new")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"kvmeta: {shard}: damaged at byte ")
+
+
+def test_a_second_pack_into_the_same_place_is_refused_unless_overwriting(run, tmp_path, photos):
+    line = ["pack", tmp_path / "photos", "--into", tmp_path / "shards"]
+    assert run(*line).exit_code == 0
+    assert run(*line).exit_code == 2
+    assert run(*line, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4096", 4096), ("4k", 4096), ("1.5 MiB", 3 << 19), ("1GB", 1 << 30)]
+)
+def test_sizes_are_read_in_powers_of_1024(text, size):
+    from kvmeta.cli.options import parse_size
+
+    assert parse_size(text) == size
+
+
+def test_a_size_that_is_none_is_wrong_usage(run, tmp_path):
+    result = run("pack", tmp_path, "--into", tmp_path / "x", "--shard-bytes", "big")
+    assert result.exit_code == 2
+    assert "'big' is not a size" in result.stderr
+
+
+def test_a_forced_progress_bar_goes_to_stderr_and_leaves_stdout_alone(run, tmp_path, photos):
+    result = run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--progress", "--json")
+    assert result.exit_code == 0
+    assert json_of(result)[0]["files"] == 20
+
+
+def test_without_rich_there_is_no_bar_and_no_error(run, tmp_path, photos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--progress").exit_code == 0
+
+
+# --- get, lookup, cat ------------------------------------------------------------------------------------
+
+
+def test_get_shows_where_a_file_lies_in_two_columns(run, catalog, tmp_path):
+    result = run("get", KEY, "--store", catalog)
+    assert result.exit_code == 0
+    shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert list(shown) == ["id", "volume", "length", "offset", "checksum", "tag", "version"]
+    assert shown["id"] == ids_to_hex(KEY)[0]
+    assert shown["volume"] == f"1  ({(tmp_path / 'shards0' / 'shard-000000.tar').as_uri()})"
+    assert shown["length"] == "100"
+
+
+def test_get_by_hex_is_the_same_file(run, catalog):
+    by_key = run("get", KEY, "--store", catalog, "--json")
+    by_hex = run("get", "--hex", ids_to_hex(KEY)[0], "--store", catalog, "--json")
+    assert json_of(by_key) == json_of(by_hex)
+
+
+def test_an_unknown_key_is_code_1_and_one_line(run, catalog):
+    result = run("get", ABSENT, "--store", catalog)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"kvmeta: no file under the key '{ABSENT}'\n"
+
+
+def test_a_malformed_hex_id_is_wrong_usage(run, catalog):
+    result = run("get", "--hex", "abc", "--store", catalog)
+    assert result.exit_code == 2
+    assert "expected 32 hexadecimal digits" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["raw", "hex", "key"])
+@pytest.mark.parametrize("batch_rows", [3, 65_536])
+def test_lookup_answers_in_the_order_asked_in_every_format(
+    run, catalog, tmp_path, form, batch_rows, monkeypatch
+):
+    monkeypatch.setattr("kvmeta.cli.lookup._BATCH_ROWS", batch_rows)
+    keys = [f"d{i % 2}/{i}.bin" for i in (7, 0, 19, 4)] + [ABSENT, KEY]
+    written = {
+        "raw": as_ids(keys).tobytes(),
+        "hex": "\n".join(ids_to_hex(keys)).upper().encode(),
+        "key": "".join(f"{key}\n" for key in keys).encode(),
+    }[form]
+    (tmp_path / "ids").write_bytes(written)
+    result = run("lookup", "--ids", tmp_path / "ids", "--format", form, "--store", catalog, "--json")
+    assert result.exit_code == 1
+    assert result.stderr == "found 5 of 6\n"
+    rows = json_of(result)
+    assert [row["id"] for row in rows] == ids_to_hex(keys)
+    assert [row.get("length") for row in rows] == [107, 100, 119, 104, None, 100]
+    assert rows[4]["found"] is False
+    piped = run("lookup", "--ids", "-", "--format", form, "--store", catalog, "--json", input=written)
+    assert piped.stdout == result.stdout
+
+
+def test_lookup_lines_are_aligned_for_people(run, catalog, tmp_path):
+    (tmp_path / "ids").write_bytes(as_ids([KEY, ABSENT, "d1/1.bin"]).tobytes())
+    lines = run("lookup", "--ids", tmp_path / "ids", "--store", catalog).stdout.splitlines()
+    assert lines[0].split() == ["ID", "VOLUME", "LENGTH", "OFFSET", "CHECKSUM", "TAG"]
+    assert len(lines[0]) == len(lines[1]) == len(lines[3])
+    assert lines[2].split() == [ids_to_hex(ABSENT)[0], "absent"]
+
+
+def test_lookup_of_all_known_ids_is_code_0(run, catalog, tmp_path):
+    (tmp_path / "ids").write_bytes(as_ids([KEY]).tobytes())
+    assert run("lookup", "--ids", tmp_path / "ids", "--store", catalog).exit_code == 0
+
+
+def test_lookup_over_damage_answers_the_rest_and_is_code_3(run, catalog, opener, tmp_path):
+    opener.stores[catalog].dataset("default").damaged.add(as_ids(KEY)[0].item())
+    (tmp_path / "ids").write_bytes(as_ids([KEY, "d1/1.bin"]).tobytes())
+    result = run("lookup", "--ids", tmp_path / "ids", "--store", catalog)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[1].split()[1] == "damaged"
+    assert result.stderr == "found 1 of 2, 1 unanswered because of damage\n"
+
+
+def test_half_an_id_at_the_end_is_wrong_usage(run, catalog):
+    result = run("lookup", "--ids", "-", "--store", catalog, input=b"x" * 20)
+    assert result.exit_code == 2
+    assert "end with 4 bytes of an ID" in result.stderr
+
+
+def test_cat_writes_what_it_can_and_names_what_is_missing(run, catalog, photos):
+    result = run("cat", KEY, ABSENT, "d1/1.bin", "--store", catalog)
+    assert result.exit_code == 1
+    assert result.stdout_bytes == photos["photos/d0/0.bin"] + photos["photos/d1/1.bin"]
+    assert result.stderr == f"kvmeta: no file under the key '{ABSENT}'\n"
+
+
+# --- scan ------------------------------------------------------------------------------------------------
+
+
+def test_scan_lists_every_entry_once(run, catalog):
+    rows = json_of(run("scan", "--store", catalog, "--json"))
+    assert len({row["id"] for row in rows}) == 20
+    assert set(rows[0]) == {"id", "volume", "length", "offset", "checksum", "tag", "version"}
+    assert len(run("scan", "--store", catalog).stdout.splitlines()) == 21
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--tag", "7"], 10),
+        (["--limit", "3"], 3),
+        (["--limit", "0"], 0),
+        (["--sample", "0.5"], 10),
+        (["--shard", "1/4"], 5),
+        (["--tag", "7", "--limit", "100"], 10),
+    ],
+)
+def test_scan_filters(run, catalog, options, expected):
+    assert len(json_of(run("scan", "--store", catalog, "--json", *options))) == expected
+
+
+def test_scan_stops_at_the_limit_across_pages(run, catalog, monkeypatch):
+    monkeypatch.setattr("kvmeta.cli.scan._PAGE_ROWS", 4)
+    assert len(json_of(run("scan", "--store", catalog, "--json", "--limit", "7"))) == 7
+
+
+def test_a_part_out_of_range_is_wrong_usage(run, catalog):
+    assert run("scan", "--store", catalog, "--shard", "4/4").exit_code == 2
+
+
+# --- stat, verify, compact, volumes ----------------------------------------------------------------------
+
+
+def test_stat_prints_whatever_figures_there_are(run, catalog):
+    assert run("stat", "--store", catalog).stdout.splitlines() == [
+        "datasets",
+        "  name            default",
+        "  entries         12,345",
+        "  memtable_bytes  5,242,880  (5.0 MiB)",
+        "disk_bytes  3,221,225,472  (3.0 GiB)",
+        "read_only   yes",
+    ]
+    assert json_of(run("stat", "--store", catalog, "--json"))[0]["disk_bytes"] == 3 << 30
+
+
+def test_verify_of_a_whole_store_is_code_0(run, catalog):
+    result = run("verify", "--store", catalog)
+    assert (result.exit_code, result.stdout) == (0, "ok: 4,000 pages of 3 segments read, 0 damages\n")
+
+
+def test_verify_of_a_damaged_store_is_code_3_and_lists_the_damage(run, catalog, opener):
+    damage = SimpleNamespace(path="r/7.seg", page=12, first=255, last=1 << 127, reason="checksum")
+    opener.stores[catalog].damages.append(damage)
+    result = run("verify", "--store", catalog)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[2].split() == [
+        "r/7.seg",
+        "12",
+        "0" * 30 + "ff",
+        "8" + "0" * 31,
+        "checksum",
+    ]
+    result = run("verify", "--store", catalog, "--json")
+    assert (result.exit_code, json_of(result)[0]["damages"][0]["page"]) == (3, 12)
+
+
+def test_compact_writes_and_does_not_make_a_store(run, catalog, opener):
+    assert run("compact", "--store", catalog).stdout.startswith("compacted in ")
+    assert opener.stores[catalog].compactions == 1
+    assert run("compact", "--store", "absent").exit_code == 1
+    assert "absent" not in opener.stores
+
+
+def test_volumes_are_listed_added_and_moved(run, catalog, opener):
+    assert run("volumes", "add", "file:///new.tar", "--store", catalog).stdout == "3\n"
+    assert run("volumes", "add", "file:///new.tar", "--store", catalog).stdout == "3\n"
+    assert run("volumes", "move", "3", "file:///newer.tar", "--store", catalog).exit_code == 0
+    assert (
+        run("volumes", "move", "file:///newer.tar", "file:///newest.tar", "--store", catalog).exit_code == 0
+    )
+    listed = json_of(run("volumes", "list", "--store", catalog, "--json"))
+    assert [each["number"] for each in listed] == [1, 2, 3]
+    assert listed[2]["uri"] == "file:///newest.tar"
+    lines = run("volumes", "list", "--store", catalog).stdout.splitlines()
+    assert lines[0].split() == ["NUMBER", "NAME", "STATE", "SIZE", "URI"]
+    assert lines[3].split() == ["3", "new.tar", "active", "-", "file:///newest.tar"]
+    assert run("volumes", "move", "9", "file:///x", "--store", catalog).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["get", KEY], ["lookup", "--ids", os.devnull], ["cat", KEY], ["scan"], ["stat"], ["verify"],
+        ["volumes", "list"],
+    ],
+)  # fmt: skip
+def test_commands_that_read_open_the_store_for_reading_only(run, catalog, opener, line):
+    assert run(*line, "--store", catalog).exit_code == 0
+    assert opener.modes == ["r"]
+
+
+def test_the_store_may_come_from_the_environment(run, catalog):
+    assert run("get", KEY, env={"KVMETA_STORE": catalog}).exit_code == 0
+    missing = run("get", KEY)
+    assert missing.exit_code == 2
+    assert "--store" in missing.stderr
+
+
+def test_every_command_explains_itself(run):
+    for name in kvmeta_command.list_commands(None):
+        result = run(name, "--help")
+        assert result.exit_code == 0
+        assert f"kvmeta {name}" in result.stdout

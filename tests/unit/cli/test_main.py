@@ -1,0 +1,170 @@
+"""The door: help, plug-ins, how errors leave, and what is not imported."""
+
+import errno
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import click
+import pytest
+
+import kvmeta.errors
+from kvmeta.cli import failure, main
+
+
+def python(code, **named):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **named)
+
+
+def test_help_lists_the_commands_and_the_exit_codes(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for name in ("pack", "index", "get", "lookup", "cat", "scan", "stat", "verify", "compact", "volumes"):
+        assert f"\n  {name} " in result.stdout
+    for code in failure.CODES:
+        assert f"\n  {code} " in result.stdout
+
+
+def test_every_kind_of_error_has_its_exit_code():
+    kinds = [
+        each
+        for each in vars(kvmeta.errors).values()
+        if isinstance(each, type) and issubclass(each, kvmeta.errors.KvmetaError)
+    ]
+    assert {kind.__name__ for kind in kinds} == set(failure._CODE_OF)
+    assert set(failure._CODE_OF.values()) <= set(failure.CODES)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (kvmeta.errors.NotFoundError("gone"), 1),
+        (kvmeta.errors.InputError("wrong"), 2),
+        (kvmeta.errors.UnsupportedError("cannot"), 2),
+        (kvmeta.errors.CorruptionError("torn"), 3),
+        (kvmeta.errors.FormatError("foreign"), 3),
+        (kvmeta.errors.StoreLockedError("locked"), 4),
+        (kvmeta.errors.StorageFullError("full"), 4),
+        (type("NewError", (kvmeta.errors.UnavailableError,), {})("of a plug-in"), 4),
+        (OSError(errno.EIO, "Input/output error", "/disk"), 4),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/disk"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_an_error_leaves_as_one_line_and_its_code(run, opener, error, code):
+    opener.failure = error
+    result = run("stat", "--store", "x")
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith("kvmeta: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_message_of_several_lines_is_told_on_one(run, opener):
+    opener.failure = kvmeta.errors.InputError("first\n  second")
+    assert run("stat", "--store", "x").stderr == "kvmeta: first second\n"
+
+
+def test_debug_shows_the_error_itself(run, opener):
+    opener.failure = kvmeta.errors.InputError("wrong")
+    result = run("stat", "--store", "x", env={"KVMETA_DEBUG": "1"})
+    assert result.exception is opener.failure
+
+
+def test_a_fault_of_the_program_is_not_dressed_up(run, opener):
+    opener.failure = ZeroDivisionError("ours")
+    assert run("stat", "--store", "x").exception is opener.failure
+
+
+def test_an_unknown_command_is_wrong_usage(run):
+    assert run("frobnicate").exit_code == 2
+
+
+# --- plug-ins --------------------------------------------------------------------------------------------
+
+
+@click.command()
+def hello():
+    """Say hello."""
+    click.echo("hello")
+
+
+not_a_command = object()
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    def install(**targets):
+        points = {name: EntryPoint(name, value, main.PLUGIN_GROUP) for name, value in targets.items()}
+        monkeypatch.setattr(main, "_plugins", lambda: points)
+
+    return install
+
+
+def test_a_plug_in_is_listed_without_being_loaded_and_runs_when_called(run, plugins):
+    plugins(hello=f"{__name__}:hello", broken="no.such.module:thing")
+    listed = run("--help").stdout
+    assert "\n  hello " in listed
+    assert "(from no.such.module)" in listed
+    assert run("hello").stdout == "hello\n"
+
+
+def test_a_plug_in_that_does_not_load_is_told_by_its_name(run, plugins):
+    plugins(broken="no.such.module:thing", odd=f"{__name__}:not_a_command")
+    result = run("broken")
+    assert result.exit_code == 1
+    assert "kvmeta broken` does not load" in result.stderr
+    assert "not a click command" in run("odd").stderr
+
+
+def test_a_plug_in_cannot_take_a_built_in_name(run, plugins, catalog):
+    plugins(stat=f"{__name__}:hello")
+    assert "hello" not in run("stat", "--store", catalog).stdout
+
+
+# --- as a process ----------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from kvmeta.cli.main import kvmeta_command\n"
+        "try: kvmeta_command(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'numpy', 'numba', 'rocksdict', 'rich'} & set(sys.modules)))"
+    )
+    assert python(code).stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "kvmeta", "--help"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("Usage: kvmeta ")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_closed_pipe_ends_the_command_quietly(lines):
+    code = (
+        "import click, sys\n"
+        "from kvmeta.cli import main\n"
+        "@click.command()\n"
+        "def shout():\n"
+        f"    for _ in range({lines}): click.echo('x' * 100)\n"
+        "    sys.stdin.read()\n"
+        "    click.echo('more')\n"
+        "main._BUILT_IN['shout'] = ('__main__', 'shout')\n"
+        "sys.argv = ['kvmeta', 'shout']\n"
+        "main.run()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "x" * 100 + "\n"
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
