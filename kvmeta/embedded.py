@@ -219,16 +219,13 @@ class EmbeddedDataset(Dataset):
 
     def _distinct_rows(self, ids: Ids, locations: Locations, *, last: bool) -> tuple[Words, NDArray[np.int64]]:
         """Return rows u8[m, 6] of the call's distinct IDs, and which of the call's rows they are."""
-        words = _words(ids, 2)
+        rows = np.empty((len(ids), ROW_WORDS), np.uint64)
+        row_kernels.fill(_words(ids, 2), _words(locations, 3), np.uint64(0), self._engine.keys, rows)
         keep = np.empty(len(ids), np.uint8)
-        if sort.first_or_last(words, last, keep) == len(ids):
-            kept = np.arange(len(ids))
-        else:
-            kept = np.flatnonzero(keep)
-            words, locations = np.ascontiguousarray(words[kept]), locations[kept]
-        rows = np.empty((len(kept), ROW_WORDS), np.uint64)
-        row_kernels.fill(words, _words(locations, 3), np.uint64(0), self._engine.keys, rows)
-        return rows, kept
+        if sort.first_or_last(rows, last, keep) == len(ids):
+            return rows, np.arange(len(ids))
+        kept = np.flatnonzero(keep)
+        return rows[kept], kept
 
     def _commit(
         self, kind: str, rows: Words, kept: NDArray[np.int64], n: int, expected: Words | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -68,7 +69,7 @@ def normal_uri(uri: str | Path) -> str:
         text = str(uri)
         if not text or "\0" in text:
             raise InputError(f"uri: expected a path or a URI, got {text!r}")
-        return Path(text).absolute().as_uri()
+        return Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - collapses ".." but follows no link
     if not urlsplit(uri).scheme:
         raise InputError(f"uri: expected a path or a URI, got {uri!r}")
     return uri

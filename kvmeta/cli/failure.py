@@ -56,14 +56,21 @@ def failure_of(error: BaseException) -> Failure | None:
     """Return what an error means to the command line, or None where it is a fault of the program."""
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
         return Failure("interrupted", INTERRUPTED)
-    for base in type(error).__mro__:
-        if base.__module__ == "kvmeta.errors" and base.__name__ in _CODE_OF:
-            return Failure(" ".join(str(error).split()), _CODE_OF[base.__name__])
+    code = _code_of(error)
+    if code is not None:
+        return Failure(" ".join(str(error).split()), code)
     if isinstance(error, OSError):
         from kvmeta.errors import from_os_error
 
         return failure_of(from_os_error(error, "using", error.filename or "a file"))
     return None
+
+
+def _code_of(error: BaseException) -> int | None:
+    names = [base.__name__ for base in type(error).__mro__ if base.__module__ == "kvmeta.errors"]
+    if "IncompleteBatchError" in names and error.__cause__ is not None:  # why the first of them failed
+        return _code_of(error.__cause__) or DAMAGED
+    return next((_CODE_OF[name] for name in names if name in _CODE_OF), None)
 
 
 def debug_wanted() -> bool:

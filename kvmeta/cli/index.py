@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kvmeta.cli import options, render
-from kvmeta.cli.progress import progress_bar
+from kvmeta.cli.progress import file_progress_bar
 
 if TYPE_CHECKING:
     from kvmeta.index.indexer import IdRule
@@ -53,9 +53,9 @@ def index(
 
     indexer.tar_files(sources)  # a mistyped source must not leave a new store behind
     with options.open_store(store, "a") as opened:
-        if create_dataset and dataset not in _names(opened.datasets()):
+        if create_dataset and dataset not in opened.datasets():
             opened.create_dataset(dataset)
-        with progress_bar("indexing", progress) as update:
+        with file_progress_bar("indexing", progress) as update:
             report = indexer.index(
                 opened.dataset(dataset),
                 opened.volumes,
@@ -73,7 +73,3 @@ def index(
             f"{render.count(report.shards, 'tar')} in {report.seconds:.1f} s, "
             f"{render.count(report.skipped)} skipped"
         )
-
-
-def _names(datasets: Any) -> list[str]:
-    return [str(getattr(each, "name", each)) for each in datasets]

@@ -7,7 +7,7 @@ import dataclasses
 import click
 
 from kvmeta.cli import options, render
-from kvmeta.cli.progress import progress_bar
+from kvmeta.cli.progress import file_progress_bar
 
 
 @click.command(short_help="Pack directories into tar shards.")
@@ -45,7 +45,7 @@ def pack(
     """
     from kvmeta.index import packer
 
-    with progress_bar("packing", progress) as update:
+    with file_progress_bar("packing", progress) as update:
         report = packer.pack(
             directories,
             into,

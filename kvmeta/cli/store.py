@@ -9,6 +9,7 @@ import click
 
 from kvmeta.cli import options, render
 from kvmeta.cli.failure import DAMAGED
+from kvmeta.cli.progress import progress_bar
 
 
 @click.command(short_help="Show what a store holds and costs.")
@@ -26,17 +27,19 @@ def stat(store: str, as_json: bool) -> None:
 
 @click.command(short_help="Check every page of a store.")
 @options.store_option
+@options.progress_option
 @options.json_option
-def verify(store: str, as_json: bool) -> None:
+def verify(store: str, progress: bool | None, as_json: bool) -> None:
     """Read every page of a store and check it; exit with 3 where one is damaged."""
-    with options.open_store(store, "r") as opened:
-        found = opened.verify()
+    with options.open_store(store, "r") as opened, progress_bar("verifying", progress) as update:
+        found = opened.verify(progress=update)
     damages = [
         {
             "path": str(each.path),
+            "dataset": each.dataset,
             "page": each.page,
-            "first": f"{each.first:032x}",
-            "last": f"{each.last:032x}",
+            "first": None if each.first is None else f"{each.first:032x}",
+            "last": None if each.last is None else f"{each.last:032x}",
             "reason": each.reason,
         }
         for each in found.damages
@@ -51,7 +54,7 @@ def verify(store: str, as_json: bool) -> None:
             f"{render.count(found.segments, 'segment')} read, {render.count(len(damages), 'damage')}"
         )
         if damages:
-            titles = ("PATH", "PAGE", "FIRST MIXED ID", "LAST MIXED ID", "REASON")
+            titles = ("PATH", "DATASET", "PAGE", "FIRST MIXED ID", "LAST MIXED ID", "REASON")
             render.table(titles, [tuple(each.values()) for each in damages])
     if not found.ok:
         click.get_current_context().exit(DAMAGED)
@@ -59,9 +62,13 @@ def verify(store: str, as_json: bool) -> None:
 
 @click.command(short_help="Merge a store's runs.")
 @options.store_option
-def compact(store: str) -> None:
+@options.progress_option
+def compact(store: str, progress: bool | None) -> None:
     """Merge a store's runs, so that lookups touch fewer of them and old entries give their space back."""
     started = time.monotonic()
-    with options.open_store(store, "a", must_exist=True) as opened:
-        opened.compact()
+    with (
+        options.open_store(store, "a", must_exist=True) as opened,
+        progress_bar("compacting", progress) as update,
+    ):
+        opened.compact(progress=update)
     click.echo(f"compacted in {time.monotonic() - started:.1f} s")

@@ -53,9 +53,9 @@ def add(uri: str, store: str, as_json: bool) -> None:
 def move(volume: str, new_uri: str, store: str) -> None:
     """Say that VOLUME (its number or URI) now lies at NEW_URI; its entries stay as they are."""
     with options.open_store(store, "a", must_exist=True) as opened:
-        moved = opened.volumes.get(int(volume) if volume.isdecimal() else volume)
-        opened.volumes.move(moved, new_uri)
-    click.echo(f"volume {int(moved)} is now at {new_uri}")
+        known = opened.volumes.get(int(volume) if volume.isdecimal() else volume)
+        moved = opened.volumes.move(known, new_uri)
+    click.echo(f"volume {int(moved)} is now at {moved.uri}")
 
 
 def _shown(volume: Any) -> dict[str, Any]:

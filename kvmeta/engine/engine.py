@@ -316,8 +316,8 @@ class Engine:
             self._mark.write(self._mark_now())
 
     def position(self) -> Position:
-        """Return the WAL position of the last visible group."""
-        return self._committer.position
+        """Return the WAL position of the last visible group (of a reader: at its last refresh)."""
+        return self._acknowledged if self.read_only else self._committer.position
 
     # Datasets
 

@@ -202,7 +202,7 @@ class SegmentWriter:
             blocks = max(1, self.rows * self._filter_bits // (8 * BLOCK_BYTES))
             bits = np.zeros(blocks * BLOCK_BYTES, np.uint8)
             description[SEG_FILTER], description[SEG_BLOCKS] = bits.ctypes.data, blocks
-            directory_kernels.fill_filter(description)
+            directory_kernels.fill_filter(_address(description))
             header["filter_blocks"], header["filter_offset"] = blocks, self._bytes
             section = _padded(bits.tobytes())
             header["filter_checksum"] = xxhash.xxh3_64_intdigest(section)
@@ -312,7 +312,7 @@ class Segment:
             self.description[SEG_RANGES] = data.ctypes.data + offset
             self.description[SEG_BUCKETS] = data.ctypes.data + offset + 4 * (int(self.header["range_count"]) + 1)
         else:  # it says nothing the rows do not say
-            if verify_kernels.verify_pages(self.description, 0, len(self.states)):
+            if verify_kernels.verify_pages(_address(self.description), 0, len(self.states)):
                 raise CorruptionError(f"{self.path}: the bucket directory and row pages are damaged", self.path)
             self._tables = _build_directory(self.header, self.description)
         if int(self.header["filter_blocks"]) and self._filter_good(data):  # without one, lookups read the page
@@ -373,7 +373,7 @@ class Segment:
         """Return the first and last mixed ID (128-bit) that row page `page` may hold, by the directory."""
         if self.damage:
             return self.record.first, self.record.last
-        first, last = verify_kernels.page_range(self.description, page)
+        first, last = verify_kernels.page_range(_address(self.description), page)
         low = max(self.record.first, int(first) << 64)
         return low, min(self.record.last, int(last) << 64 | (1 << 64) - 1)
 
@@ -381,7 +381,8 @@ class Segment:
         """Read row pages [first_page, first_page + pages) again; return the damaged ones."""
         if self.damage:
             return [0]
-        verify_kernels.verify_pages(self.description, first_page, min(len(self.states), first_page + pages))
+        end = min(len(self.states), first_page + pages)
+        verify_kernels.verify_pages(_address(self.description), first_page, end)
         part = self.states[first_page : first_page + pages]
         return [first_page + int(page) for page in np.flatnonzero(part == PAGE_DAMAGED)]
 
@@ -444,11 +445,15 @@ def _build_directory(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
     """Return (ranges, buckets) of the rows and enter them in the description; the caller keeps them alive."""
     ranges = np.zeros(int(header["range_count"]) + 1, np.uint32)
-    count = directory_kernels.count_ranges(description, ranges)
+    count = directory_kernels.count_ranges(_address(description), ranges)
     buckets = np.zeros(count + 1, np.uint32)
     description[SEG_RANGES], description[SEG_BUCKETS] = ranges.ctypes.data, buckets.ctypes.data
-    directory_kernels.fill_buckets(description, buckets)
+    directory_kernels.fill_buckets(_address(description), buckets)
     return ranges, buckets
+
+
+def _address(description: NDArray[np.uint64]) -> np.uint64:
+    return np.uint64(description.ctypes.data)
 
 
 def _range_bits(first_high: int, last_high: int, rows: int) -> int:

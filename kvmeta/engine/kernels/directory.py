@@ -34,22 +34,21 @@ from kvmeta.engine.kernels.layout import (
     SEG_SEED,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import load_u8, load_u32, load_u64, njit, store_u8, store_u64
+from kvmeta.engine.kernels.memory import field, load_u32, load_u64, load_u8, njit, store_u64, store_u8
 
 U = np.uint64
-ABSENT = np.int64(-1)
-DAMAGED = np.int64(-2)
+ABSENT, DAMAGED = U(0), U(1)  # no row has these addresses
 _PAGE, _LOW32, _BLOCK = U(PAGE_BYTES), U(0xFFFFFFFF), U(BLOCK_BYTES)
 
 
 @njit
 def page_is_good(segment, page):
     """Verify row page `page` (0 is the first) at its first touch; return False where it is damaged."""
-    state = segment[SEG_STATES] + page
+    state = field(segment, SEG_STATES) + page
     seen = load_u8(state)
     if seen == PAGE_UNREAD:
-        address = segment[SEG_BASE] + (page + U(1)) * _PAGE
-        good = page_checksum(address, segment[SEG_SEED], page + U(1)) == load_u64(address + U(PAYLOAD_BYTES))
+        address = field(segment, SEG_BASE) + (page + U(1)) * _PAGE
+        good = page_checksum(address, field(segment, SEG_SEED), page + U(1)) == load_u64(address + U(PAYLOAD_BYTES))
         seen = PAGE_GOOD if good else PAGE_DAMAGED
         store_u8(state, seen)
     return seen == PAGE_GOOD
@@ -58,26 +57,26 @@ def page_is_good(segment, page):
 @njit
 def row_page(segment, row):
     """Return the row page that holds `row`."""
-    return U(np.uint32(row) // np.uint32(segment[SEG_PAGE_ROWS]))
+    return U(np.uint32(row) // np.uint32(field(segment, SEG_PAGE_ROWS)))
 
 
 @njit
 def row_address(segment, page, row):
     """Return the address of `row` in row page `page`."""
-    in_page = row - page * segment[SEG_PAGE_ROWS]
-    return segment[SEG_BASE] + (page + U(1)) * _PAGE + in_page * segment[SEG_ROW_BYTES]
+    in_page = row - page * field(segment, SEG_PAGE_ROWS)
+    return field(segment, SEG_BASE) + (page + U(1)) * _PAGE + in_page * field(segment, SEG_ROW_BYTES)
 
 
 @njit
 def bucket_of(segment, high):
     """Return (bucket, place in it as a fraction of 2**32, whether the hash range has any row)."""
-    bits = segment[SEG_RANGE_BITS]
-    which = ((high >> U(1)) >> (U(63) - bits)) - segment[SEG_RANGE_FIRST]
-    if which >= segment[SEG_RANGE_COUNT]:
+    bits = field(segment, SEG_RANGE_BITS)
+    which = ((high >> U(1)) >> (U(63) - bits)) - field(segment, SEG_RANGE_FIRST)
+    if which >= field(segment, SEG_RANGE_COUNT):
         return U(0), U(0), False
-    entry = load_u64(segment[SEG_RANGES] + which * U(4))
-    first = entry & _LOW32
-    count = (entry >> U(32)) - first
+    pair = load_u64(field(segment, SEG_RANGES) + which * U(4))
+    first = pair & _LOW32
+    count = (pair >> U(32)) - first
     scaled = ((high << bits) >> U(32)) * count
     return first + (scaled >> U(32)), scaled & _LOW32, count > U(0)
 
@@ -85,55 +84,71 @@ def bucket_of(segment, high):
 @njit
 def bucket_rows(segment, bucket):
     """Return the rows [first, end) of a bucket."""
-    entry = load_u64(segment[SEG_BUCKETS] + bucket * U(4))
-    return entry & _LOW32, entry >> U(32)
+    pair = load_u64(field(segment, SEG_BUCKETS) + bucket * U(4))
+    return pair & _LOW32, pair >> U(32)
 
 
 @njit
 def find_row(segment, high, low, start, first, end):
-    """Return the row of a mixed ID within rows [first, end), walking from `start`; ABSENT or DAMAGED."""
-    target = high - segment[SEG_COLUMNS]
-    mask = segment[SEG_COLUMNS + 3]
+    """Return the address of the packed row of a mixed ID within rows [first, end), walking from `start`.
+
+    ABSENT or DAMAGED where there is none or it cannot be told.
+    """
+    target = high - field(segment, SEG_COLUMNS)
+    mask = field(segment, SEG_COLUMNS + 3)
+    row_bytes, page_rows = field(segment, SEG_ROW_BYTES), field(segment, SEG_PAGE_ROWS)
     row = start
     page = row_page(segment, row)
     if not page_is_good(segment, page):
         return DAMAGED
-    value = load_u64(row_address(segment, page, row)) & mask
+    in_page = row - page * page_rows
+    at = field(segment, SEG_BASE) + (page + U(1)) * _PAGE + in_page * row_bytes
+    value = load_u64(at) & mask
     while value < target:
         row += U(1)
+        in_page += U(1)
+        at += row_bytes
         if row >= end:
             return ABSENT
-        page = row_page(segment, row)
-        if not page_is_good(segment, page):
-            return DAMAGED
-        value = load_u64(row_address(segment, page, row)) & mask
+        if in_page == page_rows:
+            page += U(1)
+            in_page = U(0)
+            at = row_address(segment, page, row)
+            if not page_is_good(segment, page):
+                return DAMAGED
+        value = load_u64(at) & mask
         if value > target:
             return ABSENT
     while value > target:
         if row <= first:
             return ABSENT
         row -= U(1)
-        page = row_page(segment, row)
-        if not page_is_good(segment, page):
-            return DAMAGED
-        value = load_u64(row_address(segment, page, row)) & mask
+        at -= row_bytes
+        if in_page == U(0):
+            page -= U(1)
+            in_page = page_rows
+            at = row_address(segment, page, row)
+            if not page_is_good(segment, page):
+                return DAMAGED
+        in_page -= U(1)
+        value = load_u64(at) & mask
         if value < target:
             return ABSENT
-    if row_low(segment, page, row) == low:
-        return np.int64(row)
+    if load_u64(at + field(segment, SEG_COLUMNS + 6)) == low:
+        return at
     return _find_among_equal(segment, target, low, row, first, end)
 
 
 @njit
 def row_low(segment, page, row):
     """Return the low half of the mixed ID of a row."""
-    return load_u64(row_address(segment, page, row) + segment[SEG_COLUMNS + 6])
+    return load_u64(row_address(segment, page, row) + field(segment, SEG_COLUMNS + 6))
 
 
 @njit
 def _find_among_equal(segment, target, low, row, first, end):
     """Look at the neighbours with the same high half, which only 64 equal hash bits bring about."""
-    mask = segment[SEG_COLUMNS + 3]
+    mask = field(segment, SEG_COLUMNS + 3)
     for down in (True, False):
         at = row
         while True:
@@ -151,30 +166,30 @@ def _find_among_equal(segment, target, low, row, first, end):
             if load_u64(row_address(segment, page, at)) & mask != target:
                 break
             if row_low(segment, page, at) == low:
-                return np.int64(at)
+                return row_address(segment, page, at)
     return ABSENT
 
 
 @njit
 def lower_bound(segment, high):
-    """Return the first row whose high half is >= `high` (the row count if none), or DAMAGED."""
-    if high <= segment[SEG_FIRST]:
+    """Return the first row whose high half is >= `high` (the row count if none), or -1: a damaged page."""
+    if high <= field(segment, SEG_FIRST):
         return np.int64(0)
-    if high > segment[SEG_LAST]:
-        return np.int64(segment[SEG_ROWS])
+    if high > field(segment, SEG_LAST):
+        return np.int64(field(segment, SEG_ROWS))
     bucket, _, any_row = bucket_of(segment, high)
     if any_row:
         row, end = bucket_rows(segment, bucket)
     else:  # an empty range inside the segment: its first bucket starts where its rows would
-        which = ((high >> U(1)) >> (U(63) - segment[SEG_RANGE_BITS])) - segment[SEG_RANGE_FIRST]
-        row = U(load_u32(segment[SEG_BUCKETS] + U(load_u32(segment[SEG_RANGES] + which * U(4))) * U(4)))
+        which = ((high >> U(1)) >> (U(63) - field(segment, SEG_RANGE_BITS))) - field(segment, SEG_RANGE_FIRST)
+        row = U(load_u32(field(segment, SEG_BUCKETS) + U(load_u32(field(segment, SEG_RANGES) + which * U(4))) * U(4)))
         end = row
-    target = high - segment[SEG_COLUMNS]
+    target = high - field(segment, SEG_COLUMNS)
     while row < end:
         page = row_page(segment, row)
         if not page_is_good(segment, page):
-            return DAMAGED
-        if load_u64(row_address(segment, page, row)) & segment[SEG_COLUMNS + 3] >= target:
+            return np.int64(-1)
+        if load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3) >= target:
             break
         row += U(1)
     return np.int64(row)
@@ -199,7 +214,7 @@ def find_segment(segments, first, count, high):
 @njit
 def filter_block(segment, low):
     """Return the address of the filter block of a mixed ID."""
-    return segment[SEG_FILTER] + (((low >> U(32)) * segment[SEG_BLOCKS]) >> U(32)) * _BLOCK
+    return field(segment, SEG_FILTER) + (((low >> U(32)) * field(segment, SEG_BLOCKS)) >> U(32)) * _BLOCK
 
 
 @njit
@@ -217,11 +232,11 @@ def filter_has(block, high):
 @njit
 def fill_filter(segment):
     """Set the bits of every row of a segment in its (zeroed) filter."""
-    for r in range(segment[SEG_ROWS]):
+    for r in range(field(segment, SEG_ROWS)):
         row = U(r)
         page = row_page(segment, row)
-        high = segment[SEG_COLUMNS] + (
-            load_u64(row_address(segment, page, row)) & segment[SEG_COLUMNS + 3]
+        high = field(segment, SEG_COLUMNS) + (
+            load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3)
         )
         block = filter_block(segment, row_low(segment, page, row))
         bits = high * U(0x9E3779B97F4A7C15)
@@ -235,12 +250,12 @@ def fill_filter(segment):
 def count_ranges(segment, ranges):
     """Fill `ranges` (u4[range count + 1]) with the first bucket of each range; return the bucket count."""
     ranges[:] = 0
-    for r in range(segment[SEG_ROWS]):
+    for r in range(field(segment, SEG_ROWS)):
         row = U(r)
-        high = segment[SEG_COLUMNS] + (
-            load_u64(row_address(segment, row_page(segment, row), row)) & segment[SEG_COLUMNS + 3]
+        high = field(segment, SEG_COLUMNS) + (
+            load_u64(row_address(segment, row_page(segment, row), row)) & field(segment, SEG_COLUMNS + 3)
         )
-        which = ((high >> U(1)) >> (U(63) - segment[SEG_RANGE_BITS])) - segment[SEG_RANGE_FIRST]
+        which = ((high >> U(1)) >> (U(63) - field(segment, SEG_RANGE_BITS))) - field(segment, SEG_RANGE_FIRST)
         ranges[which + U(1)] += 1
     buckets = 0
     for i in range(1, len(ranges)):
@@ -253,11 +268,11 @@ def count_ranges(segment, ranges):
 def fill_buckets(segment, buckets):
     """Fill `buckets` (u4[bucket count + 1]) with the first row of each bucket of the (set) ranges."""
     at = U(0)
-    rows = segment[SEG_ROWS]
+    rows = field(segment, SEG_ROWS)
     for r in range(rows):
         row = U(r)
-        high = segment[SEG_COLUMNS] + (
-            load_u64(row_address(segment, row_page(segment, row), row)) & segment[SEG_COLUMNS + 3]
+        high = field(segment, SEG_COLUMNS) + (
+            load_u64(row_address(segment, row_page(segment, row), row)) & field(segment, SEG_COLUMNS + 3)
         )
         bucket, _, _ = bucket_of(segment, high)
         while at <= bucket:

@@ -34,7 +34,7 @@ from kvmeta.engine.kernels.layout import (
     SEG_FILTER,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import MADV_WILLNEED, load_u32, load_u64, madvise, mincore, njit, prefetch
+from kvmeta.engine.kernels.memory import MADV_WILLNEED, entry, field, load_u32, load_u64, madvise, mincore, njit, prefetch
 from kvmeta.engine.kernels.memtable import find
 
 U = np.uint64
@@ -47,15 +47,14 @@ _LOW32 = U(0xFFFFFFFF)
 def packed_column(segment, address, which):
     """Return column `which` of the packed row at `address`."""
     at = SEG_COLUMNS + 4 * which
-    return segment[at] + (
-        (load_u64(address + segment[at + 2]) & segment[at + 3]) << segment[at + 1]
+    return field(segment, at) + (
+        (load_u64(address + field(segment, at + 2)) & field(segment, at + 3)) << field(segment, at + 1)
     )
 
 
 @njit
-def _take_packed(segment, row, versions, locations, i):
-    """Take a packed row for ID i where its version is larger than what ID i has."""
-    address = row_address(segment, row_page(segment, row), row)
+def _take_packed(segment, address, versions, locations, i):
+    """Take the packed row at `address` for ID i where its version is larger than what ID i has."""
     version = packed_column(segment, address, 2)
     if version > versions[i]:
         versions[i] = version
@@ -87,7 +86,8 @@ def _probe_memtable(memtable, mixed, start, end, versions, locations):
 @njit
 def _choose(run, segments, mixed, ids, count, where):
     """Keep those of ids[:count] that a segment of the run may hold by bounds and filter; return their count."""
-    first, segment_count, run_from = run[RUN_SEGMENT], run[RUN_SEGMENTS], run[RUN_FROM]
+    first, segment_count = field(run, RUN_SEGMENT), field(run, RUN_SEGMENTS)
+    run_from = field(run, RUN_FROM)
     kept = 0
     filtered = False
     for j in range(count):
@@ -100,16 +100,17 @@ def _choose(run, segments, mixed, ids, count, where):
             continue
         ids[kept], where[kept] = i, s
         kept += 1
-        if segments[s, SEG_FILTER]:
+        segment = entry(segments, s)
+        if field(segment, SEG_FILTER):
             filtered = True
-            prefetch(filter_block(segments[s], mixed[i, 1]))
+            prefetch(filter_block(segment, mixed[i, 1]))
     if not filtered:
         return kept
     count, kept = kept, 0
     for j in range(count):
-        i, s = ids[j], where[j]
-        if not segments[s, SEG_FILTER] or filter_has(filter_block(segments[s], mixed[i, 1]), mixed[i, 0]):
-            ids[kept], where[kept] = i, s
+        i, segment = ids[j], entry(segments, where[j])
+        if not field(segment, SEG_FILTER) or filter_has(filter_block(segment, mixed[i, 1]), mixed[i, 0]):
+            ids[kept], where[kept] = i, where[j]
             kept += 1
     return kept
 
@@ -118,23 +119,23 @@ def _choose(run, segments, mixed, ids, count, where):
 def _aim(segments, mixed, ids, count, where, start, first, end):
     """Interpolate the row each of ids[:count] should be at, touching directory, page state and page."""
     for j in range(count):
-        segment = segments[where[j]]
+        segment = entry(segments, where[j])
         bucket, place, any_row = bucket_of(segment, mixed[ids[j], 0])
         start[j], end[j] = place, U(0)
         if any_row:
             first[j], end[j] = bucket, U(1)
-            prefetch(segment[SEG_BUCKETS] + bucket * U(4))
+            prefetch(field(segment, SEG_BUCKETS) + bucket * U(4))
     for j in range(count):
         if end[j] == U(0):
             continue
-        segment = segments[where[j]]
+        segment = entry(segments, where[j])
         first[j], end[j] = bucket_rows(segment, first[j])
         if first[j] == end[j]:
             end[j] = U(0)
             continue
         start[j] = first[j] + ((start[j] * (end[j] - first[j])) >> U(32))
         page = row_page(segment, start[j])
-        prefetch(segment[SEG_STATES] + page)
+        prefetch(field(segment, SEG_STATES) + page)
         address = row_address(segment, page, start[j])
         prefetch(address)
         prefetch(address + U(40))
@@ -163,17 +164,17 @@ def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, loca
                     count += 1
             if count == 0:
                 break  # every later run's highest version is lower still
-            count = _choose(runs[r], segments, mixed, ids, count, where)
+            count = _choose(entry(runs, r), segments, mixed, ids, count, where)
             _aim(segments, mixed, ids, count, where, start, first, end)
             for j in range(count):
                 if end[j] == U(0):
                     continue
-                i, segment = ids[j], segments[where[j]]
-                row = find_row(segment, mixed[i, 0], mixed[i, 1], start[j], first[j], end[j])
-                if row == DAMAGED:
+                i, segment = ids[j], entry(segments, where[j])
+                address = find_row(segment, mixed[i, 0], mixed[i, 1], start[j], first[j], end[j])
+                if address == DAMAGED:
                     failed[i] = 1
-                elif row != ABSENT:
-                    _take_packed(segment, U(row), versions, locations, i)
+                elif address != ABSENT:
+                    _take_packed(segment, address, versions, locations, i)
         for i in range(group, group_end):
             if versions[i] == U(0):
                 continue
@@ -203,12 +204,12 @@ def ask(mixed, runs, segments):
             for i in range(group, min(n, group + GROUP)):
                 ids[count] = i
                 count += 1
-            count = _choose(runs[r], segments, mixed, ids, count, where)
+            count = _choose(entry(runs, r), segments, mixed, ids, count, where)
             _aim(segments, mixed, ids, count, where, start, first, end)
             for j in range(count):
                 if end[j] == U(0):
                     continue
-                segment = segments[where[j]]
+                segment = entry(segments, where[j])
                 page = row_address(segment, row_page(segment, start[j]), start[j]) & U(0xFFFFFFFFFFFFF000)
                 resident[0] = 1
                 mincore(page, U(PAGE_BYTES), resident_at)

@@ -7,7 +7,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 njit = numba.njit(nogil=True, cache=True)
-inline = numba.njit(nogil=True, cache=True, inline="never")
 
 
 def _loader(bits, result):
@@ -45,6 +44,21 @@ def _storer(bits, kind):
 store_u64 = _storer(64, types.uint64)
 store_u32 = _storer(32, types.uint32)
 store_u8 = _storer(8, types.uint8)
+
+
+@njit
+def field(record, which):
+    """Return u8 field `which` of the record at address `record`."""
+    return load_u64(record + types.uint64(which) * types.uint64(8))
+
+
+@njit
+def entry(table, i):
+    """Return the address of row i of a u8 table [n, fields].
+
+    An address, not a row view: a view would count references at every use.
+    """
+    return types.uint64(table.ctypes.data) + types.uint64(i) * types.uint64(table.shape[1]) * types.uint64(8)
 
 
 @intrinsic

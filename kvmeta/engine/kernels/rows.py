@@ -19,7 +19,7 @@ from kvmeta.engine.kernels.layout import (
     WORD4,
     WORD5,
 )
-from kvmeta.engine.kernels.memory import byte_swap, load_u64, njit, store_u8, store_u64
+from kvmeta.engine.kernels.memory import byte_swap, field, load_u64, njit, store_u64, store_u8
 
 U = np.uint64
 _LOW32 = U(0xFFFFFFFF)
@@ -95,26 +95,26 @@ def pack(rows, columns, row_bytes, page_rows, first_page, seed, out):
 @njit
 def unpack(segment, first, end, out):
     """Unpack rows [first, end) of a segment to out[: end - first]; return -1, or the damaged row page."""
-    page_rows = segment[SEG_PAGE_ROWS]
-    row_bytes = segment[SEG_ROW_BYTES]
-    base0, base1, base2 = segment[SEG_COLUMNS], segment[SEG_COLUMNS + 4], segment[SEG_COLUMNS + 8]
-    base3, base4, base5 = segment[SEG_COLUMNS + 12], segment[SEG_COLUMNS + 16], segment[SEG_COLUMNS + 20]
-    base6, base7 = segment[SEG_COLUMNS + 24], segment[SEG_COLUMNS + 28]
-    s2, s3, s4 = segment[SEG_COLUMNS + 9], segment[SEG_COLUMNS + 13], segment[SEG_COLUMNS + 17]
-    s5, s6, s7 = segment[SEG_COLUMNS + 21], segment[SEG_COLUMNS + 25], segment[SEG_COLUMNS + 29]
-    at1, at2, at3 = segment[SEG_COLUMNS + 6], segment[SEG_COLUMNS + 10], segment[SEG_COLUMNS + 14]
-    at4, at5, at6 = segment[SEG_COLUMNS + 18], segment[SEG_COLUMNS + 22], segment[SEG_COLUMNS + 26]
-    at7 = segment[SEG_COLUMNS + 30]
-    m0, m2, m3 = segment[SEG_COLUMNS + 3], segment[SEG_COLUMNS + 11], segment[SEG_COLUMNS + 15]
-    m4, m5, m6 = segment[SEG_COLUMNS + 19], segment[SEG_COLUMNS + 23], segment[SEG_COLUMNS + 27]
-    m7 = segment[SEG_COLUMNS + 31]
+    page_rows = field(segment, SEG_PAGE_ROWS)
+    row_bytes = field(segment, SEG_ROW_BYTES)
+    base0, base1, base2 = field(segment, SEG_COLUMNS), field(segment, SEG_COLUMNS + 4), field(segment, SEG_COLUMNS + 8)
+    base3, base4, base5 = field(segment, SEG_COLUMNS + 12), field(segment, SEG_COLUMNS + 16), field(segment, SEG_COLUMNS + 20)
+    base6, base7 = field(segment, SEG_COLUMNS + 24), field(segment, SEG_COLUMNS + 28)
+    s2, s3, s4 = field(segment, SEG_COLUMNS + 9), field(segment, SEG_COLUMNS + 13), field(segment, SEG_COLUMNS + 17)
+    s5, s6, s7 = field(segment, SEG_COLUMNS + 21), field(segment, SEG_COLUMNS + 25), field(segment, SEG_COLUMNS + 29)
+    at1, at2, at3 = field(segment, SEG_COLUMNS + 6), field(segment, SEG_COLUMNS + 10), field(segment, SEG_COLUMNS + 14)
+    at4, at5, at6 = field(segment, SEG_COLUMNS + 18), field(segment, SEG_COLUMNS + 22), field(segment, SEG_COLUMNS + 26)
+    at7 = field(segment, SEG_COLUMNS + 30)
+    m0, m2, m3 = field(segment, SEG_COLUMNS + 3), field(segment, SEG_COLUMNS + 11), field(segment, SEG_COLUMNS + 15)
+    m4, m5, m6 = field(segment, SEG_COLUMNS + 19), field(segment, SEG_COLUMNS + 23), field(segment, SEG_COLUMNS + 27)
+    m7 = field(segment, SEG_COLUMNS + 31)
     row, o = U(first), 0
     stop = U(end)
     while row < stop:
         page = row // page_rows
         if not page_is_good(segment, page):
             return np.int64(page)
-        at = segment[SEG_BASE] + (page + U(1)) * U(PAGE_BYTES) + (row - page * page_rows) * row_bytes
+        at = field(segment, SEG_BASE) + (page + U(1)) * U(PAGE_BYTES) + (row - page * page_rows) * row_bytes
         page_end = min(stop, (page + U(1)) * page_rows)
         while row < page_end:
             out[o, HIGH] = base0 + (load_u64(at) & m0)

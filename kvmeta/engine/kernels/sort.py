@@ -95,9 +95,9 @@ def gather_latest(rows, order, out):
 
 
 @njit
-def first_or_last(ids, last, keep):
-    """Set keep[i] (u1[n]) where ids[i] (u8[n, 2]) is the first (or the last) of its equals; return their count."""
-    n = len(ids)
+def first_or_last(rows, last, keep):
+    """Set keep[i] (u1[n]) where row i is the first (or the last) with its mixed ID; return how many are."""
+    n = len(rows)
     bits = 4
     while (1 << bits) < 2 * n:
         bits += 1
@@ -106,11 +106,11 @@ def first_or_last(ids, last, keep):
     kept = 0
     for step in range(n):
         i = n - 1 - step if last else step
-        slot = (ids[i, 1] ^ (ids[i, 0] * U(0x9E3779B97F4A7C15))) & mask
+        slot = rows[i, LOW] & mask
         fresh = True
         while slots[slot]:
             other = slots[slot] - 1
-            if ids[other, 0] == ids[i, 0] and ids[other, 1] == ids[i, 1]:
+            if rows[other, LOW] == rows[i, LOW] and rows[other, HIGH] == rows[i, HIGH]:
                 fresh = False
                 break
             slot = (slot + U(1)) & mask

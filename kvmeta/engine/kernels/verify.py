@@ -19,7 +19,7 @@ from kvmeta.engine.kernels.layout import (
     SEG_SEED,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import load_u8, load_u32, load_u64, njit, store_u8
+from kvmeta.engine.kernels.memory import field, load_u32, load_u64, load_u8, njit, store_u8
 
 U = np.uint64
 
@@ -32,9 +32,9 @@ def verify_pages(segment, first, end):
     """
     damaged = 0
     for p in range(first, end):
-        address = segment[SEG_BASE] + U(p + 1) * U(PAGE_BYTES)
-        state = segment[SEG_STATES] + U(p)
-        good = page_checksum(address, segment[SEG_SEED], U(p + 1)) == load_u64(address + U(PAYLOAD_BYTES))
+        address = field(segment, SEG_BASE) + U(p + 1) * U(PAGE_BYTES)
+        state = field(segment, SEG_STATES) + U(p)
+        good = page_checksum(address, field(segment, SEG_SEED), U(p + 1)) == load_u64(address + U(PAYLOAD_BYTES))
         if good and load_u8(state) != PAGE_DAMAGED:
             store_u8(state, PAGE_GOOD)
         else:
@@ -47,16 +47,16 @@ def verify_pages(segment, first, end):
 def _bucket_start(segment, bucket):
     """Return the smallest high half that falls into `bucket` or a later one."""
     which = U(0)
-    while which + U(1) < segment[SEG_RANGE_COUNT] and U(
-        load_u32(segment[SEG_RANGES] + (which + U(1)) * U(4))
+    while which + U(1) < field(segment, SEG_RANGE_COUNT) and U(
+        load_u32(field(segment, SEG_RANGES) + (which + U(1)) * U(4))
     ) <= bucket:
         which += U(1)
-    first = U(load_u32(segment[SEG_RANGES] + which * U(4)))
-    count = U(load_u32(segment[SEG_RANGES] + (which + U(1)) * U(4))) - first
-    bits = segment[SEG_RANGE_BITS]
+    first = U(load_u32(field(segment, SEG_RANGES) + which * U(4)))
+    count = U(load_u32(field(segment, SEG_RANGES) + (which + U(1)) * U(4))) - first
+    bits = field(segment, SEG_RANGE_BITS)
     start = U(0)
     if bits > U(0):
-        start = (segment[SEG_RANGE_FIRST] + which) << (U(64) - bits)
+        start = (field(segment, SEG_RANGE_FIRST) + which) << (U(64) - bits)
     inside = U(0)
     if count > U(0):  # the smallest x with x * count >> 32 >= bucket - first
         inside = (((bucket - first) << U(32)) + count - U(1)) // count
@@ -66,18 +66,18 @@ def _bucket_start(segment, bucket):
 @njit
 def page_range(segment, page):
     """Return the first and the last high half a row of row page `page` can have, by the bucket directory."""
-    first_row = U(page) * segment[SEG_PAGE_ROWS]
-    last_row = min(segment[SEG_ROWS], first_row + segment[SEG_PAGE_ROWS]) - U(1)
-    buckets = U(load_u32(segment[SEG_RANGES] + segment[SEG_RANGE_COUNT] * U(4)))
+    first_row = U(page) * field(segment, SEG_PAGE_ROWS)
+    last_row = min(field(segment, SEG_ROWS), first_row + field(segment, SEG_PAGE_ROWS)) - U(1)
+    buckets = U(load_u32(field(segment, SEG_RANGES) + field(segment, SEG_RANGE_COUNT) * U(4)))
     low, high = U(0), buckets
     while high - low > U(1):  # the last bucket that starts at or before the page's first row
         middle = (low + high) // U(2)
-        if U(load_u32(segment[SEG_BUCKETS] + middle * U(4))) <= first_row:
+        if U(load_u32(field(segment, SEG_BUCKETS) + middle * U(4))) <= first_row:
             low = middle
         else:
             high = middle
     end = low
-    while end < buckets and U(load_u32(segment[SEG_BUCKETS] + end * U(4))) <= last_row:
+    while end < buckets and U(load_u32(field(segment, SEG_BUCKETS) + end * U(4))) <= last_row:
         end += U(1)
     first = _bucket_start(segment, low)
     last = U(0xFFFFFFFFFFFFFFFF)

@@ -5,7 +5,7 @@ Merge and scan both move along the order window by window; `cut` sizes the next 
 
 import numpy as np
 
-from kvmeta.engine.kernels.directory import DAMAGED, lower_bound
+from kvmeta.engine.kernels.directory import lower_bound
 from kvmeta.engine.kernels.layout import (
     RUN_FROM,
     RUN_SEGMENT,
@@ -15,7 +15,7 @@ from kvmeta.engine.kernels.layout import (
     SEG_PRIOR,
     SEG_ROWS,
 )
-from kvmeta.engine.kernels.memory import njit
+from kvmeta.engine.kernels.memory import entry, field, njit
 from kvmeta.engine.kernels.rows import unpack
 
 U = np.uint64
@@ -25,7 +25,7 @@ _TOP = U(0xFFFFFFFFFFFFFFFF)
 @njit
 def _segment_at(run, segments, high):
     """Return the first segment of a run whose last high half is >= `high`, or one past the run's last."""
-    low, end = run[RUN_SEGMENT], run[RUN_SEGMENT] + run[RUN_SEGMENTS]
+    low, end = field(run, RUN_SEGMENT), field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS)
     while low < end:
         middle = (low + end) // U(2)
         if segments[middle, SEG_LAST] < high:
@@ -39,13 +39,13 @@ def _segment_at(run, segments, high):
 def rows_below(run, segments, high):
     """Return how many rows of a run have a high half < `high`; an estimate next to a damaged page."""
     s = _segment_at(run, segments, high)
-    if s == run[RUN_SEGMENT] + run[RUN_SEGMENTS]:
-        if run[RUN_SEGMENTS] == U(0):
+    if s == field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS):
+        if field(run, RUN_SEGMENTS) == U(0):
             return np.int64(0)
         return np.int64(segments[s - U(1), SEG_PRIOR] + segments[s - U(1), SEG_ROWS])
     if high <= segments[s, SEG_FIRST]:
         return np.int64(segments[s, SEG_PRIOR])
-    return np.int64(segments[s, SEG_PRIOR]) + max(np.int64(0), lower_bound(segments[s], high))
+    return np.int64(segments[s, SEG_PRIOR]) + max(np.int64(0), lower_bound(entry(segments, s), high))
 
 
 @njit
@@ -58,8 +58,8 @@ def cut(runs, segments, first, last, rows_max):
     total = 0
     for r in range(len(runs)):
         start = max(first, runs[r, RUN_FROM])
-        before += rows_below(runs[r], segments, start)
-        total += rows_below(runs[r], segments, last) if last < _TOP else _all_rows(runs[r], segments)
+        before += rows_below(entry(runs, r), segments, start)
+        total += rows_below(entry(runs, r), segments, last) if last < _TOP else _all_rows(entry(runs, r), segments)
     if total - before <= rows_max:
         return last
     low, high = first, last
@@ -69,7 +69,7 @@ def cut(runs, segments, first, last, rows_max):
         middle = low + (high - low) // U(2)
         count = -before
         for r in range(len(runs)):
-            count += rows_below(runs[r], segments, max(middle, runs[r, RUN_FROM]))
+            count += rows_below(entry(runs, r), segments, max(middle, runs[r, RUN_FROM]))
         if count > rows_max:
             high = middle
         else:
@@ -81,20 +81,20 @@ def cut(runs, segments, first, last, rows_max):
 
 @njit
 def _all_rows(run, segments):
-    if run[RUN_SEGMENTS] == U(0):
+    if field(run, RUN_SEGMENTS) == U(0):
         return np.int64(0)
-    last = run[RUN_SEGMENT] + run[RUN_SEGMENTS] - U(1)
+    last = field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS) - U(1)
     return np.int64(segments[last, SEG_PRIOR] + segments[last, SEG_ROWS])
 
 
 @njit
 def _segment_rows(run, segment, first, last):
     """Return the rows [start, end) of a segment within [first, last] and its run's share, or (-1, -1): damage."""
-    start = lower_bound(segment, max(first, run[RUN_FROM]))
-    end = np.int64(segment[SEG_ROWS])
-    if last < segment[SEG_LAST]:
+    start = lower_bound(segment, max(first, field(run, RUN_FROM)))
+    end = np.int64(field(segment, SEG_ROWS))
+    if last < field(segment, SEG_LAST):
         end = lower_bound(segment, last + U(1))
-    if start == DAMAGED or end == DAMAGED:
+    if start < 0 or end < 0:
         return np.int64(-1), np.int64(-1)
     return start, end
 
@@ -105,9 +105,9 @@ def count_window(runs, segments, first, last):
     total = 0
     for r in range(len(runs)):
         stop = runs[r, RUN_SEGMENT] + runs[r, RUN_SEGMENTS]
-        s = _segment_at(runs[r], segments, max(first, runs[r, RUN_FROM]))
+        s = _segment_at(entry(runs, r), segments, max(first, runs[r, RUN_FROM]))
         while s < stop and segments[s, SEG_FIRST] <= last:
-            start, end = _segment_rows(runs[r], segments[s], first, last)
+            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last)
             if start < 0:
                 return -1 - np.int64(s)
             total += max(0, end - start)
@@ -125,10 +125,10 @@ def unpack_window(runs, segments, first, last, out, heads, ends):
     for r in range(len(runs)):
         heads[r] = total
         stop = runs[r, RUN_SEGMENT] + runs[r, RUN_SEGMENTS]
-        s = _segment_at(runs[r], segments, max(first, runs[r, RUN_FROM]))
+        s = _segment_at(entry(runs, r), segments, max(first, runs[r, RUN_FROM]))
         while s < stop and segments[s, SEG_FIRST] <= last:
-            start, end = _segment_rows(runs[r], segments[s], first, last)
-            if start < 0 or (end > start and unpack(segments[s], start, end, out[total:]) >= 0):
+            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last)
+            if start < 0 or (end > start and unpack(entry(segments, s), start, end, out[total:]) >= 0):
                 return -1 - np.int64(s)
             total += max(np.int64(0), end - start)
             s += U(1)

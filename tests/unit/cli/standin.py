@@ -47,6 +47,7 @@ class StandInVolumes:
 
     def move(self, volume, new_uri):
         self._by_number[int(volume)].uri = new_uri
+        return self._by_number[int(volume)]
 
 
 class StandInDataset:
@@ -143,10 +144,12 @@ class StandInStore:
             raise NotFoundError(f"no dataset {name!r}")
         return self.kept[name]
 
-    def compact(self):
+    def compact(self, *, progress=None):
         self.compactions += 1
 
-    def verify(self):
+    def verify(self, *, progress=None):
+        if progress is not None:
+            progress(4_000, 4_000)
         return SimpleNamespace(ok=not self.damages, segments=3, pages=4_000, damages=self.damages)
 
     def stats(self):

@@ -254,12 +254,15 @@ def test_verify_of_a_whole_store_is_code_0(run, catalog):
 
 
 def test_verify_of_a_damaged_store_is_code_3_and_lists_the_damage(run, catalog, opener):
-    damage = SimpleNamespace(path="r/7.seg", page=12, first=255, last=1 << 127, reason="checksum")
+    damage = SimpleNamespace(
+        path="r/7.seg", dataset="default", page=12, first=255, last=1 << 127, reason="checksum"
+    )
     opener.stores[catalog].damages.append(damage)
     result = run("verify", "--store", catalog)
     assert result.exit_code == 3
     assert result.stdout.splitlines()[2].split() == [
         "r/7.seg",
+        "default",
         "12",
         "0" * 30 + "ff",
         "8" + "0" * 31,
@@ -267,6 +270,15 @@ def test_verify_of_a_damaged_store_is_code_3_and_lists_the_damage(run, catalog, 
     ]
     result = run("verify", "--store", catalog, "--json")
     assert (result.exit_code, json_of(result)[0]["damages"][0]["page"]) == (3, 12)
+
+
+def test_damage_outside_of_the_pages_has_no_range(run, catalog, opener):
+    damage = SimpleNamespace(
+        path="r/7.seg", dataset="default", page=None, first=None, last=None, reason="footer"
+    )
+    opener.stores[catalog].damages.append(damage)
+    line = run("verify", "--store", catalog, "--progress").stdout.splitlines()[2]
+    assert line.split() == ["r/7.seg", "default", "-", "-", "-", "footer"]
 
 
 def test_compact_writes_and_does_not_make_a_store(run, catalog, opener):

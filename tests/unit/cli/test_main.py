@@ -76,6 +76,16 @@ def test_a_fault_of_the_program_is_not_dressed_up(run, opener):
     assert run("stat", "--store", "x").exception is opener.failure
 
 
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [(None, 3), (kvmeta.errors.CorruptionError("torn"), 3), (kvmeta.errors.UnavailableError("off"), 4)],
+)
+def test_an_incomplete_batch_has_the_code_of_its_reason(reason, code):
+    error = kvmeta.errors.IncompleteBatchError("part", None, None)
+    error.__cause__ = reason
+    assert failure.failure_of(error).exit_code == code
+
+
 def test_an_unknown_command_is_wrong_usage(run):
     assert run("frobnicate").exit_code == 2
 
@@ -130,7 +140,7 @@ def test_help_imports_nothing_heavy():
         "import sys; from kvmeta.cli.main import kvmeta_command\n"
         "try: kvmeta_command(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'numpy', 'numba', 'rocksdict', 'rich'} & set(sys.modules)))"
+        "print(sorted({'numba', 'rocksdict', 'rich', 'kvmeta.embedded', 'kvmeta.index'} & set(sys.modules)))"
     )
     assert python(code).stdout.splitlines()[-1] == "[]"
 

@@ -90,11 +90,11 @@ def test_small_archives_share_a_batch_and_large_ones_fill_several(tmp_path, shel
     monkeypatch.setattr("kvmeta.index.indexer.ROWS_MAX", 10)
     scan = index.__globals__["scan"]
     monkeypatch.setitem(index.__globals__, "scan", lambda *a, **k: scan(*a, rows_max=10, **k))
-    for i, n in enumerate([3, 4, 5, 25]):
+    for i, n in enumerate([3, 4, 3, 1, 25]):
         write_tar(tmp_path / f"{i}.tar", {f"{i}-{j}": b"" for j in range(n)})
     report = index(shelf, shelf, tmp_path)
-    assert shelf.batches == [7, 5, 10, 10, 5]
-    assert (report.files, report.shards, report.batches) == (37, 4, 5)
+    assert shelf.batches == [10, 1, 10, 10, 5]
+    assert (report.files, report.shards, report.batches) == (36, 5, 5)
 
 
 def test_directories_are_searched_and_no_archive_is_read_twice(tmp_path, shelf):
