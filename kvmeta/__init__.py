@@ -1,13 +1,13 @@
 """kvmeta: a batched metadata store for billions of small files.
 
-    import numpy as np, kvmeta
+import numpy as np, kvmeta
 
-    with kvmeta.open("./catalog") as store:
-        ds = store.dataset()
-        ids = kvmeta.ids_from_keys(["train/0001.jpg", "train/0002.jpg"])
-        locations = np.zeros(2, kvmeta.LOCATION)
-        ds.put(ids, locations)
-        hit = ds.lookup(ids)  # hit.found, hit.locations, hit.versions: columns
+with kvmeta.open("./catalog") as store:
+    ds = store.dataset()
+    ids = kvmeta.ids_from_keys(["train/0001.jpg", "train/0002.jpg"])
+    locations = np.zeros(2, kvmeta.LOCATION)
+    ds.put(ids, locations)
+    hit = ds.lookup(ids)  # hit.found, hit.locations, hit.versions: columns
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def open(  # noqa: A001 - kvmeta.open is the name users expect
     """Open the store at `target`, a directory.
 
     mode "a": made if missing, one writer; "r": never creates, any number beside the writer, the state at open
-    (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. `options` are limits of the
-    engine. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError, ….
+    (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. `options` are limits of
+    the engine. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError, ….
     """
     text = os.fspath(target)
     if "://" in text:

@@ -15,7 +15,8 @@ from kvmeta.errors import InputError
 class Hits:
     """A lookup's result. `found` bool[n]; `locations` LOCATION[n] and `versions` u8[n], zero where absent.
 
-    `failed` bool[n]: could not be answered (with on_error="mask"); `found` means something only where it is False.
+    `failed` bool[n]: could not be answered (with on_error="mask"); `found` means something only where it is
+    False.
     """
 
     found: NDArray[np.bool_]
@@ -31,8 +32,8 @@ class Hits:
 class Inserted:
     """An insert's result. `inserted` bool[n]: the ID was absent and now has the given location.
 
-    Where it is False, `locations` LOCATION[n] and `versions` u8[n] are those held; an ID that comes again within
-    the call answers False with what its first occurrence left.
+    Where it is False, `locations` LOCATION[n] and `versions` u8[n] are those held; an ID that comes again
+    within the call answers False with what its first occurrence left.
     """
 
     inserted: NDArray[np.bool_]
@@ -71,7 +72,7 @@ class Relocated:
         return len(self.relocated)
 
     def reason(self, i: int) -> str:
-        """Return the outcome of row i as a word: "relocated", "absent", "changed", …"""
+        """Return the outcome of row i as a lower-case word, such as "changed"."""
         return Outcome(int(self.outcomes[i])).name.lower()
 
 
@@ -94,9 +95,8 @@ class ScanPage:
 def as_versions(versions: object, n: int) -> NDArray[np.uint64]:
     """Return `versions` as a C-contiguous u8[n]; InputError where dtype, shape or length is another."""
     array = np.asarray(versions)
-    if array.dtype.kind != "u" or array.dtype.itemsize != 8 or array.ndim != 1:
-        if not (array.size == 0 and n == 0):
-            raise InputError(f"versions: expected uint64[n] as lookup returns, got {array.dtype}{list(array.shape)}")
+    if array.size and (array.dtype.kind != "u" or array.dtype.itemsize != 8 or array.ndim != 1):
+        raise InputError(f"versions: expected uint64[n] as looked up, got {array.dtype}{list(array.shape)}")
     if len(array) != n:
         raise InputError(f"versions: {len(array)} rows for {n} IDs; both must have the same length")
     return np.ascontiguousarray(array, np.uint64)

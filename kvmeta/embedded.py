@@ -77,7 +77,7 @@ class EmbeddedStore(Store):
         return sorted(tree.dataset.name for tree in self.engine.trees.values())
 
     def flush(self) -> None:
-        """Write what is in memory to the runs on disk. (It was durable before.)"""
+        """Write what is in memory to the runs on disk; it was durable before."""
         self.engine.background.flush()
 
     def compact(self, *, progress: Progress | None = None) -> None:
@@ -182,6 +182,7 @@ class EmbeddedDataset(Dataset):
         outcomes = np.full(len(ids), Outcome.REPEATED, np.uint8)
         start = 0
         for write in self._commit(commit.RELOCATE, rows, kept, len(ids), versions[kept]):
+            assert write.outcome is not None
             outcomes[kept[start : start + len(write.rows)]] = write.outcome
             start += len(write.rows)
         return Relocated(outcomes == Outcome.RELOCATED, outcomes)
@@ -217,7 +218,9 @@ class EmbeddedDataset(Dataset):
     def _volume(self, number: int) -> Volume:
         return _volume(self._engine.manifest, number)
 
-    def _distinct_rows(self, ids: Ids, locations: Locations, *, last: bool) -> tuple[Words, NDArray[np.int64]]:
+    def _distinct_rows(
+        self, ids: Ids, locations: Locations, *, last: bool
+    ) -> tuple[Words, NDArray[np.int64]]:
         """Return rows u8[m, 6] of the call's distinct IDs, and which of the call's rows they are."""
         rows = np.empty((len(ids), ROW_WORDS), np.uint64)
         row_kernels.fill(_words(ids, 2), _words(locations, 3), np.uint64(0), self._engine.keys, rows)
@@ -295,7 +298,9 @@ class EmbeddedVolumes(Volumes):
         if isinstance(volume, (str, Path)):
             found = self._find(normal_uri(volume))
             if found is None:
-                raise NotFoundError(f"no volume with URI {normal_uri(volume)}; register it with store.volumes.add")
+                raise NotFoundError(
+                    f"no volume with URI {normal_uri(volume)}; register it with store.volumes.add"
+                )
             return found
         return _volume(self._engine.manifest, int(volume))
 

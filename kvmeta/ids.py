@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -82,12 +83,12 @@ def ids_from_keys(keys: Any) -> IdArray:
 
 
 def ids_from_key_column(names: NDArray[np.uint8], ends: NDArray[np.int64], start: int = 0) -> IdArray:
-    """Return the ID[n] of keys that lie back to back in `names`; key i ends at `ends[i]`, the first starts at
-    `start`.
+    """Return the ID[n] of keys that lie back to back in `names`.
+
+    Key i ends at `ends[i]`; the first starts at `start`.
     """
-    digest, view = xxhash.xxh3_128_digest, memoryview(np.ascontiguousarray(names))
-    bounds = [start, *ends.tolist()]
-    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    digest, view = xxhash.xxh3_128_digest, memoryview(np.ascontiguousarray(names).data)
+    spans = pairwise([start, *ends.tolist()])
     return np.frombuffer(b"".join([digest(view[a:b]) for a, b in spans]), ID)
 
 
@@ -142,7 +143,9 @@ def _from_array(ids: NDArray[Any]) -> IdArray:
             'use dtype V16: np.frombuffer(raw, "V16")'
         )
     if kind == "U":
-        raise InputError(f"ids: dtype {ids.dtype} holds text; hash keys with kvmeta.ids_from_keys(array.tolist())")
+        raise InputError(
+            f"ids: dtype {ids.dtype} holds text; hash keys with kvmeta.ids_from_keys(array.tolist())"
+        )
     hint = "; for integers use kvmeta.ids_from_ints" if kind == "i" or (kind == "u" and size < 8) else ""
     raise InputError(
         f"ids: expected V16[n], uint8[n,16], uint64[n] or uint64[n,2], got {ids.dtype}{list(ids.shape)}{hint}"
@@ -166,7 +169,9 @@ def _from_halves(high: NDArray[np.uint64] | None, low: NDArray[np.uint64]) -> Id
 def _from_arrow(array: Any) -> IdArray:
     kind = str(array.type)
     if array.null_count:
-        raise InputError(f"keys: {array.null_count} of {len(array)} Arrow values are null; a key cannot be null")
+        raise InputError(
+            f"keys: {array.null_count} of {len(array)} Arrow values are null; a key cannot be null"
+        )
     if kind not in ("string", "binary", "large_string", "large_binary"):
         if "string" in kind or "binary" in kind:  # views and dictionaries have no plain offsets
             return ids_from_keys(array.to_pylist())
@@ -194,7 +199,7 @@ def _id_bytes(value: Any, where: str) -> bytes:
     if isinstance(value, str):
         return bytes(xxhash.xxh3_128_digest(value.encode("utf-8", "surrogateescape")))
     if isinstance(value, (bytes, np.void)):
-        raw = bytes(value)
+        raw = value if isinstance(value, bytes) else value.tobytes()
         if len(raw) != ID_BYTES:
             raise InputError(
                 f"{where}: a raw ID has exactly 16 bytes, got {len(raw)}; hash keys with kvmeta.ids_from_keys"
@@ -204,7 +209,9 @@ def _id_bytes(value: Any, where: str) -> bytes:
         return value.bytes
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return _int_bytes(int(value), where)
-    raise InputError(f"{where}: expected str (a key), bytes (16), int or uuid.UUID, got {type(value).__name__}")
+    raise InputError(
+        f"{where}: expected str (a key), bytes (16), int or uuid.UUID, got {type(value).__name__}"
+    )
 
 
 def _int_bytes(value: int, where: str) -> bytes:

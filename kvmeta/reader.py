@@ -1,7 +1,7 @@
-"""Reading files through their locations: grouped by volume, sorted by offset, coalesced, in parallel, checked.
+"""Reading files through their locations: grouped by volume, sorted, coalesced, in parallel, checked.
 
-Reading costs one request for each *extent*, a stretch of a volume that holds near neighbours; a sorted batch of
-small files therefore reads like a few large ones.
+Reading costs one request for each *extent*, a stretch of a volume that holds near neighbours; a sorted batch
+of small files therefore reads like a few large ones.
 """
 
 from __future__ import annotations
@@ -82,7 +82,11 @@ def _extents(locations: NDArray[np.void], order: NDArray[np.int64]) -> list[NDAr
 
 
 def _read_extent(
-    path: Path, locations: NDArray[np.void], rows: NDArray[np.int64], out: list[bytes | None], failures: Failures
+    path: Path,
+    locations: NDArray[np.void],
+    rows: NDArray[np.int64],
+    out: list[bytes | None],
+    failures: Failures,
 ) -> None:
     part = locations[rows]
     start = int(part["offset"].min())
@@ -100,7 +104,9 @@ def _read_extent(
         if len(file) < length:
             failures.add(np.array([row]), CorruptionError(f"{where}: the volume ends before", path))
         elif checksum and google_crc32c.value(file) != checksum:
-            failures.add(np.array([row]), CorruptionError(f"{where}: the bytes do not match their CRC-32C", path))
+            failures.add(
+                np.array([row]), CorruptionError(f"{where}: the bytes do not match their CRC-32C", path)
+            )
         else:
             out[row] = file
 

@@ -1,7 +1,7 @@
 """The public contract: a store has datasets, a dataset answers batches. Every kind of store is one of these.
 
-What can be said once for all kinds is said here: argument checks, single gets, reads, iterating over pages. A kind
-adds the columns (`EmbeddedStore`).
+What can be said once for all kinds is said here: argument checks, single gets, reads, iterating over pages. A
+kind adds the columns (`EmbeddedStore`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DatasetStats:
-    """One dataset's figures. Rows count stored entries: a replaced or deleted one counts until it is merged away."""
+    """One dataset's figures. `rows` counts stored entries, replaced ones until they are merged away."""
 
     name: str
     ttl_s: float | None
@@ -98,8 +98,8 @@ class VerifyReport:
 class Dataset(ABC):
     """A named keyspace. All methods take batches of any size and are thread-safe.
 
-    IDs are given in any form `kvmeta.as_ids` takes. A call with more than 65,536 IDs is cut into chunks; each is
-    atomic, the call is not.
+    IDs are given in any form `kvmeta.as_ids` takes. A call with more than 65,536 IDs is cut into chunks; each
+    is atomic, the call is not.
     """
 
     name: str
@@ -146,7 +146,7 @@ class Dataset(ABC):
         self._delete(as_ids(ids))
 
     def relocate(self, ids: Any, locations: Any, versions: Any) -> Relocated:
-        """Set the location of each ID whose held version is still the one in `versions` (u8[n], as looked up).
+        """Set the location of each ID whose held version is still that of `versions` (u8[n], as looked up).
 
         A newer put or delete is never overwritten. Durable when it returns.
         """
@@ -165,9 +165,9 @@ class Dataset(ABC):
     ) -> Iterator[ScanPage]:
         """Yield every live entry, in pages of up to `page_rows`, in hash order.
 
-        `sample`: only a uniform random share in (0, 1]; `tag`: only entries with it; `after`: continue behind a
-        page's cursor; `shard`: part i of n. Entries put or deleted meanwhile may or may not be seen; all others
-        are seen exactly once.
+        `sample`: only a uniform random share in (0, 1]; `tag`: only entries with it; `after`: continue behind
+        a page's cursor; `shard`: part i of n. Entries put or deleted meanwhile may or may not be seen; all
+        others are seen exactly once.
         """
         if page_rows < 1:
             raise InputError(f"page_rows: expected at least 1, got {page_rows}")
@@ -179,8 +179,8 @@ class Dataset(ABC):
         """Return the bytes of each ID's file, None where the ID is absent.
 
         Grouped by volume, sorted by offset, near neighbours read together, in parallel; checked by CRC-32C. A
-        location in an unregistered volume raises NotFoundError. Files that cannot be read or do not match raise
-        IncompleteBatchError (`.failed`, `.partial`); with on_error="mask" they come as None.
+        location in an unregistered volume raises NotFoundError. Files that cannot be read or do not match
+        raise IncompleteBatchError (`.failed`, `.partial`); with on_error="mask" they come as None.
         """
         hits = self.lookup(ids, on_error=on_error)
         files, failures = reader.read(hits.locations, hits.found & ~hits.failed, self._volume)
@@ -194,8 +194,9 @@ class Dataset(ABC):
     def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
         """Bulk-load (ids, locations) batches and return the rows read.
 
-        Faster than put and without the log: visible and durable whole when it returns; if it fails, nothing of
-        it is. Later batches win over earlier ones, and the load over everything written before it returned.
+        Faster than put and without the log: visible and durable whole when it returns; if it fails, nothing
+        of it is. Later batches win over earlier ones, and the load over everything written before it
+        returned.
         """
 
     @abstractmethod
@@ -243,11 +244,13 @@ class Store(ABC):
         """Return a dataset; NotFoundError if there is none of that name."""
 
     @abstractmethod
-    def create_dataset(self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False) -> Dataset:
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
+    ) -> Dataset:
         """Create a dataset; its options are fixed from now on.
 
-        `ttl_s`: entries expire that many seconds after their last put. `bottom_filter`: filters on all data, for
-        datasets asked mostly for IDs they do not have (1.25 bytes an entry more).
+        `ttl_s`: entries expire that many seconds after their last put. `bottom_filter`: filters on all data,
+        for datasets asked mostly for IDs they do not have (1.25 bytes an entry more).
         """
 
     @abstractmethod
@@ -260,7 +263,7 @@ class Store(ABC):
 
     @abstractmethod
     def flush(self) -> None:
-        """Write what is in memory to the runs on disk. (It was durable before.)"""
+        """Write what is in memory to the runs on disk; it was durable before."""
 
     @abstractmethod
     def compact(self, *, progress: Progress | None = None) -> None:
@@ -292,7 +295,7 @@ class Store(ABC):
 
 
 def check_dataset_name(name: str) -> str:
-    """Return `name`; InputError where it cannot be a dataset's: 1 to 128 of letters, digits, "_", "-", "."."""
+    """Return `name`; InputError where it is not 1 to 128 of letters, digits, "_", "-" and "."."""
     if not isinstance(name, str) or not 1 <= len(name) <= 128:
         raise InputError(f"dataset name: expected 1 to 128 characters, got {name!r}")
     if not all(each.isascii() and (each.isalnum() or each in "_-.") for each in name):

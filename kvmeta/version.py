@@ -73,7 +73,7 @@ def join(parts: Version) -> int:
 
 
 def expiry(ttl_s: float | None, unix_ms: int) -> int:
-    """Return the version below which an entry of a dataset with `ttl_s` has expired at `unix_ms`; 0 = none."""
+    """Return the version below which entries with `ttl_s` have expired at `unix_ms`; 0 = none."""
     if ttl_s is None:
         return 0
     return max(0, unix_ms - EPOCH_MS - round(ttl_s * 1000)) << MS_SHIFT

@@ -1,4 +1,4 @@
-"""Volumes: what a location's number stands for. Moving a volume is one row, never a rewrite of its entries."""
+"""Volumes: what a location's number stands for. Moving one changes one row and no entry."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Volumes(ABC):
 
     @abstractmethod
     def add(self, uri: str | Path, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
-        """Register `uri` (a path or a URI) and return its volume; a URI known already returns the one it has."""
+        """Register `uri` (a path or a URI) and return its volume; a known URI returns the one it has."""
 
     @abstractmethod
     def get(self, volume: int | str | Path) -> Volume:

@@ -1,8 +1,9 @@
 """Group commit: concurrent writes share one WAL batch and one fsync, and nothing is visible before it.
 
-Each caller queues its write and takes the commit lock. Whoever gets it first commits all that is queued; the others
-find theirs done. Writes that depend on what is held (insert, relocate) are decided in queue order, over the
-visible state plus the group's own earlier writes, so their answers are true once the group is durable.
+Each caller queues its write and takes the commit lock. Whoever gets it first commits all that is queued; the
+others find theirs done. Writes that depend on what is held (insert, relocate) are decided in queue order,
+over the visible state plus the group's own earlier writes, so their answers are true once the group is
+durable.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmeta.batch import Outcome
 from kvmeta.engine import wal
 from kvmeta.engine.kernels.layout import LOW, VERSION
 from kvmeta.engine.memtable import Memtable
@@ -26,17 +28,14 @@ from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 Rows = NDArray[np.uint64]
 
 PUT, INSERT, DELETE, RELOCATE = "put", "insert", "delete", "relocate"
-RELOCATED, ABSENT, CHANGED, EXHAUSTED, REPEATED, FAILED = range(6)
-"""Outcomes of one ID of a relocate: done; no live entry; another version is held; 127 moves are used up; the ID
-came earlier in the call; the held entry could not be read."""
 
 
 @dataclass
 class Write:
     """One chunk to commit: rows u8[n, 6] with distinct IDs and no versions yet.
 
-    `expected` (u8[n]) are a relocate's seen versions. The commit fills `held` (what insert and relocate found),
-    `outcome` (u1[n], relocate) and `error`.
+    `expected` (u8[n]) are a relocate's seen versions. The commit fills `held` (what insert and relocate
+    found), `outcome` (u1[n] of `Outcome`, relocate) and `error`.
     """
 
     tree: Tree
@@ -62,7 +61,8 @@ class _Group:
 class Committer:
     """The queue of writes and the chain they are appended to.
 
-    `append(batch, position)` must make the batch durable or raise; `make_room(tree, n)` must let `n` rows fit.
+    `append(batch, position)` must make the batch durable or raise; `make_room(tree, n)` must let `n` rows
+    fit.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class Committer:
             kind = wal.RELOCATE
             write.held = self._held(write, group)
             write.outcome = _judge(write)
-            rows = rows[write.outcome == RELOCATED]
-            rows[:, VERSION] = write.held.versions[write.outcome == RELOCATED] + np.uint64(1)
+            rows = rows[write.outcome == Outcome.RELOCATED]
+            rows[:, VERSION] = write.held.versions[write.outcome == Outcome.RELOCATED] + np.uint64(1)
         if not len(rows):
             return
         if write.kind != RELOCATE:
@@ -168,9 +168,9 @@ def _judge(write: Write) -> NDArray[np.uint8]:
     """Return each ID's outcome: a relocate takes effect only where the version seen is the one held."""
     assert write.held is not None
     held = write.held
-    outcome = np.full(len(write.rows), RELOCATED, np.uint8)
-    outcome[held.versions & np.uint64(MOVES_MAX) == MOVES_MAX] = EXHAUSTED
-    outcome[held.versions != write.expected] = CHANGED
-    outcome[held.found == 0] = ABSENT
-    outcome[held.failed != 0] = FAILED
+    outcome = np.full(len(write.rows), Outcome.RELOCATED, np.uint8)
+    outcome[held.versions & np.uint64(MOVES_MAX) == MOVES_MAX] = Outcome.EXHAUSTED
+    outcome[held.versions != write.expected] = Outcome.CHANGED
+    outcome[held.found == 0] = Outcome.ABSENT
+    outcome[held.failed != 0] = Outcome.FAILED
     return outcome

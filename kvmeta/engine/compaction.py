@@ -1,8 +1,9 @@
 """Which runs to merge next: a pure function of their sizes.
 
-Tiered above, leveled at the bottom. Runs of one tier (sizes within a factor `fan_out`) are merged when there are
-`fan_out` of them; when all upper runs together hold a `bottom_ratio`-th of the bottom run's rows, they are merged
-into it. So there is at most one bottom run, most IDs are in it, and only the few rows above carry filters.
+Tiered above, leveled at the bottom. Runs of one tier (sizes within a factor `fan_out`) are merged when there
+are `fan_out` of them; when all upper runs together hold a `bottom_ratio`-th of the bottom run's rows, they
+are merged into it. So there is at most one bottom run, most IDs are in it, and only the few rows above carry
+filters.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     commit ──> WAL (one fsync a group) ──> memtables ──> flush ──> runs ──> merge ──> fewer runs
                                      every arrow but the first is a manifest change
 
-Invariants: nothing is visible or acknowledged before its WAL group is synced; a manifest change is durable before
-the view that shows it is published and before a file it no longer names is removed; after a failed write or fsync
-the engine takes no more writes (what failed may be present), reads go on.
+Invariants: nothing is visible or acknowledged before its WAL group is synced; a manifest change is durable
+before the view that shows it is published and before a file it no longer names is removed; after a failed
+write or fsync the engine takes no more writes (what failed may be present), reads go on.
 
 Locks, in the order they may nest: background, commit, manifest, a tree's own.
 
@@ -57,7 +57,9 @@ _REFRESH_TRIES = 8
 class Engine:
     """An open store. `mode`: "a" writes (made if missing), "x" makes, "r" reads the state at open."""
 
-    def __init__(self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None
+    ) -> None:
         if mode not in ("a", "r", "x"):
             raise InputError(f'mode: expected "a", "r" or "x", got {mode!r}')
         self.path = Path(path).absolute()
@@ -104,7 +106,9 @@ class Engine:
         mark, turn = marks.read(self.path, self.identity.store_id)
         if mark.clean:
             marks.check_seal(self.path, mark)
-        looking = Rocks(filenames.log(self.path), read_only=True)  # judge before RocksDB's recovery rewrites it
+        looking = Rocks(
+            filenames.log(self.path), read_only=True
+        )  # judge before RocksDB's recovery rewrites it
         try:
             state = recovery.recover(self.path, looking, mark, self.files, self.clock, self.options)
         finally:
@@ -127,7 +131,9 @@ class Engine:
                 raise NotFoundError(f'no store at {self.path}; mode="a" makes one')
             if not self.path.is_dir():
                 raise FormatError(f"{self.path} is not a directory")
-        raise FormatError(f"{self.path} is not a kvmeta store: it has no {filenames.identity(self.path).name} file")
+        raise FormatError(
+            f"{self.path} is not a kvmeta store: it has no {filenames.identity(self.path).name} file"
+        )
 
     def _lock_for_writing(self) -> None:
         path = filenames.lock(self.path)
@@ -138,13 +144,15 @@ class Engine:
             ours = {"KVMETA", "KVMETA.new", "LOCK", "MARK", "SEAL", "log", "segments"}
             foreign = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
             if foreign and not filenames.identity(self.path).exists():
-                raise FormatError(f"{self.path} holds {foreign[0]!r} and is not a kvmeta store; choose an empty directory")
+                raise FormatError(
+                    f"{self.path} holds {foreign[0]!r} and is not a kvmeta store; choose an empty directory"
+                )
             self._lock_fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise StoreLockedError(
-                    f'{self.path} is open for writing elsewhere; one writer at a time (mode="r" reads beside it)'
+                    f'{self.path} is open for writing elsewhere; mode="r" reads beside the writer'
                 ) from None
 
     def _make(self) -> None:
@@ -153,13 +161,17 @@ class Engine:
         with os_errors("making", self.path):
             segments.mkdir(exist_ok=True)
             if any(segments.iterdir()):
-                raise FormatError(f"{self.path}: KVMETA is missing but there are segments; restore it from a copy")
+                raise FormatError(
+                    f"{self.path}: KVMETA is missing but there are segments; restore it from a copy"
+                )
         identity = recovery.new_identity()
         rocks = Rocks(filenames.log(self.path))
         try:
             rows = rocks.manifest()
             if rows and Manifest.read(rows, filenames.log(self.path)).head.generation > 1:
-                raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it from a copy")
+                raise FormatError(
+                    f"{self.path}: KVMETA is missing but the log is in use; restore it from a copy"
+                )
             batch, head = Manifest().prepare(Change())
             rocks.write(batch)
             rocks.sync()
@@ -192,7 +204,9 @@ class Engine:
                 if attempt + 1 == _REFRESH_TRIES:
                     raise
                 continue
-            missing = any(s.damage and not s.path.exists() for tree in state.trees.values() for s in tree.view.segments)
+            missing = any(
+                s.damage and not s.path.exists() for tree in state.trees.values() for s in tree.view.segments
+            )
             if not missing or attempt + 1 == _REFRESH_TRIES:
                 break  # else a merge removed it since
         self._take_over(state)
@@ -257,7 +271,9 @@ class Engine:
                 f"{self.path} was opened before this process was forked; open the store again in the child"
             )
         if self._stopped is not None:
-            raise type(self._stopped)(f"{self.path} takes no writes since a failure: {self._stopped}. Open it again")
+            raise type(self._stopped)(
+                f"{self.path} takes no writes since a failure: {self._stopped}. Open it again"
+            )
 
     def _remove_orphans(self) -> None:
         """Remove this store's segment files that the manifest does not name: left over from a crash."""
@@ -265,7 +281,11 @@ class Engine:
         with os_errors("listing", self.path):
             for path in filenames.segments(self.path).iterdir():
                 number = filenames.segment_number(path)
-                if number is not None and number not in named and segment.is_left_over(path, self.identity.store_id):
+                if (
+                    number is not None
+                    and number not in named
+                    and segment.is_left_over(path, self.identity.store_id)
+                ):
                     path.unlink()
 
     # The manifest and the log
@@ -413,7 +433,12 @@ class Engine:
         self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
 
     def set_tree(
-        self, tree: Tree, record: TreeRecord, *, flushed: Memtable | None = None, anchor: Position | None = None
+        self,
+        tree: Tree,
+        record: TreeRecord,
+        *,
+        flushed: Memtable | None = None,
+        anchor: Position | None = None,
     ) -> None:
         """Make a tree's new record durable, then visible, then remove the files it no longer names."""
         self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))

@@ -1,11 +1,11 @@
 """The names of a store's files, and nothing else knows them.
 
-    KVMETA                 the store's identity (JSON): format, store ID, seed
-    LOCK                   held by the writer (flock)
-    MARK                   what was last acknowledged
-    SEAL                   fingerprints of the log's files, written when the store is closed
-    log/                   RocksDB: the WAL and the manifest
-    segments/00000001.seg  immutable segment files
+KVMETA                 the store's identity (JSON): format, store ID, seed
+LOCK                   held by the writer (flock)
+MARK                   what was last acknowledged
+SEAL                   fingerprints of the log's files, written when the store is closed
+log/                   RocksDB: the WAL and the manifest
+segments/00000001.seg  immutable segment files
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Bulk load: batches are sorted and become runs directly, without the WAL; visible whole at the end.
 
-Batches fill a buffer of `load_rows_max` rows; a full one is sorted and written as a run by a second thread while
-the next fills. A row's version is the number of its batch until the load is installed: then one stamp a batch is
-taken from the clock and added to the segments' version base, so a load is as new as the moment it appears, and of
-two of its batches the later wins. A load that ends early leaves nothing.
+Batches fill a buffer of `load_rows_max` rows; a full one is sorted and written as a run by a second thread
+while the next fills. A row's version is the number of its batch until the load is installed: then one stamp a
+batch is taken from the clock and added to the segments' version base, so a load is as new as the moment it
+appears, and of two of its batches the later wins. A load that ends early leaves nothing.
 """
 
 from __future__ import annotations
@@ -94,5 +94,3 @@ def _write_sorted(rows: Rows, files: SegmentFiles, filter_bits: int, out: list[S
     m = sort.gather_latest(rows, sort.sort_order(rows), ordered)
     for writer in files.write(ordered[:m], filter_bits=filter_bits):
         out.append(writer)
-
-

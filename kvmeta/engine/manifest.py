@@ -5,8 +5,8 @@ Rows of RocksDB's default column family, values in JSON (docs/format.md):
     dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merge under way
     volume/%08x    URI, name, state, size     head         generation, digest, next numbers, WAL anchor
 
-`digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest that
-lost a row, or went back in time, is noticed at open.
+`digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest
+that lost a row, or went back in time, is noticed at open.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import xxhash
 
 from kvmeta.engine.rocks import Batch
 from kvmeta.engine.segment import SegmentRecord
-from kvmeta.engine.wal import Position
+from kvmeta.engine.wal import WAL_START, Position
 from kvmeta.errors import CorruptionError
 
 _HEAD = b"head"
@@ -94,7 +94,7 @@ class Head:
     next_file: int = 1
     next_dataset: int = 1
     next_volume: int = 1
-    anchor: Position = Position(0, 0)
+    anchor: Position = WAL_START
     """WAL records up to here are trimmed; the chain starts behind it."""
 
 
@@ -111,8 +111,8 @@ class Change:
 class Manifest:
     """The manifest in memory, always equal to the last change made durable.
 
-    `prepare` makes a change's batch and the manifest after it; the caller writes, syncs, then `accept`s. Callers
-    hold the engine's manifest lock around the three.
+    `prepare` makes a change's batch and the manifest after it; the caller writes, syncs, then `accept`s.
+    Callers hold the engine's manifest lock around the three.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,9 @@ class Manifest:
         self._table(kind)[int(number, 16)] = record
 
     def _table(self, kind: bytes) -> dict[int, Any]:
-        return {b"dataset": self.datasets, b"tree": self.trees, b"volume": self.volumes}[kind]
+        tables: dict[bytes, dict[int, Any]]
+        tables = {b"dataset": self.datasets, b"tree": self.trees, b"volume": self.volumes}
+        return tables[kind]
 
 
 _RECORDS: dict[bytes, Any] = {b"dataset": DatasetRecord, b"volume": VolumeRecord}

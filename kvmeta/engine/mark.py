@@ -4,8 +4,8 @@
 group's fsync and every manifest change, not fsynced itself (an acknowledgement must not pay for two). Opening
 refuses a log that is behind its mark.
 
-Closing a store fsyncs the mark with `clean` set in both slots and writes `SEAL`: size and XXH3-64 of every file of
-the log. While a mark is clean, each byte of the log must be the one that was closed.
+Closing a store fsyncs the mark with `clean` set in both slots and writes `SEAL`: size and XXH3-64 of every
+file of the log. While a mark is clean, each byte of the log must be the one that was closed.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ def _log_files(store: Path) -> list[Path]:
     """Return the files of the log, without the lock and RocksDB's own diary (LOG), which nothing reads."""
     log = filenames.log(store)
     with os_errors("listing", log):
-        return sorted(file for file in log.iterdir() if file.name != "LOCK" and not file.name.startswith("LOG"))
+        return sorted(
+            file for file in log.iterdir() if file.name != "LOCK" and not file.name.startswith("LOG")
+        )
 
 
 def _fingerprint(file: Path) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""The memtable: the newest entries of a dataset, in memory, appended by one writer and read without a lock."""
+"""The memtable: a dataset's newest entries, in memory, appended by one writer and read without a lock."""
 
 from __future__ import annotations
 

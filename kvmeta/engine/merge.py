@@ -4,9 +4,9 @@
     |  output   |  segment being      |  inputs           |
     |  segments |  written            |                   |
 
-Up to the frontier the output run answers, beyond it the inputs; the manifest says both in one change each time a
-segment is done. Input segments that lie below the frontier are dropped with that change, so a merge needs the
-space of one segment besides the inputs it stands in.
+Up to the frontier the output run answers, beyond it the inputs; the manifest says both in one change each
+time a segment is done. Input segments that lie below the frontier are dropped with that change, so a merge
+needs the space of one segment besides the inputs it stands in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ class Merge:
     """The merge of `record` over its open input runs."""
 
     def __init__(
-        self, record: MergeRecord, inputs: tuple[Run, ...], files: SegmentFiles, *, filter_bits: int, step_rows: int
+        self,
+        record: MergeRecord,
+        inputs: tuple[Run, ...],
+        files: SegmentFiles,
+        *,
+        filter_bits: int,
+        step_rows: int,
     ) -> None:
         self.record = record
         self.inputs = inputs

@@ -12,13 +12,13 @@ class EngineOptions:
     """Limits of one store. The defaults suit a node that holds up to billions of entries."""
 
     batch_rows_max: int = 65_536
-    """Rows of one atomic chunk: 3 MB of rows, small enough to be one WAL value, large enough to hide an fsync."""
+    """Rows of one atomic chunk: 3 MB, small enough to be one WAL value, large enough to hide an fsync."""
 
     group_rows_max: int = 262_144
     """Rows that share one fsync: bounds how long the first of a group waits for the last."""
 
     memtable_rows_max: int = 1 << 20
-    """Rows of a memtable before it is frozen: 48 MB of rows, 8 MB of slots, and its WAL to replay at open."""
+    """Rows of a memtable before it is frozen: 48 MB, 8 MB of slots, and its WAL to replay at open."""
 
     frozen_memtables_max: int = 2
     """Frozen memtables that may wait for their flush; writers wait beyond it, so memory stays bounded."""
@@ -27,7 +27,7 @@ class EngineOptions:
     """Size of a segment file: the temporary space of a merge, and what one damaged header can cost."""
 
     fan_out: int = 8
-    """Runs of one tier that are merged into one of the next. Larger: fewer rewrites, more runs to look into."""
+    """Runs of one tier that are merged into one of the next. Larger: fewer rewrites, more runs to search."""
 
     bottom_ratio: int = 8
     """The upper runs are merged into the bottom run when they hold a bottom_ratio-th of its rows. They carry

@@ -2,8 +2,8 @@
 
 Each of a row's 8 columns is stored as `(value - base) >> shift` in `width` bytes, little-endian, back to back
 (frame of reference, per segment). So a row's address follows from its number, and a column that never changes
-costs nothing. The high half of the mixed ID keeps shift 0 and the low half all 8 bytes, for lookups compare them
-as they are stored.
+costs nothing. The high half of the mixed ID keeps shift 0 and the low half all 8 bytes, for lookups compare
+them as they are stored.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CONSTANT = 64  # the shift of a column whose value never changes
 
 @dataclass(frozen=True)
 class Bounds:
-    """What is known of each column's values: smallest, largest (u8[8]) and equal low bits (`shift`, 64 = all)."""
+    """What is known of each column: smallest, largest (u8[8]) and how many low bits are equal (64 = all)."""
 
     low: NDArray[np.uint64]
     high: NDArray[np.uint64]
@@ -72,7 +72,9 @@ class Packing:
         base, shift = bounds.low.copy(), bounds.shift.copy()
         base[LOW], shift[LOW], shift[HIGH] = 0, 0, 0
         shift[shift == _CONSTANT] = 0
-        spread = [int(high) - int(low) >> int(s) for high, low, s in zip(bounds.high, base, shift, strict=True)]
+        spread = [
+            int(high) - int(low) >> int(s) for high, low, s in zip(bounds.high, base, shift, strict=True)
+        ]
         width = np.array([(value.bit_length() + 7) // 8 for value in spread], np.int64)
         width[LOW] = 8
         return Packing(base, shift, width)

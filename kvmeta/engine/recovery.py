@@ -37,7 +37,12 @@ class Identity:
 
     def encode(self) -> bytes:
         """Return the file's only valid bytes."""
-        fields = {"kvmeta": "store", "format": FORMAT, "store": self.store_id.hex(), "seed": f"{self.seed:016x}"}
+        fields = {
+            "kvmeta": "store",
+            "format": FORMAT,
+            "store": self.store_id.hex(),
+            "seed": f"{self.seed:016x}",
+        }
         text = json.dumps(fields)
         return f"{text}\n{xxhash.xxh3_64_hexdigest(text.encode())}\n".encode()
 
@@ -82,7 +87,9 @@ def read_identity(store: Path) -> Identity:
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is not a kvmeta identity file ({error})") from None
     if found > FORMAT:
-        raise FormatError(f"{path}: the store has format {found}, this package reads up to {FORMAT}; upgrade kvmeta")
+        raise FormatError(
+            f"{path}: the store has format {found}, this package reads up to {FORMAT}; upgrade kvmeta"
+        )
     try:
         identity = Identity(bytes.fromhex(fields["store"]), int(fields["seed"], 16))
     except (ValueError, KeyError, TypeError):
@@ -111,7 +118,8 @@ def recover(
     head = manifest.head
     if head.generation < mark.generation:
         raise CorruptionError(
-            f"{log}: the manifest is at generation {head.generation}, but {mark.generation} was acknowledged", log
+            f"{log}: the manifest is at generation {head.generation}, but {mark.generation} was acknowledged",
+            log,
         )
     if head.generation == mark.generation and head.digest != mark.digest:
         raise CorruptionError(f"{log}: the manifest is not the one that was acknowledged", log)
@@ -129,7 +137,9 @@ def recover(
 def check_same(rocks: Rocks, state: Recovered, log: Path) -> None:
     """Raise where RocksDB's own recovery, which may rewrite the log, left another state than was judged."""
     last = rocks.last_wal_key()
-    if rocks.manifest() != state.manifest.rows or (last and int.from_bytes(last, "big") != state.position.sequence):
+    if rocks.manifest() != state.manifest.rows or (
+        last and int.from_bytes(last, "big") != state.position.sequence
+    ):
         raise CorruptionError(f"{log}: recovery left another state than the log held", log)
 
 
@@ -140,7 +150,9 @@ def _replay(
     for record in wal.replay(rocks.wal(wal.key(anchor.sequence + 1)), anchor, log):
         position = record.position
         if position.sequence == mark.sequence and position.checksum != mark.chain:
-            raise CorruptionError(f"{log}: WAL record {mark.sequence} is not the one that was acknowledged", log)
+            raise CorruptionError(
+                f"{log}: WAL record {mark.sequence} is not the one that was acknowledged", log
+            )
         tree = trees.get(record.dataset)  # None: the dataset was dropped since
         if tree is not None and position.sequence > tree.record.flushed and len(record.rows):
             if not tree.fits(len(record.rows)):

@@ -1,18 +1,19 @@
 """The one module that knows RocksDB: two column families, atomic batches, group fsync, typed errors.
 
-RocksDB is the store's log and catalogue. Its traps shape this file: options of every column family are given at
-every open; handles are dropped before close, for a live one keeps RocksDB's lock; `flush_wal` releases the GIL
-while `write` with sync would hold it.
+RocksDB is the store's log and catalogue. Its traps shape this file: options of every column family are given
+at every open; handles are dropped before close, for a live one keeps RocksDB's lock; `flush_wal` releases the
+GIL while `write` with sync would hold it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rocksdict import AccessType, DBCompressionType, DBRecoveryMode, Options, Rdict, WriteBatch
+from rocksdict import AccessType, ColumnFamily, DBCompressionType, DBRecoveryMode, Options, Rdict, WriteBatch
 
 from kvmeta.errors import (
     CorruptionError,
@@ -49,7 +50,7 @@ class Rocks:
         with _errors(path):
             self._db: Rdict | None = Rdict(str(path), options, families, access)
             self._wal: Rdict | None = self._db.get_column_family(WAL)
-            self._wal_handle = self._db.get_column_family_handle(WAL)
+            self._wal_handle: ColumnFamily | None = self._db.get_column_family_handle(WAL)
 
     def write(self, batch: Batch) -> None:
         """Apply `batch` atomically; it survives a crash of the process, and after `sync` of the machine."""
@@ -75,13 +76,14 @@ class Rocks:
     def manifest(self) -> dict[bytes, bytes]:
         """Return the manifest's rows."""
         with _errors(self._path):
-            return dict(self._open().items())
+            items: Any = self._open().items()
+            return dict(items)
 
     def wal(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the WAL's records in order from key `first` on."""
         assert self._wal is not None
         with _errors(self._path):
-            items = self._wal.items(from_key=first)
+            items: Any = self._wal.items(from_key=first)
         while True:
             with _errors(self._path):
                 item = next(items, None)
@@ -93,7 +95,8 @@ class Rocks:
         """Return the key of the WAL's last record."""
         assert self._wal is not None
         with _errors(self._path):
-            return next(iter(self._wal.keys(backwards=True)), None)
+            keys: Any = self._wal.keys(backwards=True)
+            return next(keys, None)
 
     def memory_bytes(self) -> int:
         """Return the bytes of RocksDB's own memtables."""
@@ -119,17 +122,13 @@ class Rocks:
         return self._db
 
 
-def family_names(path: Path) -> Iterable[str]:
-    """Return the names of the column families on disk."""
-    with _errors(path):
-        return Rdict.list_cf(str(path), _options())
-
-
 def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.create_missing_column_families(True)
-    options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())  # the chain and the mark judge what it finds
+    options.set_wal_recovery_mode(
+        DBRecoveryMode.point_in_time()
+    )  # the chain and the mark judge what it finds
     options.set_paranoid_checks(True)
     options.set_atomic_flush(True)  # so that one family's flush frees the log files of both
     options.set_max_total_wal_size(512 * _MIB)

@@ -29,7 +29,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Columns:
-    """A scanned page: ids u8[n, 2] (raw bytes), locations u8[n, 3], versions u8[n]; `cursor` None at the end."""
+    """A scanned page: ids u8[n, 2] (raw bytes), locations u8[n, 3], versions u8[n]; `cursor` continues it."""
 
     ids: NDArray[np.uint64]
     locations: NDArray[np.uint64]
@@ -50,7 +50,9 @@ def stretch(shard: tuple[int, int], sample: float) -> Stretch:
     return Stretch(first, first + max(1, int((end - first) * sample)) - 1)
 
 
-def page(tree: Tree, keys: NDArray[np.uint64], over: Stretch, after: bytes | None, rows_max: int, tag: int | None) -> Columns:
+def page(
+    tree: Tree, keys: NDArray[np.uint64], over: Stretch, after: bytes | None, rows_max: int, tag: int | None
+) -> Columns:
     """Return the next page after cursor `after`: up to `rows_max` live entries, with `tag` if given."""
     if after is not None and len(after) != CURSOR_BYTES:
         raise InputError(f"after: a cursor has {CURSOR_BYTES} bytes, got {len(after)}")
@@ -69,8 +71,8 @@ def page(tree: Tree, keys: NDArray[np.uint64], over: Stretch, after: bytes | Non
         last = cut(view, high, over.last, max(1024, rows_max - written))
         rows = merged_rows(view, high, last, expired=expired)
         m, consumed = kernels.emit(
-            rows, np.uint64(high), np.uint64(low), fresh, np.uint64(tag or 0), tag is None, np.uint64(expired), keys,
-            ids[written:], locations[written:], versions[written:],
+            rows, np.uint64(high), np.uint64(low), fresh, np.uint64(tag or 0), tag is None,
+            np.uint64(expired), keys, ids[written:], locations[written:], versions[written:],
         )  # fmt: skip
         written += m
         if consumed < len(rows):

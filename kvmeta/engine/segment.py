@@ -6,9 +6,9 @@
     filter            blocks of 64 bytes, padded to a page (upper runs only)
     last page         the header again
 
-The header is written last, so a file without one is a write that did not finish. Every byte is covered: pages by
-their own checksum (seeded with store, file and page number, so a page in the wrong place fails too), directory
-and filter by checksums in the header. Read by mmap; a segment is never changed or truncated.
+The header is written last, so a file without one is a write that did not finish. Every byte is covered: pages
+by their own checksum (seeded with store, file and page number, so a page in the wrong place fails too),
+directory and filter by checksums in the header. Read by mmap; a segment is never changed or truncated.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class SegmentWriter:
         self._first: tuple[int, int] = (0, 0)
         self._last: tuple[int, int] = (0, 0)
         self._versions = [(1 << 64) - 1, 0]
-        self._header = np.zeros((), HEADER)
+        self._header = np.zeros(1, HEADER)[0]
         self._buffer = np.empty(_WRITE_PAGES * PAGE_BYTES, np.uint8)
         with os_errors("creating", path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -235,10 +235,16 @@ class SegmentWriter:
     def _pack(self, rows: NDArray[np.uint64]) -> None:
         packing = self._packing
         pages = row_kernels.pack(
-            rows, self._columns, packing.row_bytes, packing.page_rows, self._pages + 1, self._seed, self._buffer
+            rows,
+            self._columns,
+            packing.row_bytes,
+            packing.page_rows,
+            self._pages + 1,
+            self._seed,
+            self._buffer,
         )
         self._pages += pages
-        self._write(memoryview(self._buffer)[: pages * PAGE_BYTES])
+        self._write(self._buffer.data[: pages * PAGE_BYTES])
 
     def _write(self, data: bytes | memoryview) -> None:
         with os_errors("writing", self.path):
@@ -254,17 +260,19 @@ class SegmentWriter:
 class Segment:
     """An open segment: its mapping, its description for the kernels, and which of its pages are damaged.
 
-    A file that cannot be used at all (missing, cut, foreign, both headers bad) still opens, with `damage` saying
-    why: then every ID between its first and last fails, and all others are answered.
+    A file that cannot be used at all (missing, cut, foreign, both headers bad) still opens, with `damage`
+    saying why: then every ID between its first and last fails, and all others are answered.
     """
 
-    def __init__(self, path: Path, record: SegmentRecord, store_id: bytes, known_damage: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, path: Path, record: SegmentRecord, store_id: bytes, known_damage: tuple[int, ...] = ()
+    ) -> None:
         self.path = path
         self.record = record
         self.damage: str | None = None
         self._seed = np.uint64(file_seed(store_id, record.number))
         self._map: mmap.mmap | None = None
-        self.header = np.zeros((), HEADER)
+        self.header = np.zeros(1, HEADER)[0]
         self.states = np.zeros(1, np.uint8)
         self.description = np.zeros(SEG_FIELDS, np.uint64)
         self._tables: tuple[NDArray[np.uint32], ...] = ()
@@ -285,7 +293,8 @@ class Segment:
                 size = os.fstat(fd).st_size
                 if size != self.record.file_bytes:
                     raise CorruptionError(
-                        f"{self.path} has {size} bytes, not the {self.record.file_bytes} that were written", self.path
+                        f"{self.path} has {size} bytes, not the {self.record.file_bytes} that were written",
+                        self.path,
                     )
                 self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             finally:
@@ -310,12 +319,18 @@ class Segment:
         if self._directory_good(data):
             offset = int(self.header["directory_offset"])
             self.description[SEG_RANGES] = data.ctypes.data + offset
-            self.description[SEG_BUCKETS] = data.ctypes.data + offset + 4 * (int(self.header["range_count"]) + 1)
+            self.description[SEG_BUCKETS] = (
+                data.ctypes.data + offset + 4 * (int(self.header["range_count"]) + 1)
+            )
         else:  # it says nothing the rows do not say
             if verify_kernels.verify_pages(_address(self.description), 0, len(self.states)):
-                raise CorruptionError(f"{self.path}: the bucket directory and row pages are damaged", self.path)
+                raise CorruptionError(
+                    f"{self.path}: the bucket directory and row pages are damaged", self.path
+                )
             self._tables = _build_directory(self.header, self.description)
-        if int(self.header["filter_blocks"]) and self._filter_good(data):  # without one, lookups read the page
+        if int(self.header["filter_blocks"]) and self._filter_good(
+            data
+        ):  # without one, lookups read the page
             self.description[SEG_FILTER] = data.ctypes.data + int(self.header["filter_offset"])
             self.description[SEG_BLOCKS] = self.header["filter_blocks"]
 
@@ -323,12 +338,12 @@ class Segment:
         offset = int(self.header["directory_offset"])
         size = 4 * (int(self.header["range_count"]) + int(self.header["buckets"]) + 2)
         section = data[offset : offset + _round_up(size)]
-        return bool(xxhash.xxh3_64_intdigest(section) == int(self.header["directory_checksum"]))
+        return bool(xxhash.xxh3_64_intdigest(section.data) == int(self.header["directory_checksum"]))
 
     def _filter_good(self, data: NDArray[np.uint8]) -> bool:
         offset = int(self.header["filter_offset"])
         section = data[offset : offset + _round_up(int(self.header["filter_blocks"]) * BLOCK_BYTES)]
-        return bool(xxhash.xxh3_64_intdigest(section) == int(self.header["filter_checksum"]))
+        return bool(xxhash.xxh3_64_intdigest(section.data) == int(self.header["filter_checksum"]))
 
     def _describe_as_lost(self) -> None:
         """Describe one bucket with one row in one damaged page, over the whole range the file held."""

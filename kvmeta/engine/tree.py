@@ -1,7 +1,7 @@
 """A dataset's tree: one mutable memtable, frozen ones that wait for their flush, and runs.
 
-State changes happen under the tree's lock and end in a new view; reads take the view and no lock. The tree does no
-I/O of its own: the engine writes what the tree then takes over.
+State changes happen under the tree's lock and end in a new view; reads take the view and no lock. The tree
+does no I/O of its own: the engine writes what the tree then takes over.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ class Tree:
     """The LSM tree of one dataset."""
 
     def __init__(
-        self, dataset: DatasetRecord, record: TreeRecord, runs: tuple[Run, ...], memtable_rows: int, clock: HybridClock
+        self,
+        dataset: DatasetRecord,
+        record: TreeRecord,
+        runs: tuple[Run, ...],
+        memtable_rows: int,
+        clock: HybridClock,
     ) -> None:
         self.dataset = dataset
         self.record = record
@@ -63,8 +68,10 @@ class Tree:
                 self.mutable = Memtable(self.mutable.capacity)
                 self._publish()
 
-    def replace_runs(self, record: TreeRecord, files: SegmentFiles, flushed: Memtable | None = None) -> list[int]:
-        """Take over a durable `record` and drop the `flushed` memtable; return the numbers of removed segments."""
+    def replace_runs(
+        self, record: TreeRecord, files: SegmentFiles, flushed: Memtable | None = None
+    ) -> list[int]:
+        """Take over a durable `record`, drop the `flushed` memtable; return the removed segments' numbers."""
         known = {segment.record.number: segment for run in self.runs for segment in run.segments}
         runs = tuple(Run.open(run, files, known) for run in record.runs)
         kept = {segment.record.number for run in runs for segment in run.segments}

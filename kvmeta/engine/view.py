@@ -1,7 +1,7 @@
 """A view: the memtables and runs of a dataset at one moment, immutable, and the lookups over them.
 
-Readers take the tree's current view once a batch and need no lock: what it names stays alive as long as they hold
-it. A removed segment's file is unlinked at once; its mapping, and so its space, goes with the last view.
+Readers take the tree's current view once a batch and need no lock: what it names stays alive as long as they
+hold it. A removed segment's file is unlinked at once; its mapping, and so its space, goes with the last view.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Found(NamedTuple):
 class ColdReads:
     """Decides, batch by batch, whether to ask for pages before the lookup (`lookup.ask`).
 
-    Asking costs a system call an ID, so it stops after some batches that found every page in memory, and starts
-    again when a lookup had to wait for page faults.
+    Asking costs a system call an ID, so it stops after some batches that found every page in memory, and
+    starts again when a lookup had to wait for page faults.
     """
 
     def __init__(self) -> None:
         self._quiet = 0
 
     def before(self, view: View, mixed: NDArray[np.uint64]) -> int:
-        """Ask for what `mixed` will need, if pages were cold lately; return the thread's major faults so far."""
+        """Ask for what `mixed` will need if pages were cold lately; return the thread's major faults."""
         if self._quiet < _QUIET_BATCHES and len(mixed) >= _ASK_ROWS_MIN and len(view.run_table):
             asked = kernels.ask(mixed, view.run_table, view.segment_table)
             self._quiet = 0 if asked * 64 > len(mixed) else self._quiet + 1
@@ -87,7 +87,9 @@ class View:
                 prior += segment.record.rows
                 s += 1
 
-    def lookup(self, mixed: NDArray[np.uint64], cold: ColdReads, expired: int = 0, *, raw: bool = False) -> Found:
+    def lookup(
+        self, mixed: NDArray[np.uint64], cold: ColdReads, expired: int = 0, *, raw: bool = False
+    ) -> Found:
         """Return the largest entries of `mixed` (u8[n, 2]); absent, deleted and expired ones are zeros.
 
         `raw` returns tombstones and expired entries as they are.

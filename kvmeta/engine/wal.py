@@ -1,9 +1,9 @@
 """The write-ahead log: one record a batch, packed columns, chained.
 
 The key is the sequence (u8, big-endian). The value is a 40-byte header (`RECORD`) and the columns: mixed IDs
-(16 n bytes), then, lz4-compressed where that shrinks them, locations (24 n; puts and relocates) and versions (8 n;
-relocates only). The checksum, XXH3-64 over sequence, header and payload, is the next record's `previous`: a
-missing, repeated or foreign record breaks the chain.
+(16 n bytes), then, lz4-compressed where that shrinks them, locations (24 n; puts and relocates) and versions
+(8 n; relocates only). The checksum, XXH3-64 over sequence, header and payload, is the next record's
+`previous`: a missing, repeated or foreign record breaks the chain.
 """
 
 from __future__ import annotations
@@ -40,11 +40,17 @@ RECORD = np.dtype(
 )
 
 
+Header = np.void | NDArray[np.void]
+
+
 class Position(NamedTuple):
     """A place in the chain: the last sequence and its record's checksum."""
 
     sequence: int
     checksum: int
+
+
+WAL_START = Position(0, 0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def _rows(header: np.void, payload: bytes) -> NDArray[np.uint64]:
     return rows
 
 
-def _checksum(sequence: int, header: np.void, payload: bytes) -> int:
+def _checksum(sequence: int, header: Header, payload: bytes) -> int:
     digest = xxhash.xxh3_64(sequence.to_bytes(8, "little") + header.tobytes())
     digest.update(payload)
     return int(digest.intdigest())

@@ -21,17 +21,15 @@ Rows = NDArray[np.uint64]
 def cut(view: View, first_high: int, last_high: int, rows_max: int) -> int:
     """Return where to end a window from `first_high` so that the runs have at most `rows_max` rows in it."""
     return int(
-        kernels.cut(
-            view.run_table, view.segment_table, np.uint64(first_high), np.uint64(last_high), rows_max
-        )
+        kernels.cut(view.run_table, view.segment_table, np.uint64(first_high), np.uint64(last_high), rows_max)
     )
 
 
 def merged_rows(view: View, first_high: int, last_high: int, *, purge: int = 0, expired: int = 0) -> Rows:
     """Return the merged rows of a view's sources with first_high <= high half <= last_high.
 
-    Tombstones below version `purge` and rows below `expired` are left out. Raises CorruptionError with the hash
-    range where a page in the window is damaged.
+    Tombstones below version `purge` and rows below `expired` are left out. Raises CorruptionError with the
+    hash range where a page in the window is damaged.
     """
     first, last = np.uint64(first_high), np.uint64(last_high)
     total = int(kernels.count_window(view.run_table, view.segment_table, first, last))

@@ -1,9 +1,9 @@
 """Finding a row of a segment: its bucket directory, its pages, the walk; and building directory and filter.
 
 The directory is two levels. The top `range bits` of a mixed ID name a hash range; ranges[r] is its first
-bucket. Within a range the next 32 hash bits, scaled by the range's bucket count, name the bucket; buckets[b] is
-its first row. What the scaling leaves over is the place inside the bucket, so a row is found by interpolation
-and a short walk.
+bucket. Within a range the next 32 hash bits, scaled by the range's bucket count, name the bucket; buckets[b]
+is its first row. What the scaling leaves over is the place inside the bucket, so a row is found by
+interpolation and a short walk.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ from kvmeta.engine.kernels.layout import (
     SEG_SEED,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import field, load_u32, load_u64, load_u8, njit, store_u64, store_u8
+from kvmeta.engine.kernels.memory import field, load_u8, load_u32, load_u64, njit, store_u8, store_u64
 
 U = np.uint64
 ABSENT, DAMAGED = U(0), U(1)  # no row has these addresses
@@ -48,7 +48,9 @@ def page_is_good(segment, page):
     seen = load_u8(state)
     if seen == PAGE_UNREAD:
         address = field(segment, SEG_BASE) + (page + U(1)) * _PAGE
-        good = page_checksum(address, field(segment, SEG_SEED), page + U(1)) == load_u64(address + U(PAYLOAD_BYTES))
+        good = page_checksum(address, field(segment, SEG_SEED), page + U(1)) == load_u64(
+            address + U(PAYLOAD_BYTES)
+        )
         seen = PAGE_GOOD if good else PAGE_DAMAGED
         store_u8(state, seen)
     return seen == PAGE_GOOD
@@ -182,7 +184,11 @@ def lower_bound(segment, high):
         row, end = bucket_rows(segment, bucket)
     else:  # an empty range inside the segment: its first bucket starts where its rows would
         which = ((high >> U(1)) >> (U(63) - field(segment, SEG_RANGE_BITS))) - field(segment, SEG_RANGE_FIRST)
-        row = U(load_u32(field(segment, SEG_BUCKETS) + U(load_u32(field(segment, SEG_RANGES) + which * U(4))) * U(4)))
+        row = U(
+            load_u32(
+                field(segment, SEG_BUCKETS) + U(load_u32(field(segment, SEG_RANGES) + which * U(4))) * U(4)
+            )
+        )
         end = row
     target = high - field(segment, SEG_COLUMNS)
     while row < end:
@@ -199,7 +205,8 @@ def lower_bound(segment, high):
 def find_segment(segments, first, count, high):
     """Return the segment of a run (`count` of them from `first`) that may hold `high`, or -1.
 
-    Segments of a run lie in hash order and hold about equal shares of it, so the place is guessed, then walked.
+    Segments of a run lie in hash order and hold about equal shares of it, so the place is guessed, then
+    walked.
     """
     guess = U(((high >> U(32)) * count) >> U(32))
     while guess > U(0) and high <= segments[first + guess - U(1), SEG_LAST]:

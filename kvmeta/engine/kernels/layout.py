@@ -1,7 +1,7 @@
 """Column numbers of the tables that describe a view to the kernels, and the words of a row.
 
-A *row* is 6 u8 words: mixed ID high, low, version, volume | length << 32, offset, checksum | tag << 32. Words 3
-to 5 are the 24 bytes of a LOCATION as they are. Packed, the same row is 8 columns (`COLUMNS`).
+A *row* is 6 u8 words: mixed ID high, low, version, volume | length << 32, offset, checksum | tag << 32. Words
+3 to 5 are the 24 bytes of a LOCATION as they are. Packed, the same row is 8 columns (`COLUMNS`).
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """The batched lookup: the largest version of each ID over memtables and runs, in groups of 64.
 
 Within a run a group goes through four steps, each for all its IDs before the next, so that their cache misses
-overlap: the filter's block, the bucket directory's entry, the row's page, then the walk. Runs come in the order
-of their highest versions; an ID is done as soon as the version it has is at least the highest of every source
-left. An ID whose row would lie in a damaged page fails, whatever another source says.
+overlap: the filter's block, the bucket directory's entry, the row's page, then the walk. Runs come in the
+order of their highest versions; an ID is done as soon as the version it has is at least the highest of every
+source left. An ID whose row would lie in a damaged page fails, whatever another source says.
 """
 
 import numpy as np
@@ -34,7 +34,17 @@ from kvmeta.engine.kernels.layout import (
     SEG_FILTER,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import MADV_WILLNEED, entry, field, load_u32, load_u64, madvise, mincore, njit, prefetch
+from kvmeta.engine.kernels.memory import (
+    MADV_WILLNEED,
+    entry,
+    field,
+    load_u32,
+    load_u64,
+    madvise,
+    mincore,
+    njit,
+    prefetch,
+)
 from kvmeta.engine.kernels.memtable import find
 
 U = np.uint64
@@ -85,7 +95,7 @@ def _probe_memtable(memtable, mixed, start, end, versions, locations):
 
 @njit
 def _choose(run, segments, mixed, ids, count, where):
-    """Keep those of ids[:count] that a segment of the run may hold by bounds and filter; return their count."""
+    """Keep those of ids[:count] that bounds and filter say the run may hold; return their count."""
     first, segment_count = field(run, RUN_SEGMENT), field(run, RUN_SEGMENTS)
     run_from = field(run, RUN_FROM)
     kept = 0
@@ -145,8 +155,8 @@ def _aim(segments, mixed, ids, count, where, start, first, end):
 def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, locations, failed):
     """Look up `mixed` (u8[n, 2]); write found u1[n], versions u8[n], locations u8[n, 3], failed u1[n].
 
-    All outputs start as zeros. An entry that is a tombstone or whose version is below `expired` counts as absent
-    and is zeroed, unless `raw`: then the largest entry is returned as it is.
+    All outputs start as zeros. An entry that is a tombstone or whose version is below `expired` counts as
+    absent and is zeroed, unless `raw`: then the largest entry is returned as it is.
     """
     n = len(mixed)
     ids, where = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)

@@ -1,7 +1,8 @@
 """The memtable's inner loops: append rows, publish them in open-addressing slots, pick out a hash range.
 
-One writer appends under a lock; readers take none. A row is complete before its slot names it (release fence),
-and a row is never changed once named, so a reader sees either the older or the newer row of an ID, whole.
+One writer appends under a lock; readers take none. A row is complete before its slot names it (release
+fence), and a row is never changed once named, so a reader sees either the older or the newer row of an ID,
+whole.
 """
 
 import numpy as np
@@ -24,8 +25,8 @@ _ROW, _AHEAD = U(ROW_BYTES), 16
 def insert(table, slots, mask, count, rows):
     """Append `rows` to `table` (u8[capacity, 6]) from row `count` on and publish each.
 
-    `slots` is u4[mask + 1], a row number + 1 or 0 = empty. An ID's slot moves to the new row unless the row it
-    names has a larger version.
+    `slots` is u4[mask + 1], a row number + 1 or 0 = empty. An ID's slot moves to the new row unless the row
+    it names has a larger version.
     """
     n = len(rows)
     for i in range(n):

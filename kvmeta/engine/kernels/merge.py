@@ -37,8 +37,8 @@ def _drop_finished(heads, ends, live):
 def merge(rows, heads, ends, purge, expired, out):
     """Merge sorted stretches of `rows` (u8[n, 6]) to `out`; return (rows written, tombstones among them).
 
-    Stretch k is rows[heads[k]:ends[k]], each with distinct IDs in order; `heads` is consumed. Tombstones with a
-    version below `purge` and every row with one below `expired` are left out.
+    Stretch k is rows[heads[k]:ends[k]], each with distinct IDs in order; `heads` is consumed. Tombstones with
+    a version below `purge` and every row with one below `expired` are left out.
     """
     m, tombstones = 0, 0
     live = _drop_finished(heads, ends, len(heads))
@@ -85,7 +85,8 @@ def merge(rows, heads, ends, purge, expired, out):
 def emit(rows, after_high, after_low, any_after, tag, any_tag, expired, keys, ids, locations, versions):
     """Write the live ones of sorted `rows` above a mixed ID as columns; return (written, rows consumed).
 
-    Stops where `ids` is full. `ids` is u8[n, 2] of raw ID bytes, `locations` u8[n, 3]. With `any_tag` false only rows with `tag` pass.
+    Stops where `ids` is full. `ids` is u8[n, 2] of raw ID bytes, `locations` u8[n, 3]. With `any_tag` false
+    only rows with `tag` pass.
     """
     m = 0
     for i in range(len(rows)):

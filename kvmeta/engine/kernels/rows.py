@@ -19,7 +19,7 @@ from kvmeta.engine.kernels.layout import (
     WORD4,
     WORD5,
 )
-from kvmeta.engine.kernels.memory import byte_swap, field, load_u64, njit, store_u64, store_u8
+from kvmeta.engine.kernels.memory import byte_swap, field, load_u64, njit, store_u8, store_u64
 
 U = np.uint64
 _LOW32 = U(0xFFFFFFFF)
@@ -55,7 +55,7 @@ def column(rows, i, which):
 
 @njit
 def bounds(rows, out):
-    """Write each column's smallest, largest and first value and the bits that ever differ from it: u8[8, 4]."""
+    """Write each column's smallest, largest and first value and the bits that ever differ: u8[8, 4]."""
     for which in range(COLUMNS):
         first = column(rows, 0, which)
         low, high, differ = first, first, U(0)
@@ -71,8 +71,8 @@ def bounds(rows, out):
 def pack(rows, columns, row_bytes, page_rows, first_page, seed, out):
     """Pack `rows` into whole pages at `out` (u1[pages * 4096]); the last may be part full. Return the pages.
 
-    `columns` is u8[8, 4]: base, shift, byte offset, mask. Each value is stored as 8 bytes whose excess the next
-    column, row, padding or checksum overwrites.
+    `columns` is u8[8, 4]: base, shift, byte offset, mask. Each value is stored as 8 bytes whose excess the
+    next column, row, padding or checksum overwrites.
     """
     base = U(out.ctypes.data)
     n = len(rows)
@@ -97,16 +97,48 @@ def unpack(segment, first, end, out):
     """Unpack rows [first, end) of a segment to out[: end - first]; return -1, or the damaged row page."""
     page_rows = field(segment, SEG_PAGE_ROWS)
     row_bytes = field(segment, SEG_ROW_BYTES)
-    base0, base1, base2 = field(segment, SEG_COLUMNS), field(segment, SEG_COLUMNS + 4), field(segment, SEG_COLUMNS + 8)
-    base3, base4, base5 = field(segment, SEG_COLUMNS + 12), field(segment, SEG_COLUMNS + 16), field(segment, SEG_COLUMNS + 20)
+    base0, base1, base2 = (
+        field(segment, SEG_COLUMNS),
+        field(segment, SEG_COLUMNS + 4),
+        field(segment, SEG_COLUMNS + 8),
+    )
+    base3, base4, base5 = (
+        field(segment, SEG_COLUMNS + 12),
+        field(segment, SEG_COLUMNS + 16),
+        field(segment, SEG_COLUMNS + 20),
+    )
     base6, base7 = field(segment, SEG_COLUMNS + 24), field(segment, SEG_COLUMNS + 28)
-    s2, s3, s4 = field(segment, SEG_COLUMNS + 9), field(segment, SEG_COLUMNS + 13), field(segment, SEG_COLUMNS + 17)
-    s5, s6, s7 = field(segment, SEG_COLUMNS + 21), field(segment, SEG_COLUMNS + 25), field(segment, SEG_COLUMNS + 29)
-    at1, at2, at3 = field(segment, SEG_COLUMNS + 6), field(segment, SEG_COLUMNS + 10), field(segment, SEG_COLUMNS + 14)
-    at4, at5, at6 = field(segment, SEG_COLUMNS + 18), field(segment, SEG_COLUMNS + 22), field(segment, SEG_COLUMNS + 26)
+    s2, s3, s4 = (
+        field(segment, SEG_COLUMNS + 9),
+        field(segment, SEG_COLUMNS + 13),
+        field(segment, SEG_COLUMNS + 17),
+    )
+    s5, s6, s7 = (
+        field(segment, SEG_COLUMNS + 21),
+        field(segment, SEG_COLUMNS + 25),
+        field(segment, SEG_COLUMNS + 29),
+    )
+    at1, at2, at3 = (
+        field(segment, SEG_COLUMNS + 6),
+        field(segment, SEG_COLUMNS + 10),
+        field(segment, SEG_COLUMNS + 14),
+    )
+    at4, at5, at6 = (
+        field(segment, SEG_COLUMNS + 18),
+        field(segment, SEG_COLUMNS + 22),
+        field(segment, SEG_COLUMNS + 26),
+    )
     at7 = field(segment, SEG_COLUMNS + 30)
-    m0, m2, m3 = field(segment, SEG_COLUMNS + 3), field(segment, SEG_COLUMNS + 11), field(segment, SEG_COLUMNS + 15)
-    m4, m5, m6 = field(segment, SEG_COLUMNS + 19), field(segment, SEG_COLUMNS + 23), field(segment, SEG_COLUMNS + 27)
+    m0, m2, m3 = (
+        field(segment, SEG_COLUMNS + 3),
+        field(segment, SEG_COLUMNS + 11),
+        field(segment, SEG_COLUMNS + 15),
+    )
+    m4, m5, m6 = (
+        field(segment, SEG_COLUMNS + 19),
+        field(segment, SEG_COLUMNS + 23),
+        field(segment, SEG_COLUMNS + 27),
+    )
     m7 = field(segment, SEG_COLUMNS + 31)
     row, o = U(first), 0
     stop = U(end)

@@ -1,7 +1,7 @@
 """Sorting rows by mixed ID: two radix passes over the bits that differ most, then insertion.
 
-Mixed IDs are uniform, so after radix passes over the top 22 bits nearly every row is in place and the insertion
-pass is linear. Stable: of two rows with one ID the later stays later.
+Mixed IDs are uniform, so after radix passes over the top 22 bits nearly every row is in place and the
+insertion pass is linear. Stable: of two rows with one ID the later stays later.
 """
 
 import numpy as np
@@ -61,9 +61,7 @@ def sort_order(rows):
     for i in range(1, n):
         key, which = keys[i], order[i]
         j = i - 1
-        while j >= 0 and (
-            keys[j] > key or (keys[j] == key and rows[order[j], LOW] > rows[which, LOW])
-        ):
+        while j >= 0 and (keys[j] > key or (keys[j] == key and rows[order[j], LOW] > rows[which, LOW])):
             keys[j + 1], order[j + 1] = keys[j], order[j]
             j -= 1
         keys[j + 1], order[j + 1] = key, which

@@ -19,7 +19,7 @@ from kvmeta.engine.kernels.layout import (
     SEG_SEED,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import field, load_u32, load_u64, load_u8, njit, store_u8
+from kvmeta.engine.kernels.memory import field, load_u8, load_u32, load_u64, njit, store_u8
 
 U = np.uint64
 
@@ -34,7 +34,9 @@ def verify_pages(segment, first, end):
     for p in range(first, end):
         address = field(segment, SEG_BASE) + U(p + 1) * U(PAGE_BYTES)
         state = field(segment, SEG_STATES) + U(p)
-        good = page_checksum(address, field(segment, SEG_SEED), U(p + 1)) == load_u64(address + U(PAYLOAD_BYTES))
+        good = page_checksum(address, field(segment, SEG_SEED), U(p + 1)) == load_u64(
+            address + U(PAYLOAD_BYTES)
+        )
         if good and load_u8(state) != PAGE_DAMAGED:
             store_u8(state, PAGE_GOOD)
         else:
@@ -47,9 +49,10 @@ def verify_pages(segment, first, end):
 def _bucket_start(segment, bucket):
     """Return the smallest high half that falls into `bucket` or a later one."""
     which = U(0)
-    while which + U(1) < field(segment, SEG_RANGE_COUNT) and U(
-        load_u32(field(segment, SEG_RANGES) + (which + U(1)) * U(4))
-    ) <= bucket:
+    while (
+        which + U(1) < field(segment, SEG_RANGE_COUNT)
+        and U(load_u32(field(segment, SEG_RANGES) + (which + U(1)) * U(4))) <= bucket
+    ):
         which += U(1)
     first = U(load_u32(field(segment, SEG_RANGES) + which * U(4)))
     count = U(load_u32(field(segment, SEG_RANGES) + (which + U(1)) * U(4))) - first

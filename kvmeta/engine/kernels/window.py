@@ -59,7 +59,9 @@ def cut(runs, segments, first, last, rows_max):
     for r in range(len(runs)):
         start = max(first, runs[r, RUN_FROM])
         before += rows_below(entry(runs, r), segments, start)
-        total += rows_below(entry(runs, r), segments, last) if last < _TOP else _all_rows(entry(runs, r), segments)
+        total += (
+            rows_below(entry(runs, r), segments, last) if last < _TOP else _all_rows(entry(runs, r), segments)
+        )
     if total - before <= rows_max:
         return last
     low, high = first, last
@@ -89,7 +91,7 @@ def _all_rows(run, segments):
 
 @njit
 def _segment_rows(run, segment, first, last):
-    """Return the rows [start, end) of a segment within [first, last] and its run's share, or (-1, -1): damage."""
+    """Return a segment's rows [start, end) within [first, last] that are its run's, or (-1, -1): damage."""
     start = lower_bound(segment, max(first, field(run, RUN_FROM)))
     end = np.int64(field(segment, SEG_ROWS))
     if last < field(segment, SEG_LAST):
