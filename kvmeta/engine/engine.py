@@ -118,9 +118,9 @@ class Engine:
         self._rocks = Rocks(filenames.log(self.path))
         recovery.check_same(self._rocks, state, filenames.log(self.path))
         self._take_over(state)
-        self._committer = Committer(
-            self.clock, state.position, self._append, self._make_room, self.options.group_rows_max
-        )
+        options = self.options
+        group = max(options.batch_rows_max, min(options.group_rows_max, options.memtable_rows_max))
+        self._committer = Committer(self.clock, state.position, self._append, self._make_room, group)
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
         self.background.start(thread=self.options.background)

@@ -43,6 +43,8 @@ class Memtable:
 
     def insert(self, rows: Rows, before: Position) -> None:
         """Append `rows` (u8[n, 6]; they fit) of the WAL record that follows `before`, and publish them."""
+        if self.count + len(rows) > self.capacity:  # the kernel writes where it is told
+            raise ValueError(f"{len(rows)} rows do not fit a memtable with {self.count} of {self.capacity}")
         kernels.insert(self._rows, self._slots, self.table[MEM_MASK], self.count, rows)
         self.count += len(rows)
         self.lowest = min(self.lowest, int(rows[:, VERSION].min()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmeta.errors import InputError
+
 MIB = 1 << 20
 
 
@@ -15,7 +17,8 @@ class EngineOptions:
     """Rows of one atomic chunk: 3 MB, small enough to be one WAL value, large enough to hide an fsync."""
 
     group_rows_max: int = 262_144
-    """Rows that share one fsync: bounds how long the first of a group waits for the last."""
+    """Rows that share one fsync: bounds how long the first of a group waits for the last. A group never exceeds
+    a memtable."""
 
     memtable_rows_max: int = 1 << 20
     """Rows of a memtable before it is frozen: 48 MB, 8 MB of slots, and its WAL to replay at open."""
@@ -49,4 +52,10 @@ class EngineOptions:
     """Off only in tests and measurements: acknowledged writes then do not survive a power cut."""
 
     background: bool = True
-    """Off in tests and simulators, which drive the queue of steps themselves (`Engine.step`)."""
+    """Off in tests and simulators, which drive the queue of steps themselves (`Background.step`)."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_rows_max <= self.memtable_rows_max:
+            raise InputError(
+                f"batch_rows_max: expected 1 to memtable_rows_max ({self.memtable_rows_max}), got {self.batch_rows_max}"
+            )

@@ -36,6 +36,7 @@ class Tree:
         self.dataset = dataset
         self.record = record
         self.runs = runs
+        self._memtable_rows = memtable_rows
         self.mutable = Memtable(memtable_rows)
         self.frozen: tuple[Memtable, ...] = ()  # oldest first
         self.cold = ColdReads()
@@ -60,13 +61,15 @@ class Tree:
         """Publish rows of the WAL record after `before`; they fit. Called by one writer at a time."""
         self.mutable.insert(rows, before)
 
-    def freeze(self) -> None:
-        """Set the mutable memtable aside for its flush and start an empty one."""
+    def freeze(self, room: int = 0) -> None:
+        """Set the mutable memtable aside for its flush and start an empty one, of at least `room` rows."""
         with self._lock:
             if self.mutable.count:
                 self.frozen = (*self.frozen, self.mutable)
-                self.mutable = Memtable(self.mutable.capacity)
-                self._publish()
+            elif room <= self.mutable.capacity:
+                return
+            self.mutable = Memtable(max(room, self._memtable_rows))
+            self._publish()
 
     def replace_runs(
         self, record: TreeRecord, files: SegmentFiles, flushed: Memtable | None = None

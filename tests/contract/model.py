@@ -1,0 +1,240 @@
+"""The contract as a dict: what every store must do, without any of what makes it fast."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.errors import InputError, NotFoundError, UnsupportedError
+from kvmeta.ids import ID, as_ids
+from kvmeta.location import LOCATION, as_locations
+from kvmeta.mixing import mix
+from kvmeta.store import Dataset, Store, StoreStats, VerifyReport, check_dataset_name, unregistered
+from kvmeta.version import MOVES_MAX, HybridClock, expiry
+from kvmeta.volumes import Volume, Volumes, normal_uri
+
+Entry = tuple[bytes, int]  # location bytes, version
+
+
+class ModelDataset(Dataset):
+    """A dataset as a dict of ID bytes to (location bytes, version)."""
+
+    def __init__(self, store: ModelStore, name: str, ttl_s: float | None) -> None:
+        self.name = name
+        self._store = store
+        self._ttl_s = ttl_s
+        self._rows: dict[bytes, Entry] = {}
+
+    @property
+    def _entries(self) -> dict[bytes, Entry]:
+        if self._store.dataset(self.name) is not self:
+            raise NotFoundError(f"no dataset {self.name!r}")
+        return self._rows
+
+    def _live(self, key: bytes) -> Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry[1] < expiry(self._ttl_s, time.time_ns() // 1_000_000):
+            return None
+        return entry
+
+    def _lookup(self, ids: NDArray[np.void]) -> Hits:
+        n = len(ids)
+        hits = Hits(np.zeros(n, bool), np.zeros(n, LOCATION), np.zeros(n, np.uint64), np.zeros(n, bool))
+        for i, key in enumerate(_keys(ids)):
+            entry = self._live(key)
+            if entry is not None:
+                hits.found[i] = True
+                hits.locations[i] = np.frombuffer(entry[0], LOCATION)[0]
+                hits.versions[i] = entry[1]
+        return hits
+
+    def _put(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> None:
+        version = self._store.clock.stamp()
+        for key, location in zip(_keys(ids), locations, strict=True):
+            self._entries[key] = (location.tobytes(), version)
+
+    def _insert(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> Inserted:
+        held = self._lookup(ids)
+        version = self._store.clock.stamp()
+        inserted = np.zeros(len(ids), bool)
+        for i, key in enumerate(_keys(ids)):
+            if self._live(key) is None:
+                inserted[i] = True
+                self._entries[key] = (locations[i].tobytes(), version)
+            elif not held.found[i]:  # an earlier one of this call
+                hits = self._lookup(ids[i : i + 1])
+                held.locations[i], held.versions[i] = hits.locations[0], hits.versions[0]
+        return Inserted(inserted, held.locations, held.versions, held.failed)
+
+    def _delete(self, ids: NDArray[np.void]) -> None:
+        for key in _keys(ids):
+            self._entries.pop(key, None)
+
+    def _relocate(
+        self, ids: NDArray[np.void], locations: NDArray[np.void], versions: NDArray[np.uint64]
+    ) -> Relocated:
+        seen: set[bytes] = set()
+        outcomes = np.zeros(len(ids), np.uint8)
+        for i, key in enumerate(_keys(ids)):
+            entry = self._live(key)
+            if key in seen:
+                outcomes[i] = Outcome.REPEATED
+            elif entry is None:
+                outcomes[i] = Outcome.ABSENT
+            elif entry[1] != versions[i]:
+                outcomes[i] = Outcome.CHANGED
+            elif entry[1] & MOVES_MAX == MOVES_MAX:
+                outcomes[i] = Outcome.EXHAUSTED
+            else:
+                self._entries[key] = (locations[i].tobytes(), entry[1] + 1)
+            seen.add(key)
+        return Relocated(outcomes == Outcome.RELOCATED, outcomes)
+
+    def _scan(
+        self, page_rows: int, sample: float, tag: int | None, after: bytes | None, shard: tuple[int, int]
+    ) -> Iterator[ScanPage]:
+        index, count = shard
+        if not 0 < sample <= 1 or not 0 <= index < count:
+            raise InputError(f"sample {sample}, shard {shard}")
+        if after is not None and len(after) != 16:
+            raise InputError(f"after: a cursor has 16 bytes, got {len(after)}")
+        first, end = (index << 64) // count, ((index + 1) << 64) // count
+        end = first + max(1, int((end - first) * sample))
+        keys = [key for key in self._entries if self._live(key) is not None]
+        mixed = mix(np.frombuffer(b"".join(keys), ID))
+        rows = sorted((int(high) << 64 | int(low), key) for (high, low), key in zip(mixed, keys, strict=True))
+        low = -1 if after is None else int.from_bytes(after, "big")
+        rows = [(place, key) for place, key in rows if first <= place >> 64 < end and place > low]
+        rows = [row for row in rows if tag is None or self._tag(row[1]) == tag]
+
+        def pages() -> Iterator[ScanPage]:
+            for start in range(0, len(rows), page_rows):
+                part = rows[start : start + page_rows]
+                entries = [self._entries[key] for _, key in part]
+                yield ScanPage(
+                    np.frombuffer(b"".join(key for _, key in part), ID),
+                    np.frombuffer(b"".join(location for location, _ in entries), LOCATION),
+                    np.array([version for _, version in entries], np.uint64),
+                    part[-1][0].to_bytes(16, "big"),
+                )
+
+        return pages()
+
+    def _tag(self, key: bytes) -> int:
+        return int(np.frombuffer(self._entries[key][0], LOCATION)[0]["tag"])
+
+    def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
+        ready = []
+        for ids, locations in batches:
+            column = as_ids(ids)
+            ready.append((column, as_locations(locations, len(column))))
+        for column, rows in ready:
+            self._put(column, rows)
+        return sum(len(column) for column, _ in ready)
+
+    def _volume(self, number: int) -> Volume:
+        return self._store.volumes.get(number)
+
+
+class ModelVolumes(Volumes):
+    """The table of volumes as a dict."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Volume] = {}
+
+    def add(self, uri: Any, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
+        text = normal_uri(uri)
+        for volume in self._rows.values():
+            if volume.uri == text:
+                return volume
+        number = len(self._rows) + 1
+        label = name if name is not None else text.rsplit("/", 1)[-1]
+        self._rows[number] = Volume(number, text, label, "online", size_bytes)
+        return self._rows[number]
+
+    def get(self, volume: Any) -> Volume:
+        if isinstance(volume, int):
+            if int(volume) not in self._rows:
+                raise unregistered(int(volume))
+            return self._rows[int(volume)]
+        for each in self._rows.values():
+            if each.uri == normal_uri(volume):
+                return each
+        raise NotFoundError(f"no volume with URI {volume}")
+
+    def list(self) -> list[Volume]:
+        return [self._rows[number] for number in sorted(self._rows)]
+
+    def move(self, volume: int, uri: Any) -> Volume:
+        old = self.get(int(volume))
+        self._rows[int(old)] = Volume(int(old), normal_uri(uri), old.name, old.state, old.size_bytes)
+        return self._rows[int(old)]
+
+    def set_state(self, volume: int, state: str) -> Volume:
+        if state not in ("online", "offline"):
+            raise InputError(f"state {state!r}")
+        old = self.get(int(volume))
+        self._rows[int(old)] = Volume(int(old), old.uri, old.name, state, old.size_bytes)
+        return self._rows[int(old)]
+
+
+class ModelStore(Store):
+    """A store of dicts."""
+
+    def __init__(self) -> None:
+        self.clock = HybridClock()
+        self.volumes = ModelVolumes()
+        self._datasets: dict[str, ModelDataset] = {"default": ModelDataset(self, "default", None)}
+        self._closed = False
+
+    def dataset(self, name: str = "default") -> ModelDataset:
+        if self._closed:
+            raise InputError("closed")
+        if name not in self._datasets:
+            raise NotFoundError(f"no dataset {name!r}")
+        return self._datasets[name]
+
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
+    ) -> ModelDataset:
+        if name in self._datasets or (ttl_s is not None and ttl_s <= 0):
+            raise InputError(f"dataset {name!r}")
+        self._datasets[check_dataset_name(name)] = ModelDataset(self, name, ttl_s)
+        return self._datasets[name]
+
+    def drop_dataset(self, name: str) -> None:
+        if name == "default":
+            raise InputError("the default dataset cannot be dropped")
+        self.dataset(name)
+        del self._datasets[name]
+
+    def datasets(self) -> list[str]:
+        return sorted(self._datasets)
+
+    def flush(self) -> None:
+        pass
+
+    def compact(self, *, progress: Any = None) -> None:
+        pass
+
+    def verify(self, *, progress: Any = None) -> VerifyReport:
+        return VerifyReport(0, 0, ())
+
+    def stats(self) -> StoreStats:
+        raise UnsupportedError("a model has no figures")
+
+    def refresh(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._closed = True
+
+
+def _keys(ids: NDArray[np.void]) -> list[bytes]:
+    raw = ids.tobytes()
+    return [raw[i : i + 16] for i in range(0, len(raw), 16)]
