@@ -103,7 +103,7 @@ class EmbeddedStore(Store):
             for tree in trees
             for damage in verification.verify(tree, note)
         ]
-        if not self.engine.read_only:
+        if self.engine.may_write:
             for tree in trees:
                 self.engine.background.quarantine(tree)
         return VerifyReport(segments, total, tuple(damages))

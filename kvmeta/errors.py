@@ -128,6 +128,8 @@ def from_os_error(error: OSError, doing: str, path: str | Path) -> KvmetaError:
 @contextmanager
 def os_errors(doing: str, path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block into the KvmetaError that names `path` and what was being done."""
+    if "\0" in str(path):
+        raise InputError(f"{doing} {str(path)!r}: a path cannot hold a NUL character")
     try:
         yield
     except OSError as error:

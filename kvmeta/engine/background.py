@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from kvmeta.engine import compaction, filenames, recovery
+from kvmeta.engine import compaction, filenames
 from kvmeta.engine import load as bulk
 from kvmeta.engine.compaction import Choice, RunShape
 from kvmeta.engine.manifest import MergeRecord, RunRecord
@@ -19,7 +19,7 @@ from kvmeta.engine.merge import Advance, Merge, advanced
 from kvmeta.engine.segment import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
-from kvmeta.errors import CorruptionError, KvmetaError
+from kvmeta.errors import CorruptionError
 
 if TYPE_CHECKING:
     from kvmeta.engine.engine import Engine
@@ -33,16 +33,15 @@ class Background:
     def __init__(self, engine: Engine) -> None:
         self.lock = threading.RLock()
         self._engine = engine
-        self._merges: dict[int, Merge] = {}  # under way, by dataset number
+        self._merges: dict[
+            int, Merge
+        ] = {}  # open ones by dataset number; what is under way the manifest says
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
 
     def start(self, *, thread: bool) -> None:
-        """Resume the merges that the manifest has under way; with `thread`, work on by itself."""
-        for tree in self._engine.trees.values():
-            if tree.record.merge is not None:
-                self._merges[tree.dataset.number] = self._open_merge(tree, tree.record.merge)
+        """With `thread`, work on by itself; otherwise only `step` and the calls below do."""
         if thread:
             self._thread = threading.Thread(target=self._work, name="kvmeta-background", daemon=True)
             self._thread.start()
@@ -66,7 +65,7 @@ class Background:
             self._wake.notify_all()
 
     def forget(self, tree: Tree) -> None:
-        """Drop the merge of a tree that goes away. The caller holds `lock`."""
+        """Drop a tree's open merge and its unfinished segment. The caller holds `lock`."""
         merge = self._merges.pop(tree.dataset.number, None)
         if merge is not None:
             merge.abandon()
@@ -80,6 +79,7 @@ class Background:
             with self._wake:
                 self._wake.wait(_IDLE_S)
             self._engine.check_writable()
+            self._engine.check_tree(tree)
 
     def step(self) -> bool:
         """Do one piece of work; return False where there is none."""
@@ -93,7 +93,7 @@ class Background:
             if self._freeze_for_wal(trees):
                 return True
             for tree in trees:
-                if tree.dataset.number in self._merges or self._start_merge(tree, self._due(tree)):
+                if tree.record.merge is not None or self._start_merge(tree, self._due(tree)):
                     self._merge_step(tree)
                     return True
             return False
@@ -125,19 +125,19 @@ class Background:
     def _finish_merge(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
         while True:
             with self.lock:  # step by step, so that flushes get between
-                merge = self._merges.get(tree.dataset.number)
-                if merge is None:
+                if tree.record.merge is None:
                     return
                 self._engine.check_writable()
-                self._merge_step(tree)
+                self._engine.check_tree(tree)
+                share = self._merge_step(tree)
             if progress is not None:
-                progress(merge.progress)
+                progress(share)
 
     def _work(self) -> None:
         while not self._stopping:
             try:
                 worked = self.step()
-            except KvmetaError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, writers that wait must learn of it
                 if not self._stopping:
                     self._engine.stop_writes(error)
                 return
@@ -170,8 +170,8 @@ class Background:
                 ):
                     writers.append(writer)
                 segments = tuple(writer.seal() for writer in writers)
-                recovery.sync_directory(filenames.segments(engine.path))
-            except KvmetaError as error:
+                filenames.sync_directory(filenames.segments(engine.path))
+            except BaseException as error:
                 bulk.abandon([writers])
                 engine.stop_writes(error)
                 raise
@@ -204,7 +204,6 @@ class Background:
             return False
         record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom)
         self._engine.set_tree(tree, replace(tree.record, merge=record))
-        self._merges[tree.dataset.number] = self._open_merge(tree, record)
         return True
 
     def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:
@@ -216,26 +215,35 @@ class Background:
             record, inputs, self._engine.files, filter_bits=filter_bits, step_rows=options.merge_step_rows
         )
 
-    def _merge_step(self, tree: Tree) -> None:
-        merge = self._merges[tree.dataset.number]
-        inside = {*merge.record.inputs, merge.record.output}
+    def _merge_step(self, tree: Tree) -> float:
+        """Do one window of the merge the manifest has under way; return the share that is done.
+
+        Whatever fails, the open merge is dropped: what it knows beyond the manifest may be half true. The
+        next step opens it again at the manifest's frontier.
+        """
+        record = tree.record.merge
+        assert record is not None
+        merge = self._merges.get(tree.dataset.number) or self._open_merge(tree, record)
+        self._merges[tree.dataset.number] = merge
         try:
+            inside = {*record.inputs, record.output}
             advance = merge.step(tree.view.lowest_outside(inside), tree.expired())
+            if advance is not None:
+                self._take_advance(tree, advance)
         except CorruptionError:  # the merge ends at its frontier; the damaged run is merged no more
             self.forget(tree)
             self.quarantine(tree, end_merge=True)
-        except KvmetaError as error:
-            merge.abandon()
-            self._engine.stop_writes(error)
+        except BaseException as error:
+            self.forget(tree)
+            if isinstance(error, Exception):
+                self._engine.stop_writes(error)
             raise
-        else:
-            if advance is not None:
-                self._take_advance(tree, advance)
+        return merge.progress
 
     def _take_advance(self, tree: Tree, advance: Advance) -> None:
         assert tree.record.merge is not None
         if advance.segment is not None:
-            recovery.sync_directory(filenames.segments(self._engine.path))
+            filenames.sync_directory(filenames.segments(self._engine.path))
         runs, under_way = advanced(tree.record.runs, tree.record.merge, advance)
         self._engine.set_tree(tree, replace(tree.record, runs=runs, merge=under_way))
         if advance.done:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +24,7 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.view import Found, View
 from kvmeta.engine.wal import Position
+from kvmeta.errors import NotFoundError
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 
 Rows = NDArray[np.uint64]
@@ -62,7 +64,7 @@ class Committer:
     """The queue of writes and the chain they are appended to.
 
     `append(batch, position)` must make the batch durable or raise; `make_room(tree, n)` must let `n` rows
-    fit.
+    fit; a block under `all_or_stop()` that does not run to its end ends all writing.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Committer:
         position: Position,
         append: Callable[[Batch, Position], None],
         make_room: Callable[[Tree, int], None],
+        all_or_stop: Callable[[], AbstractContextManager[None]],
         group_rows_max: int,
     ) -> None:
         self.lock = threading.Lock()
@@ -78,6 +81,7 @@ class Committer:
         self._clock = clock
         self._append = append
         self._make_room = make_room
+        self._all_or_stop = all_or_stop
         self._group_rows_max = group_rows_max
         self._queue: list[Write] = []
         self._queue_lock = threading.Lock()
@@ -106,17 +110,16 @@ class Committer:
     def _commit_group(self, writes: Sequence[Write]) -> None:
         try:
             group = _Group(self.position)
-            for tree in {write.tree.dataset.number: write.tree for write in writes}.values():
-                self._make_room(tree, sum(len(write.rows) for write in writes if write.tree is tree))
-            shared = len(writes) > 1 and any(write.kind in (INSERT, RELOCATE) for write in writes)
-            for write in writes:
+            accepted = self._with_room(writes)
+            shared = len(accepted) > 1 and any(write.kind in (INSERT, RELOCATE) for write in accepted)
+            for write in accepted:
                 self._decide(write, group, shared=shared)
             if group.batch.wal:
                 self._append(group.batch, group.position)
-            try:
+            with self._all_or_stop():
                 for tree, rows, before in group.publish:
                     tree.insert(rows, before)
-            finally:  # only now: a flush trims the WAL up to the position where no memtable holds rows
+                # Only now: a flush trims the WAL up to the position where no memtable holds rows.
                 self.position = group.position
         except BaseException as error:  # every caller of the group must learn of it
             for write in writes:
@@ -126,6 +129,19 @@ class Committer:
         finally:
             for write in writes:
                 write.done = True
+
+    def _with_room(self, writes: Sequence[Write]) -> list[Write]:
+        """Make room in each memtable; return the writes that have it. Others have a dropped dataset's error."""
+        accepted: list[Write] = []
+        for tree in {write.tree.dataset.number: write.tree for write in writes}.values():
+            ours = [write for write in writes if write.tree is tree]
+            try:
+                self._make_room(tree, sum(len(write.rows) for write in ours))
+                accepted += ours
+            except NotFoundError as error:
+                for write in ours:
+                    write.error = error
+        return accepted
 
     def _decide(self, write: Write, group: _Group, *, shared: bool) -> None:
         """Stamp the rows that take effect and add them to the group."""

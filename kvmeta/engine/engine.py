@@ -18,7 +18,8 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from kvmeta.errors import (
     NotFoundError,
     ReadOnlyError,
     StoreLockedError,
+    UnavailableError,
     os_errors,
 )
 from kvmeta.version import HybridClock
@@ -86,7 +88,8 @@ class Engine:
     # Opening and closing
 
     def _open(self, mode: str) -> None:
-        made = filenames.identity(self.path).exists()
+        with os_errors("opening", self.path):
+            made = filenames.identity(self.path).exists()
         if mode == "x" and made:
             raise InputError(f'{self.path} is a store already; open it with mode="a"')
         if mode == "r" and not made:
@@ -120,7 +123,9 @@ class Engine:
         self._take_over(state)
         options = self.options
         group = max(options.batch_rows_max, min(options.group_rows_max, options.memtable_rows_max))
-        self._committer = Committer(self.clock, state.position, self._append, self._make_room, group)
+        self._committer = Committer(
+            self.clock, state.position, self._append, self._make_room, self.all_or_stop, group
+        )
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
         self.background.start(thread=self.options.background)
@@ -165,13 +170,17 @@ class Engine:
                     f"{self.path}: KVMETA is missing but there are segments; restore it from a copy"
                 )
         identity = recovery.new_identity()
-        rocks = Rocks(filenames.log(self.path))
+        log = filenames.log(self.path)
+        if (log / "CURRENT").exists():  # look without touching: KVMETA may yet be restored
+            looking = Rocks(log, read_only=True)
+            try:
+                rows = looking.manifest()
+            finally:
+                looking.close()
+            if rows and Manifest.read(rows, log).head.generation > 1:
+                raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it")
+        rocks = Rocks(log)
         try:
-            rows = rocks.manifest()
-            if rows and Manifest.read(rows, filenames.log(self.path)).head.generation > 1:
-                raise FormatError(
-                    f"{self.path}: KVMETA is missing but the log is in use; restore it from a copy"
-                )
             batch, head = Manifest().prepare(Change())
             rocks.write(batch)
             rocks.sync()
@@ -190,8 +199,9 @@ class Engine:
         if not self.read_only:
             return
         for attempt in range(_REFRESH_TRIES):
-            mark, _ = marks.read(self.path, self.identity.store_id)
+            time.sleep(0.02 * attempt)
             try:
+                mark, _ = marks.read(self.path, self.identity.store_id)
                 if mark.clean:
                     marks.check_seal(self.path, mark)
                 rocks = Rocks(filenames.log(self.path), read_only=True)
@@ -216,12 +226,13 @@ class Engine:
         """Stop, make the mark clean, seal the log, release the lock. Idempotent."""
         if self._closed:
             return
-        self._closed = True
-        if self._pid == os.getpid():
-            self.background.stop()
-            if self._rocks is not None:
+        try:
+            if self._pid == os.getpid() and not self.read_only:
+                self.background.stop()
+                self._closed = True
                 self._close_log()
-        self._release()
+        finally:
+            self._release()
 
     def _close_log(self) -> None:
         assert self._rocks is not None
@@ -253,6 +264,8 @@ class Engine:
             self._mark.close()
             self._mark = None
         if self._lock_fd >= 0:
+            if self._pid == os.getpid():  # a fork shares the lock and may outlive this handle
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
             os.close(self._lock_fd)
             self._lock_fd = -1
 
@@ -260,6 +273,11 @@ class Engine:
         """Raise where the engine was closed."""
         if self._closed:
             raise InputError(f"{self.path} is closed; open the store again")
+
+    @property
+    def may_write(self) -> bool:
+        """Return whether this handle takes writes now."""
+        return not (self._closed or self.read_only or self._stopped) and self._pid == os.getpid()
 
     def check_writable(self) -> None:
         """Raise what keeps this handle from writing."""
@@ -301,31 +319,40 @@ class Engine:
         with self._manifest_lock:
             made = change(self.manifest)
             batch, head = self.manifest.prepare(made)
-            self._durably(batch)
-            self.manifest.accept(made, head)
-            self._write_mark()
+            with self.all_or_stop():
+                self._durably(batch)
+                self.manifest.accept(made, head)
+                self._write_mark()
 
     def _append(self, batch: Batch, position: Position) -> None:
         """Make a WAL group durable (the committer's)."""
-        self._durably(batch)
-        with self._manifest_lock:
-            self._acknowledged = position
-            self._write_mark()
+        with self.all_or_stop():
+            self._durably(batch)
+            with self._manifest_lock:
+                self._acknowledged = position
+                self._write_mark()
 
     def _durably(self, batch: Batch) -> None:
         assert self._rocks is not None
+        self._rocks.write(batch)
+        if self.options.sync:
+            self._rocks.sync()
+
+    def stop_writes(self, error: BaseException) -> None:
+        """Take no more writes: after a failed write or fsync nobody can say what the device holds."""
+        if self._stopped is None:
+            known = isinstance(error, KvmetaError)
+            self._stopped = error if known else UnavailableError(f"interrupted by {error!r}")  # type: ignore[assignment]
+        self.background.notify()
+
+    @contextlib.contextmanager
+    def all_or_stop(self) -> Iterator[None]:
+        """Stop writes where the block does not run to its end: disk and memory may differ from then on."""
         try:
-            self._rocks.write(batch)
-            if self.options.sync:
-                self._rocks.sync()
-        except KvmetaError as error:
+            yield
+        except BaseException as error:
             self.stop_writes(error)
             raise
-
-    def stop_writes(self, error: KvmetaError) -> None:
-        """Take no more writes: after a failed write or fsync nobody can say what the device holds."""
-        self._stopped = self._stopped or error
-        self.background.notify()
 
     def _mark_now(self) -> Mark:
         head, position = self.manifest.head, self._acknowledged
@@ -350,6 +377,11 @@ class Engine:
         known = ", ".join(sorted(tree.dataset.name for tree in self.trees.values()))
         raise NotFoundError(f"no dataset {name!r} in {self.path} (it has: {known}); create_dataset makes one")
 
+    def check_tree(self, tree: Tree) -> None:
+        """Raise where the tree's dataset was dropped."""
+        if self.trees.get(tree.dataset.number) is not tree:
+            raise NotFoundError(f"dataset {tree.dataset.name!r} was dropped from {self.path}")
+
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False, exist_ok: bool = False
     ) -> None:
@@ -367,7 +399,8 @@ class Engine:
             return
         self.change(change)
         tree = Tree(made[0], TreeRecord(), (), self.options.memtable_rows_max, self.clock)
-        self.trees = {**self.trees, made[0].number: tree}
+        with self._manifest_lock:
+            self.trees = {**self.trees, made[0].number: tree}
 
     def drop_dataset(self, name: str) -> None:
         """Remove a dataset and its entries."""
@@ -379,7 +412,8 @@ class Engine:
             number = tree.dataset.number
             self.background.forget(tree)
             self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
-            self.trees = {n: t for n, t in self.trees.items() if n != number}
+            with self._manifest_lock:
+                self.trees = {n: t for n, t in self.trees.items() if n != number}
             self._unlink(s.record.number for s in tree.view.segments)
 
     # Writing
@@ -393,6 +427,7 @@ class Engine:
     def _make_room(self, tree: Tree, n: int) -> None:
         """Let `n` rows fit the tree's memtable (the committer's)."""
         self.check_writable()
+        self.check_tree(tree)
         if not tree.fits(n):
             tree.freeze()
             self.background.notify()
@@ -415,22 +450,25 @@ class Engine:
         )
         if not runs:
             return rows
-        try:
-            with self.background.lock, self._committer.lock:
-                self._install(tree, runs, self.clock.stamp(stamps))
-        except BaseException:
-            bulk.abandon(runs)
-            raise
+        with self.background.lock, self._committer.lock:
+            try:
+                self.check_writable()
+                self.check_tree(tree)
+                records = self._seal(runs, self.clock.stamp(stamps))
+            except BaseException:
+                bulk.abandon(runs)
+                raise
+            self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
         self.background.notify()
         return rows
 
-    def _install(self, tree: Tree, runs: list[list[SegmentWriter]], offset: int) -> None:
+    def _seal(self, runs: list[list[SegmentWriter]], offset: int) -> list[RunRecord]:
         records = []
         for writers in runs:
             segments = tuple(writer.seal(offset) for writer in writers)
             records.append(RunRecord(self.take_number(), bottom=False, from_high=0, segments=segments))
-        recovery.sync_directory(filenames.segments(self.path))
-        self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
+        filenames.sync_directory(filenames.segments(self.path))
+        return records
 
     def set_tree(
         self,
@@ -442,7 +480,8 @@ class Engine:
     ) -> None:
         """Make a tree's new record durable, then visible, then remove the files it no longer names."""
         self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
-        self._unlink(tree.replace_runs(record, self.files, flushed))
+        with self.all_or_stop():
+            self._unlink(tree.replace_runs(record, self.files, flushed))
 
     def _unlink(self, numbers: Iterable[int]) -> None:
         for number in numbers:

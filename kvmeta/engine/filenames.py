@@ -1,4 +1,4 @@
-"""The names of a store's files, and nothing else knows them.
+"""The names of a store's files, which nothing else knows, and making them durable.
 
 KVMETA                 the store's identity (JSON): format, store ID, seed
 LOCK                   held by the writer (flock)
@@ -10,8 +10,11 @@ segments/00000001.seg  immutable segment files
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+
+from kvmeta.errors import os_errors
 
 _SEGMENT = re.compile(r"(\d{8,})\.seg")
 
@@ -55,3 +58,13 @@ def segment_number(path: Path) -> int | None:
     """Return the number a segment's file name says, None for any other name."""
     match = _SEGMENT.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def sync_directory(directory: Path) -> None:
+    """Make creations, renames and removals in `directory` durable."""
+    with os_errors("syncing", directory):
+        fd = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

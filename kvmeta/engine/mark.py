@@ -19,6 +19,7 @@ import numpy as np
 import xxhash
 
 from kvmeta.engine import filenames
+from kvmeta.engine.filenames import sync_directory
 from kvmeta.errors import CorruptionError, os_errors
 
 MAGIC = b"KVMMARK\x01"
@@ -104,12 +105,14 @@ def read(store: Path, store_id: bytes) -> tuple[Mark, int]:
 def seal(store: Path) -> int:
     """Write SEAL for the closed log; return its checksum."""
     path = filenames.seal(store)
-    files = {file.name: list(_fingerprint(file)) for file in _log_files(store)}
+    files = {file.name: list(_fingerprint(file, sync=True)) for file in _log_files(store)}
     text = json.dumps({"files": files}, sort_keys=True, indent=1).encode()
     with os_errors("writing", path), open(path, "wb") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    sync_directory(filenames.log(store))
+    sync_directory(store)
     return int(xxhash.xxh3_64_intdigest(text))
 
 
@@ -139,14 +142,18 @@ def _log_files(store: Path) -> list[Path]:
     """Return the files of the log, without the lock and RocksDB's own diary (LOG), which nothing reads."""
     log = filenames.log(store)
     with os_errors("listing", log):
+        if not log.is_dir():
+            raise CorruptionError(f"{log} is missing; it was there when the store was closed", log)
         return sorted(
             file for file in log.iterdir() if file.name != "LOCK" and not file.name.startswith("LOG")
         )
 
 
-def _fingerprint(file: Path) -> tuple[int, str]:
+def _fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:
     digest, size = xxhash.xxh3_64(), 0
     with os_errors("reading", file), open(file, "rb") as stream:
+        if sync:  # RocksDB does not fsync every file it writes, but the seal vouches for each
+            os.fsync(stream.fileno())
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             size += len(chunk)

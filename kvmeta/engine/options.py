@@ -17,8 +17,7 @@ class EngineOptions:
     """Rows of one atomic chunk: 3 MB, small enough to be one WAL value, large enough to hide an fsync."""
 
     group_rows_max: int = 262_144
-    """Rows that share one fsync: bounds how long the first of a group waits for the last. A group never exceeds
-    a memtable."""
+    """Rows that share one fsync: bounds how long the first waits for the last. Never more than a memtable."""
 
     memtable_rows_max: int = 1 << 20
     """Rows of a memtable before it is frozen: 48 MB, 8 MB of slots, and its WAL to replay at open."""
@@ -56,6 +55,5 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_rows_max <= self.memtable_rows_max:
-            raise InputError(
-                f"batch_rows_max: expected 1 to memtable_rows_max ({self.memtable_rows_max}), got {self.batch_rows_max}"
-            )
+            limit = f"1 to memtable_rows_max ({self.memtable_rows_max})"
+            raise InputError(f"batch_rows_max: expected {limit}, got {self.batch_rows_max}")

@@ -71,7 +71,7 @@ def write_identity(store: Path, identity: Identity) -> None:
             file.flush()
             os.fsync(file.fileno())
         fresh.rename(path)
-        sync_directory(store)
+        filenames.sync_directory(store)
 
 
 def read_identity(store: Path) -> Identity:
@@ -97,16 +97,6 @@ def read_identity(store: Path) -> Identity:
     if identity.encode() != data:
         raise CorruptionError(f"{path} is damaged", path)
     return identity
-
-
-def sync_directory(directory: Path) -> None:
-    """Make creations, renames and removals in `directory` durable."""
-    with os_errors("syncing", directory):
-        fd = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def recover(

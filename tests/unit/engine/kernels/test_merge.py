@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmeta.engine.kernels.merge import merge
+from kvmeta.location import LOCATION
+from kvmeta.version import TOMBSTONE
+from kvmeta.version import merge as reference
+from tests.unit.engine.rows import by_id, random_rows
+
+versions = st.sampled_from([1 << 23, 1 << 24, 1 << 24 | TOMBSTONE, 3 << 23])
+stretches = st.lists(
+    st.dictionaries(st.integers(0, 12), st.tuples(versions, st.integers(0, 300))), min_size=1, max_size=6
+)
+
+
+def lay(parts: list[dict[int, tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rows, heads, ends = [], [], []
+    for part in parts:
+        heads.append(len(rows))
+        for key, (version, offset) in sorted(part.items()):
+            rows.append([key // 3, key % 3, version, 0, offset, 0])
+        ends.append(len(rows))
+    return np.array(rows, np.uint64).reshape(-1, 6), np.array(heads), np.array(ends)
+
+
+@given(stretches, st.sampled_from([0, 1 << 24, 4 << 23]), st.sampled_from([0, 1 << 24]))
+def test_merging_keeps_the_largest_and_drops_only_what_it_may(
+    parts: list[dict[int, tuple[int, int]]], purge: int, expired: int
+) -> None:
+    rows, heads, ends = lay(parts)
+    expected = {}
+    for part in parts:
+        for key, (version, offset) in part.items():
+            location = np.zeros(1, LOCATION)
+            location["offset"] = offset
+            entry = (np.array([version], np.uint64), location)
+            expected[key] = reference(expected[key], entry) if key in expected else entry
+    wanted = []
+    for key, (version, location) in sorted(expected.items()):
+        dead = int(version[0]) & TOMBSTONE and int(version[0]) < purge
+        if int(version[0]) >= expired and not dead:
+            wanted.append([key // 3, key % 3, int(version[0]), 0, int(location["offset"][0]), 0])
+    out = np.empty_like(rows)
+    m, tombstones = merge(rows, heads, ends, np.uint64(purge), np.uint64(expired), out)
+    assert out[:m].tolist() == wanted
+    assert tombstones == sum(bool(row[2] & TOMBSTONE) for row in wanted)
+
+
+def test_many_long_stretches_come_out_in_order() -> None:
+    parts = [by_id(random_rows(3000, seed)) for seed in range(9)]
+    rows = np.concatenate(parts)
+    ends = np.arange(1, 10) * 3000
+    out = np.empty_like(rows)
+    m, _ = merge(rows, ends - 3000, ends.copy(), np.uint64(0), np.uint64(0), out)
+    assert m == len(rows)
+    assert (out == by_id(rows)).all()
