@@ -24,7 +24,7 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.view import Found, View
 from kvmeta.engine.wal import Position
-from kvmeta.errors import NotFoundError
+from kvmeta.errors import NotFoundError, OutcomeUnknownError
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 
 Rows = NDArray[np.uint64]
@@ -92,7 +92,12 @@ class Committer:
             self._queue.append(write)
         with self.lock:
             while not write.done:
-                self._commit_group(self._take())
+                group = self._take()
+                if not group:  # an interrupt hit whoever took it
+                    raise OutcomeUnknownError(
+                        "the group this write was in was interrupted; open the store again"
+                    )
+                self._commit_group(group)
         if write.error is not None:
             raise write.error
 
@@ -114,9 +119,10 @@ class Committer:
             shared = len(accepted) > 1 and any(write.kind in (INSERT, RELOCATE) for write in accepted)
             for write in accepted:
                 self._decide(write, group, shared=shared)
-            if group.batch.wal:
-                self._append(group.batch, group.position)
+            if not group.batch.wal:
+                return
             with self._all_or_stop():
+                self._append(group.batch, group.position)
                 for tree, rows, before in group.publish:
                     tree.insert(rows, before)
                 # Only now: a flush trims the WAL up to the position where no memtable holds rows.

@@ -7,7 +7,7 @@ Invariants: nothing is visible or acknowledged before its WAL group is synced; a
 before the view that shows it is published and before a file it no longer names is removed; after a failed
 write or fsync the engine takes no more writes (what failed may be present), reads go on.
 
-Locks, in the order they may nest: background, commit, manifest, a tree's own.
+Locks, in the order they may nest: background, commit, datasets, manifest, a tree's own.
 
 This file opens, closes and changes the store's state; `background.py` decides when to flush and merge.
 """
@@ -76,6 +76,7 @@ class Engine:
         self._rocks: Rocks | None = None
         self._mark: marks.MarkFile | None = None
         self._acknowledged = Position(0, 0)
+        self._datasets_lock = threading.Lock()
         self._manifest_lock = threading.Lock()
         self._lock_fd = -1
         self.background = Background(self)
@@ -326,11 +327,10 @@ class Engine:
 
     def _append(self, batch: Batch, position: Position) -> None:
         """Make a WAL group durable (the committer's)."""
-        with self.all_or_stop():
-            self._durably(batch)
-            with self._manifest_lock:
-                self._acknowledged = position
-                self._write_mark()
+        self._durably(batch)
+        with self._manifest_lock:
+            self._acknowledged = position
+            self._write_mark()
 
     def _durably(self, batch: Batch) -> None:
         assert self._rocks is not None
@@ -397,9 +397,9 @@ class Engine:
 
         if exist_ok and any(tree.dataset.name == name for tree in self.trees.values()):
             return
-        self.change(change)
-        tree = Tree(made[0], TreeRecord(), (), self.options.memtable_rows_max, self.clock)
-        with self._manifest_lock:
+        with self._datasets_lock:
+            self.change(change)
+            tree = Tree(made[0], TreeRecord(), (), self.options.memtable_rows_max, self.clock)
             self.trees = {**self.trees, made[0].number: tree}
 
     def drop_dataset(self, name: str) -> None:
@@ -407,13 +407,12 @@ class Engine:
         self.check_writable()
         if name == DEFAULT_DATASET:
             raise InputError("the default dataset cannot be dropped")
-        with self.background.lock, self._committer.lock:
+        with self.background.lock, self._committer.lock, self._datasets_lock:
             tree = self.tree(name)
             number = tree.dataset.number
             self.background.forget(tree)
             self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
-            with self._manifest_lock:
-                self.trees = {n: t for n, t in self.trees.items() if n != number}
+            self.trees = {n: t for n, t in self.trees.items() if n != number}
             self._unlink(s.record.number for s in tree.view.segments)
 
     # Writing
@@ -479,8 +478,8 @@ class Engine:
         anchor: Position | None = None,
     ) -> None:
         """Make a tree's new record durable, then visible, then remove the files it no longer names."""
-        self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
         with self.all_or_stop():
+            self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
             self._unlink(tree.replace_runs(record, self.files, flushed))
 
     def _unlink(self, numbers: Iterable[int]) -> None:

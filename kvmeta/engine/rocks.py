@@ -7,6 +7,7 @@ GIL while `write` with sync would hold it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Rocks:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        _check_fork(path, read_only=read_only)
         options = _options()
         families = {WAL: _wal_options()}
         access = AccessType.read_only(error_if_log_file_exist=False) if read_only else AccessType.read_write()
@@ -120,6 +122,21 @@ class Rocks:
         if self._db is None:
             raise UnavailableError(f"{self._path}: the log is closed")
         return self._db
+
+
+_user_pid: int | None = None
+
+
+def _check_fork(path: Path, *, read_only: bool) -> None:
+    """Refuse to write in a fork of a process that used RocksDB: its threads are gone, so it would hang."""
+    global _user_pid
+    if _user_pid is None:
+        _user_pid = os.getpid()
+    elif _user_pid != os.getpid() and not read_only:
+        raise ReadOnlyError(
+            f"{path}: this process was forked from one that had a store open, and cannot write to any; "
+            'start it by "spawn" or "forkserver", or open with mode="r"'
+        )
 
 
 def _options() -> Options:
