@@ -1,6 +1,12 @@
 import json
 
+import numpy as np
+import pytest
+
+import kvmeta
 from bench import engine
+from bench.stores import Stores
+from bench.workloads import Catalogue, Queries
 
 
 def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, capsys):
@@ -22,13 +28,41 @@ def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, c
 
 
 def test_stores_are_built_once_and_a_half_built_one_again(tmp_path):
-    stores = engine.Stores(tmp_path, engine.FORMS["tiny"])
-    marker = stores.small().parent / "built.json"
+    sizes = engine.FORMS["tiny"]
+    marker = Stores(tmp_path, sizes).small().parent / "built.json"
     before = marker.read_text()
 
-    stores.small()
+    Stores(tmp_path, sizes).small()
     assert marker.read_text() == before
 
     marker.unlink()
-    stores.small()
+    Stores(tmp_path, sizes).small()
     assert json.loads(marker.read_text())["build"] != json.loads(before)["build"]
+
+
+def test_a_catalogue_packs_its_files_without_overlap_and_gives_each_its_own_id():
+    batches = list(Catalogue().batches(0, 30_000, 4096))
+    ids = np.concatenate([ids for ids, _ in batches])
+    locations = np.concatenate([locations for _, locations in batches])
+
+    assert len(np.unique(ids)) == 30_000
+    assert not (locations["offset"] % 512).any()
+    same_shard = locations["volume"][1:] == locations["volume"][:-1]
+    ends = locations["offset"] + locations["length"]
+    assert (ends[:-1] <= locations["offset"][1:])[same_shard].all()
+    assert (locations["offset"][1:][~same_shard] == 512).all()
+    assert locations["volume"].max() > 1
+
+
+def test_sequential_ids_are_the_big_endian_numbers():
+    ids = Catalogue(ids="sequential").ids_of(np.arange(3, dtype=np.uint64))
+
+    assert (ids == kvmeta.ids_from_ints([0, 1, 2])).all()
+
+
+def test_a_wrong_answer_stops_the_benchmark():
+    queries = Queries(Catalogue(), 1000, present=0.5)
+    batch = queries.batch(np.random.default_rng(0), 100)
+
+    with pytest.raises(AssertionError, match="answered wrongly"):
+        queries.check(batch, batch.present, np.zeros(100, kvmeta.LOCATION))

@@ -1,0 +1,1 @@
+"""The benchmarks: one module a question or a family of them, peers side by side, results in `results/`."""
