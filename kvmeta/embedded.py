@@ -367,7 +367,7 @@ def _dataset_stats(tree: Tree) -> DatasetStats:
         disk_bytes=sum(segment.record.file_bytes for segment in segments),
         memtable_bytes=sum(memtable.memory_bytes for memtable in memtables),
         table_bytes=sum(segment.tables_bytes for segment in segments),
-        merging=tree.record.merge is not None,
+        merging=bool(tree.record.merges),
     )
 
 

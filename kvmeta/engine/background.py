@@ -33,9 +33,8 @@ class Background:
     def __init__(self, engine: Engine) -> None:
         self.lock = threading.RLock()
         self._engine = engine
-        self._merges: dict[
-            int, Merge
-        ] = {}  # open ones by dataset number; what is under way the manifest says
+        self._merges: dict[int, Merge] = {}  # open ones by output run; what is under way the manifest says
+        self._turn = 0
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -65,16 +64,22 @@ class Background:
             self._wake.notify_all()
 
     def forget(self, tree: Tree) -> None:
-        """Drop a tree's open merge and its unfinished segment. The caller holds `lock`."""
-        merge = self._merges.pop(tree.dataset.number, None)
+        """Drop a tree's open merges and their unfinished segments. The caller holds `lock`."""
+        for record in tree.record.merges:
+            self._drop(record)
+
+    def _drop(self, record: MergeRecord) -> None:
+        merge = self._merges.pop(record.output, None)
         if merge is not None:
             merge.abandon()
 
     def wait_for_room(self, tree: Tree) -> None:
-        """Return when few enough of the tree's memtables wait for their flush."""
-        while len(tree.frozen) > self._engine.options.frozen_memtables_max:
+        """Return when few enough of the tree's memtables wait for their flush and runs for their merge."""
+        options = self._engine.options
+        while len(tree.frozen) > options.frozen_memtables_max or tree.upper_runs > options.upper_runs_max:
             if self._thread is None:
-                self._flush_oldest(tree)
+                if not self.step():
+                    return
                 continue
             with self._wake:
                 self._wake.wait(_IDLE_S)
@@ -93,10 +98,12 @@ class Background:
             if self._freeze_for_wal(trees):
                 return True
             for tree in trees:
-                if tree.record.merge is not None or self._start_merge(tree, self._due(tree)):
-                    self._merge_step(tree)
-                    return True
-            return False
+                self._start_merge(tree, self._due(tree))
+            merges = [(tree, record) for tree in trees for record in tree.record.merges]
+            if merges:  # in turn, so that neither a long merge nor many short ones hold the others up
+                self._turn += 1
+                self._merge_step(*merges[self._turn % len(merges)])
+            return bool(merges)
 
     def flush(self) -> None:
         """Write every memtable as a run."""
@@ -114,22 +121,22 @@ class Background:
         """
         self.flush()
         for tree in list(self._engine.trees.values()):
-            self._finish_merge(tree, progress)  # one that was under way does not hold everything
+            self._finish_merges(tree, progress)  # those under way do not hold everything
             with self.lock:
                 rewrite = tree.dataset.ttl_s is not None or any(
                     s.record.tombstones for run in tree.runs for s in run.segments
                 )
                 self._start_merge(tree, compaction.everything(self._shapes(tree), rewrite=rewrite))
-            self._finish_merge(tree, progress)
+            self._finish_merges(tree, progress)
 
-    def _finish_merge(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
+    def _finish_merges(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
         while True:
             with self.lock:  # step by step, so that flushes get between
-                if tree.record.merge is None:
-                    return
                 self._engine.check_writable()
                 self._engine.check_tree(tree)
-                share = self._merge_step(tree)
+                if not tree.record.merges:
+                    return
+                share = self._merge_step(tree, tree.record.merges[0])
             if progress is not None:
                 progress(share)
 
@@ -187,24 +194,23 @@ class Background:
         return min([position, *(before for before in held if before is not None)])
 
     def _shapes(self, tree: Tree) -> list[RunShape]:
-        fit = [run.record for run in tree.runs if not run.quarantined]
-        return [RunShape(run.number, run.rows, run.bottom) for run in fit]
+        records = [run.record for run in tree.idle_runs()]
+        return [RunShape(run.number, run.rows, run.bottom) for run in records]
 
     def _due(self, tree: Tree) -> Choice | None:
         options = self._engine.options
         return compaction.choose(
             self._shapes(tree),
+            bottom_free=not any(merge.bottom for merge in tree.record.merges),
             memtable_rows=options.memtable_rows_max,
             fan_out=options.fan_out,
             bottom_ratio=options.bottom_ratio,
         )
 
-    def _start_merge(self, tree: Tree, choice: Choice | None) -> bool:
-        if choice is None:
-            return False
-        record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom)
-        self._engine.set_tree(tree, replace(tree.record, merge=record))
-        return True
+    def _start_merge(self, tree: Tree, choice: Choice | None) -> None:
+        if choice is not None:
+            record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom)
+            self._engine.set_tree(tree, replace(tree.record, merges=(*tree.record.merges, record)))
 
     def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:
         options = self._engine.options
@@ -215,44 +221,41 @@ class Background:
             record, inputs, self._engine.files, filter_bits=filter_bits, step_rows=options.merge_step_rows
         )
 
-    def _merge_step(self, tree: Tree) -> float:
-        """Do one window of the merge the manifest has under way; return the share that is done.
+    def _merge_step(self, tree: Tree, record: MergeRecord) -> float:
+        """Do one window of a merge the manifest has under way; return the share that is done.
 
         Whatever fails, the open merge is dropped: what it knows beyond the manifest may be half true. The
         next step opens it again at the manifest's frontier.
         """
-        record = tree.record.merge
-        assert record is not None
-        merge = self._merges.get(tree.dataset.number) or self._open_merge(tree, record)
-        self._merges[tree.dataset.number] = merge
+        merge = self._merges.get(record.output) or self._open_merge(tree, record)
+        self._merges[record.output] = merge
         try:
             inside = {*record.inputs, record.output}
             advance = merge.step(tree.view.lowest_outside(inside), tree.expired())
             if advance is not None:
-                self._take_advance(tree, advance)
+                self._take_advance(tree, record, advance)
         except CorruptionError:  # the merge ends at its frontier; the damaged run is merged no more
-            self.forget(tree)
-            self.quarantine(tree, end_merge=True)
+            self._drop(record)
+            self.quarantine(tree, ended=record)
         except BaseException as error:
-            self.forget(tree)
+            self._drop(record)
             if isinstance(error, Exception):
                 self._engine.stop_writes(error)
             raise
         return merge.progress
 
-    def _take_advance(self, tree: Tree, advance: Advance) -> None:
-        assert tree.record.merge is not None
+    def _take_advance(self, tree: Tree, record: MergeRecord, advance: Advance) -> None:
         if advance.segment is not None:
             filenames.sync_directory(filenames.segments(self._engine.path))
-        runs, under_way = advanced(tree.record.runs, tree.record.merge, advance)
-        self._engine.set_tree(tree, replace(tree.record, runs=runs, merge=under_way))
+        self._engine.set_tree(tree, advanced(tree.record, record, advance))
         if advance.done:
-            del self._merges[tree.dataset.number]
+            del self._merges[record.output]
 
-    def quarantine(self, tree: Tree, *, end_merge: bool = False) -> None:
+    def quarantine(self, tree: Tree, *, ended: MergeRecord | None = None) -> None:
         """Write the damage found so far to the manifest, so that it is known at the next open."""
         with self.lock:
             runs = tuple(replace(run.record, damaged=run.damage()) for run in tree.runs)
-            record = replace(tree.record, runs=runs, merge=None if end_merge else tree.record.merge)
+            merges = tuple(merge for merge in tree.record.merges if merge is not ended)
+            record = replace(tree.record, runs=runs, merges=merges)
             if record != tree.record:
                 self._engine.set_tree(tree, record)

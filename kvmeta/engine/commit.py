@@ -137,7 +137,7 @@ class Committer:
                 write.done = True
 
     def _with_room(self, writes: Sequence[Write]) -> list[Write]:
-        """Make room in each memtable; return the writes that have it. Others have a dropped dataset's error."""
+        """Make room in each memtable; return the writes that have it. Others get their dataset's error."""
         accepted: list[Write] = []
         for tree in {write.tree.dataset.number: write.tree for write in writes}.values():
             ours = [write for write in writes if write.tree is tree]

@@ -30,12 +30,18 @@ class Choice:
     bottom: bool
 
 
-def choose(runs: Sequence[RunShape], *, memtable_rows: int, fan_out: int, bottom_ratio: int) -> Choice | None:
-    """Return the merge that is due, or None. `runs` are those fit to be merged (no damage)."""
+def choose(
+    runs: Sequence[RunShape], *, bottom_free: bool, memtable_rows: int, fan_out: int, bottom_ratio: int
+) -> Choice | None:
+    """Return the merge that is due, or None.
+
+    `runs` are those fit to be merged: no damage, in no other merge. `bottom_free`: no merge into the bottom
+    run is under way. One may last long; meanwhile the upper runs are still merged among themselves.
+    """
     upper = [run for run in runs if not run.bottom]
     bottom_rows = sum(run.rows for run in runs if run.bottom)
     upper_rows = sum(run.rows for run in upper)
-    if len(upper) >= fan_out and upper_rows * bottom_ratio >= bottom_rows:
+    if bottom_free and len(upper) >= fan_out and upper_rows * bottom_ratio >= bottom_rows:
         return everything(runs)
     tiers: dict[int, list[RunShape]] = defaultdict(list)
     for run in upper:

@@ -2,7 +2,7 @@
 
 Rows of RocksDB's default column family, values in JSON (docs/format.md):
 
-    dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merge under way
+    dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merges under way
     volume/%08x    URI, name, state, size     head         generation, digest, next numbers, WAL anchor
 
 `digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest
@@ -71,7 +71,7 @@ class TreeRecord:
 
     flushed: int = 0
     runs: tuple[RunRecord, ...] = ()
-    merge: MergeRecord | None = None
+    merges: tuple[MergeRecord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -230,10 +230,8 @@ def _tree(fields: dict[str, Any]) -> TreeRecord:
         )
         for run in fields["runs"]
     )
-    merge = fields["merge"]
-    if merge is not None:
-        merge = MergeRecord(**{**merge, "inputs": tuple(merge["inputs"])})
-    return TreeRecord(fields["flushed"], runs, merge)
+    merges = tuple(MergeRecord(**{**merge, "inputs": tuple(merge["inputs"])}) for merge in fields["merges"])
+    return TreeRecord(fields["flushed"], runs, merges)
 
 
 def _digest(key: bytes, value: bytes) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kvmeta.engine.manifest import MergeRecord, RunRecord
+from kvmeta.engine.manifest import MergeRecord, RunRecord, TreeRecord
 from kvmeta.engine.page import Bounds
 from kvmeta.engine.run import Run, SegmentFiles
 from kvmeta.engine.segment import SegmentRecord, SegmentWriter
@@ -112,16 +112,14 @@ class Merge:
                 segment.will_need(max(0, low - 256), min(rows, high + 256))
 
 
-def advanced(
-    runs: tuple[RunRecord, ...], merge: MergeRecord, advance: Advance
-) -> tuple[tuple[RunRecord, ...], MergeRecord | None]:
-    """Return the runs and the merge of a tree's record after `advance`."""
+def advanced(tree: TreeRecord, merge: MergeRecord, advance: Advance) -> TreeRecord:
+    """Return a tree's record after `advance` of one of its merges."""
     out: list[RunRecord] = []
-    output = next((run for run in runs if run.number == merge.output), None)
+    output = next((run for run in tree.runs if run.number == merge.output), None)
     output = output or RunRecord(merge.output, merge.bottom, 0, ())
     if advance.segment is not None:
         output = replace(output, segments=(*output.segments, advance.segment))
-    for run in runs:
+    for run in tree.runs:
         if run.number == merge.output:
             continue
         if run.number in merge.inputs:
@@ -130,6 +128,8 @@ def advanced(
             left = tuple(s for s in run.segments if s.last >> 64 >= advance.frontier)
             run = replace(run, from_high=max(run.from_high, advance.frontier), segments=left)
         out.append(run)
-    out.append(output)
-    left_over = tuple(run for run in out if run.segments)
-    return left_over, None if advance.done else replace(merge, frontier=advance.frontier)
+    runs = tuple(run for run in (*out, output) if run.segments)
+    others = tuple(each for each in tree.merges if each.output != merge.output)
+    if advance.done:
+        return replace(tree, runs=runs, merges=others)
+    return replace(tree, runs=runs, merges=(*others, replace(merge, frontier=advance.frontier)))

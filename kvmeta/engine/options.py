@@ -31,6 +31,9 @@ class EngineOptions:
     fan_out: int = 8
     """Runs of one tier that are merged into one of the next. Larger: fewer rewrites, more runs to search."""
 
+    upper_runs_max: int = 32
+    """Upper runs beyond which writers wait for merges, so that lookups and filters stay bounded."""
+
     bottom_ratio: int = 8
     """The upper runs are merged into the bottom run when they hold a bottom_ratio-th of its rows. They carry
     filters (1.25 B/entry) and the bottom does not, so this also bounds the memory of filters."""

@@ -92,10 +92,10 @@ class Run:
 
     @property
     def quarantined(self) -> bool:
-        """Return whether any of its pages is known to be damaged."""
-        return bool(self.damage())
+        """Return whether it is known to be damaged, by the manifest or because a file cannot be used."""
+        return bool(self.record.damaged) or any(segment.damage for segment in self.segments)
 
     def damage(self) -> dict[int, tuple[int, ...]]:
-        """Return the row pages known to be damaged, by segment number."""
+        """Return the row pages found damaged so far, by segment number."""
         pages = {s.record.number: tuple([0] if s.damage else s.damaged_pages()) for s in self.segments}
         return {number: damaged for number, damaged in pages.items() if damaged}

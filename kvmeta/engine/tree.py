@@ -43,6 +43,7 @@ class Tree:
         self._clock = clock
         self._lock = threading.Lock()
         self.view = View((), ())
+        self.upper_runs = 0  # those that await a merge
         self._publish()
 
     def lookup(self, mixed: Rows, *, raw: bool = False) -> Found:
@@ -91,9 +92,15 @@ class Tree:
             held = [m.before for m in (*self.frozen, self.mutable) if m is not without and m.before]
             return min(held, default=None)
 
+    def idle_runs(self) -> list[Run]:
+        """Return the runs fit for a merge: not damaged, in no merge under way."""
+        busy = {number for merge in self.record.merges for number in (*merge.inputs, merge.output)}
+        return [run for run in self.runs if run.record.number not in busy and not run.quarantined]
+
     def memtables(self) -> Iterable[Memtable]:
         """Return the memtables, oldest first."""
         return (*self.frozen, self.mutable)
 
     def _publish(self) -> None:
         self.view = View((self.mutable, *reversed(self.frozen)), self.runs)
+        self.upper_runs = len([run for run in self.idle_runs() if not run.record.bottom])

@@ -37,7 +37,7 @@ def merged_rows(view: View, first_high: int, last_high: int, *, purge: int = 0, 
         raise _damage(view, total)
     extra = [memtable.sorted_rows(first_high, last_high) for memtable in view.memtables if memtable.count]
     rows = np.empty((total + sum(map(len, extra)), ROW_WORDS), np.uint64)
-    heads = np.zeros(len(view.runs) + len(extra), np.int64)
+    heads = np.zeros(len(view.runs) + len(extra), np.uint64)
     ends = np.zeros_like(heads)
     got = int(kernels.unpack_window(view.run_table, view.segment_table, first, last, rows, heads, ends))
     if got < 0:

@@ -103,7 +103,9 @@ def test_uuids_are_their_network_order_bytes() -> None:
         ids_from_uuids(["not one"])
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view()]
+)
 def test_arrow_arrays_hash_like_lists(kind: pa.DataType) -> None:
     keys = ["a", "", "train/é", "x" * 300] * 5
     array = pa.array(keys).cast(kind)

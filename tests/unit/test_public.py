@@ -17,7 +17,9 @@ def run(code: str) -> str:
 
 def test_every_public_name_exists_and_is_listed_in_order() -> None:
     assert all(hasattr(kvmeta, name) for name in kvmeta.__all__)
-    assert kvmeta.__all__ == sorted(kvmeta.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
+    assert kvmeta.__all__ == sorted(
+        kvmeta.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
 
 
 def test_the_sdk_imports_neither_numba_nor_rocksdict() -> None:

@@ -97,7 +97,9 @@ def test_a_clock_starts_above_what_it_observed() -> None:
 def test_threads_never_get_the_same_stamp() -> None:
     clock = HybridClock()
     out: list[int] = []
-    threads = [threading.Thread(target=lambda: out.extend(clock.stamp() for _ in range(500))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: out.extend(clock.stamp() for _ in range(500))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

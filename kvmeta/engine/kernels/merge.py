@@ -22,63 +22,98 @@ def _larger(rows, a, b):
 
 
 @njit
-def _drop_finished(heads, ends, live):
-    k = 0
-    while k < live:
-        if heads[k] == ends[k]:
-            live -= 1
-            heads[k], ends[k] = heads[live], ends[live]
-        else:
-            k += 1
+def _sink(highs, lows, stretches, live, high, low, stretch):
+    """Put a stretch at the top of the heap and let it sink: the smallest ID is on top.
+
+    The heap is three columns, the ID at each stretch's head and the stretch, so that sinking touches no row.
+    """
+    at = U(0)
+    while True:
+        child = U(2) * at + U(1)
+        if child >= live:
+            break
+        other = child + U(1)
+        if other < live and (
+            highs[other] < highs[child] or (highs[other] == highs[child] and lows[other] < lows[child])
+        ):
+            child = other
+        if high < highs[child] or (high == highs[child] and low <= lows[child]):
+            break
+        highs[at], lows[at], stretches[at] = highs[child], lows[child], stretches[child]
+        at = child
+    highs[at], lows[at], stretches[at] = high, low, stretch
+
+
+@njit
+def _step(rows, heads, ends, highs, lows, stretches, live):
+    """Move the stretch on top to its next row; return how many stretches are left."""
+    stretch = stretches[0]
+    row = heads[stretch] + U(1)
+    heads[stretch] = row
+    if row < ends[stretch]:
+        _sink(highs, lows, stretches, live, rows[row, HIGH], rows[row, LOW], stretch)
+        return live
+    live -= U(1)
+    if live > U(0):
+        _sink(highs, lows, stretches, live, highs[live], lows[live], stretches[live])
     return live
+
+
+@njit
+def _take(rows, row, out, m, purge, expired):
+    """Copy a row to out[m] unless it may be left out; return whether it was and whether it is a tombstone."""
+    version = rows[row, VERSION]
+    dead = version & _TOMBSTONE != U(0)
+    if version < expired or (dead and version < purge):
+        return False, False
+    for w in range(ROW_WORDS):
+        out[m, w] = rows[row, w]
+    return True, dead
 
 
 @njit
 def merge(rows, heads, ends, purge, expired, out):
     """Merge sorted stretches of `rows` (u8[n, 6]) to `out`; return (rows written, tombstones among them).
 
-    Stretch k is rows[heads[k]:ends[k]], each with distinct IDs in order; `heads` is consumed. Tombstones with
-    a version below `purge` and every row with one below `expired` are left out.
+    Stretch k is rows[heads[k]:ends[k]] (both u8[k]), each with distinct IDs in order; `heads` is consumed.
+    Tombstones with a version below `purge` and every row with one below `expired` are left out.
     """
-    m, tombstones = 0, 0
-    live = _drop_finished(heads, ends, len(heads))
-    while live > 0:
-        best = 0
-        winner = heads[0]
-        ties = False
-        for k in range(1, live):
-            row = heads[k]
-            if rows[row, HIGH] < rows[winner, HIGH]:
-                best, winner, ties = k, row, False
-            elif rows[row, HIGH] == rows[winner, HIGH]:
-                if rows[row, LOW] < rows[winner, LOW]:
-                    best, winner, ties = k, row, False
-                elif rows[row, LOW] == rows[winner, LOW]:
-                    ties = True
-        finished = False
-        if ties:  # several stretches stand at this ID: step them all, keep the largest
-            high, low = rows[winner, HIGH], rows[winner, LOW]
-            for k in range(live):
-                row = heads[k]
-                if rows[row, HIGH] == high and rows[row, LOW] == low:
-                    if _larger(rows, row, winner):
-                        winner = row
-                    heads[k] += 1
-                    finished = finished or heads[k] == ends[k]
-        else:
-            heads[best] += 1
-            finished = heads[best] == ends[best]
-        version = rows[winner, VERSION]
-        dead = version & _TOMBSTONE
-        if version >= expired and not (dead and version < purge):
-            for w in range(ROW_WORDS):
-                out[m, w] = rows[winner, w]
-            m += 1
-            if dead:
-                tombstones += 1
-        if finished:
-            live = _drop_finished(heads, ends, live)
-    return m, tombstones
+    m, tombstones, live = U(0), 0, U(0)
+    highs, lows = np.empty(len(heads), np.uint64), np.empty(len(heads), np.uint64)
+    stretches = np.empty(len(heads), np.uint64)
+    for k in range(len(heads)):
+        if heads[k] < ends[k]:  # a heap grows at its end, from where the new one rises
+            high, low = rows[heads[k], HIGH], rows[heads[k], LOW]
+            at = live
+            live += U(1)
+            while at > U(0):
+                parent = (at - U(1)) // U(2)
+                if highs[parent] < high or (highs[parent] == high and lows[parent] <= low):
+                    break
+                highs[at], lows[at], stretches[at] = highs[parent], lows[parent], stretches[parent]
+                at = parent
+            highs[at], lows[at], stretches[at] = high, low, U(k)
+    while live > U(1):
+        high, low = highs[0], lows[0]
+        winner = heads[stretches[0]]
+        live = _step(rows, heads, ends, highs, lows, stretches, live)
+        while live > U(0) and highs[0] == high and lows[0] == low:  # other stretches at the same ID
+            row = heads[stretches[0]]
+            if _larger(rows, row, winner):
+                winner = row
+            live = _step(rows, heads, ends, highs, lows, stretches, live)
+        taken, dead = _take(rows, winner, out, m, purge, expired)
+        m += U(taken)
+        tombstones += dead
+    if live == U(1):
+        stretch = stretches[0]
+        row = heads[stretch]
+        while row < ends[stretch]:
+            taken, dead = _take(rows, row, out, m, purge, expired)
+            m += U(taken)
+            tombstones += dead
+            row += U(1)
+    return np.int64(m), tombstones
 
 
 @njit

@@ -13,7 +13,9 @@ def random_rows(n: int, seed: int = 0, version: int = 1 << 23) -> np.ndarray:
     rows = np.empty((n, ROW_WORDS), np.uint64)
     rows[:, :2] = rng.integers(0, 2**64, (n, 2), np.uint64)
     rows[:, 2] = version
-    rows[:, 3] = rng.integers(1, 4, n).astype(np.uint64) | rng.integers(0, 1 << 20, n).astype(np.uint64) << np.uint64(32)
+    rows[:, 3] = rng.integers(1, 4, n).astype(np.uint64) | rng.integers(0, 1 << 20, n).astype(
+        np.uint64
+    ) << np.uint64(32)
     rows[:, 4] = rng.integers(0, 1 << 20, n).astype(np.uint64) * np.uint64(512)
     rows[:, 5] = rng.integers(0, 1 << 32, n).astype(np.uint64)
     return rows

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kvmeta.engine.compaction import Choice, RunShape, choose, everything
 
-LIMITS = {"memtable_rows": 100, "fan_out": 4, "bottom_ratio": 8}
+LIMITS = {"bottom_free": True, "memtable_rows": 100, "fan_out": 4, "bottom_ratio": 8}
 
 
 def runs(*rows: int, bottom: int = 0) -> list[RunShape]:
@@ -40,6 +40,12 @@ def test_everything_leaves_a_lone_bottom_run_alone_unless_it_must_be_rewritten()
     assert everything(runs(bottom=5), rewrite=True) == Choice((99,), bottom=True)
     assert everything(runs(7)) == Choice((1,), bottom=True)
     assert everything([]) is None
+
+
+def test_while_the_bottom_run_is_being_merged_upper_runs_are_merged_among_themselves() -> None:
+    busy = {**LIMITS, "bottom_free": False}
+    assert choose(runs(100, 100, 100), **busy) is None
+    assert choose(runs(100, 100, 90, 100), **busy) == Choice((1, 2, 3, 4), bottom=False)
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=400))

@@ -43,7 +43,10 @@ def test_a_frozen_store_of_format_1_goes_on_being_written(frozen: Path) -> None:
     ids = kvmeta.ids_from_ints(np.arange(1200, dtype=np.uint64))
     with kvmeta.open(frozen) as store:
         before = store.dataset().lookup(ids)
-        assert store.dataset().insert(ids, np.zeros(1200, kvmeta.LOCATION)).inserted.sum() == (~before.found).sum()
+        assert (
+            store.dataset().insert(ids, np.zeros(1200, kvmeta.LOCATION)).inserted.sum()
+            == (~before.found).sum()
+        )
         store.compact()
     with kvmeta.open(frozen, "r") as store:
         after = store.dataset().lookup(ids)

@@ -21,7 +21,7 @@ from kvmeta.errors import CorruptionError
 LOG = Path("log")
 SEGMENT = SegmentRecord(9, 100, 3, 8192, 1 << 100, 2 << 100, 1 << 23, 2**64 - 1)
 TREE = TreeRecord(
-    5, (RunRecord(4, True, 2**64 - 1, (SEGMENT,), {9: (0, 3)}),), MergeRecord((4,), 8, False, 77)
+    5, (RunRecord(4, True, 2**64 - 1, (SEGMENT,), {9: (0, 3)}),), (MergeRecord((4,), 8, False, 77),)
 )
 
 

@@ -63,7 +63,9 @@ def test_readers_beside_the_writer_see_whole_rows() -> None:
     def read() -> None:
         while not done.is_set():
             got = view.lookup(ids, ColdReads())
-            if not got.found.all() or (got.versions != got.locations[:, 1]).any() and got.versions.max() > 1 << 23:
+            if not got.found.all() or (
+                (got.versions != got.locations[:, 1]).any() and got.versions.max() > 1 << 23
+            ):
                 wrong.append(got)
 
     thread = threading.Thread(target=read)

@@ -29,9 +29,7 @@ def pack(rows: np.ndarray, packing: Packing) -> tuple[np.ndarray, int]:
     page_rows = packing.page_rows
     pages = -(-len(rows) // page_rows)
     out = np.zeros((pages + 1) * PAGE_BYTES, np.uint8)
-    row_kernels.pack(
-        rows, packing.table(), packing.row_bytes, page_rows, 1, np.uint64(9), out[PAGE_BYTES:]
-    )
+    row_kernels.pack(rows, packing.table(), packing.row_bytes, page_rows, 1, np.uint64(9), out[PAGE_BYTES:])
     return out, pages
 
 

@@ -119,7 +119,7 @@ class Catalogue(RuleBasedStateMachine):
 
     @rule()
     def kill(self) -> None:
-        """A copy of the files as they are now is what kill -9 leaves."""
+        """Go on with a copy of the files as they are now: what kill -9 leaves."""
         self.generation += 1
         copy = self.root / str(self.generation)
         copy_still(self.path, copy)

@@ -23,7 +23,7 @@ def lay(parts: list[dict[int, tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray
         for key, (version, offset) in sorted(part.items()):
             rows.append([key // 3, key % 3, version, 0, offset, 0])
         ends.append(len(rows))
-    return np.array(rows, np.uint64).reshape(-1, 6), np.array(heads), np.array(ends)
+    return np.array(rows, np.uint64).reshape(-1, 6), np.array(heads, np.uint64), np.array(ends, np.uint64)
 
 
 @given(stretches, st.sampled_from([0, 1 << 24, 4 << 23]), st.sampled_from([0, 1 << 24]))
@@ -52,8 +52,8 @@ def test_merging_keeps_the_largest_and_drops_only_what_it_may(
 def test_many_long_stretches_come_out_in_order() -> None:
     parts = [by_id(random_rows(3000, seed)) for seed in range(9)]
     rows = np.concatenate(parts)
-    ends = np.arange(1, 10) * 3000
+    ends = np.arange(1, 10, dtype=np.uint64) * np.uint64(3000)
     out = np.empty_like(rows)
-    m, _ = merge(rows, ends - 3000, ends.copy(), np.uint64(0), np.uint64(0), out)
+    m, _ = merge(rows, ends - np.uint64(3000), ends.copy(), np.uint64(0), np.uint64(0), out)
     assert m == len(rows)
     assert (out == by_id(rows)).all()
