@@ -7,7 +7,9 @@ GIL while `write` with sync would hold it.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +55,7 @@ class Rocks:
             self._db: Rdict | None = Rdict(str(path), options, families, access)
             self._wal: Rdict | None = self._db.get_column_family(WAL)
             self._wal_handle: ColumnFamily | None = self._db.get_column_family_handle(WAL)
+        _open_ones.add(self)
 
     def write(self, batch: Batch) -> None:
         """Apply `batch` atomically; it survives a crash of the process, and after `sync` of the machine."""
@@ -111,6 +114,7 @@ class Rocks:
         """Close; nothing is flushed but what was synced is on disk."""
         if self._db is None:
             return
+        _open_ones.discard(self)
         db, wal = self._db, self._wal
         self._db = self._wal = self._wal_handle = None
         with _errors(self._path):
@@ -125,6 +129,19 @@ class Rocks:
 
 
 _user_pid: int | None = None
+
+
+_open_ones: weakref.WeakSet[Rocks] = weakref.WeakSet()
+
+
+def _keep_for_ever() -> None:
+    """In a fork, never free an inherited database: closing it would wait for threads that are not there."""
+    for rocks in _open_ones:
+        for inherited in (rocks._db, rocks._wal, rocks._wal_handle):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+os.register_at_fork(after_in_child=_keep_for_ever)
 
 
 def _check_fork(path: Path, *, read_only: bool) -> None:

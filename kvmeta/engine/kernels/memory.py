@@ -1,10 +1,20 @@
 """Loads, stores, prefetch and fence at raw addresses: the few machine operations numba does not spell."""
 
+import os
+
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+
+# A thread may be loading a kernel when another forks; the child would wait for its lock for ever.
+os.register_at_fork(
+    before=global_compiler_lock.acquire,
+    after_in_parent=global_compiler_lock.release,
+    after_in_child=global_compiler_lock.release,
+)
 
 njit = numba.njit(nogil=True, cache=True)
 
