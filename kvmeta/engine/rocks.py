@@ -134,14 +134,25 @@ _user_pid: int | None = None
 _open_ones: weakref.WeakSet[Rocks] = weakref.WeakSet()
 
 
-def _keep_for_ever() -> None:
-    """In a fork, never free an inherited database: closing it would wait for threads that are not there."""
+def _disown() -> None:
+    """In a fork of a process that used RocksDB, never let it wait for its threads, which are not there.
+
+    It would when an inherited database is freed, and when the process ends (a static destructor joins them).
+    So databases are kept, and C's exit handlers end, after flushing, in `_exit(status)`: registered last,
+    these two run first, in the opposite order.
+    """
+    if _user_pid is None:
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):
+        libc.on_exit(libc._exit, None)
+        libc.__cxa_atexit(libc.fflush, None, None)
     for rocks in _open_ones:
         for inherited in (rocks._db, rocks._wal, rocks._wal_handle):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
-os.register_at_fork(after_in_child=_keep_for_ever)
+os.register_at_fork(after_in_child=_disown)
 
 
 def _check_fork(path: Path, *, read_only: bool) -> None:
