@@ -16,7 +16,7 @@ from kvmeta.engine.compaction import Choice, RunShape
 from kvmeta.engine.manifest import MergeRecord, RunRecord
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.merge import Advance, Merge, advanced
-from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
 from kvmeta.errors import CorruptionError

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvmeta import mixing
-from kvmeta.engine import filenames, recovery, segment
+from kvmeta.engine import filenames, recovery, segment_header
 from kvmeta.engine import load as bulk
 from kvmeta.engine import mark as marks
 from kvmeta.engine.background import Background
@@ -36,7 +36,7 @@ from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.recovery import Recovered
 from kvmeta.engine.rocks import Batch, Rocks
 from kvmeta.engine.run import SegmentFiles
-from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
 from kvmeta.errors import (
@@ -303,7 +303,7 @@ class Engine:
                 if (
                     number is not None
                     and number not in named
-                    and segment.is_left_over(path, self.identity.store_id)
+                    and segment_header.is_left_over(path, self.identity.store_id)
                 ):
                     path.unlink()
 

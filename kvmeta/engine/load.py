@@ -18,7 +18,7 @@ from kvmeta.engine.kernels import rows as row_kernels
 from kvmeta.engine.kernels import sort
 from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta.engine.run import SegmentFiles
-from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.version import STAMP_STEP
 
 Rows = NDArray[np.uint64]

@@ -20,7 +20,7 @@ from typing import Any
 import xxhash
 
 from kvmeta.engine.rocks import Batch
-from kvmeta.engine.segment import SegmentRecord
+from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import WAL_START, Position
 from kvmeta.errors import CorruptionError
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from kvmeta.engine.manifest import MergeRecord, RunRecord, TreeRecord
 from kvmeta.engine.page import Bounds
 from kvmeta.engine.run import Run, SegmentFiles
-from kvmeta.engine.segment import SegmentRecord, SegmentWriter
+from kvmeta.engine.segment_header import SegmentRecord
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.view import View
 from kvmeta.engine.window import HASH_MAX, cut, merged_rows
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from kvmeta.engine import filenames
 from kvmeta.engine.manifest import RunRecord
 from kvmeta.engine.page import Bounds, Packing
-from kvmeta.engine.segment import Segment, SegmentRecord, SegmentWriter
+from kvmeta.engine.segment import Segment
+from kvmeta.engine.segment_header import SegmentRecord
+from kvmeta.engine.segment_writer import SegmentWriter
 
 Rows = NDArray[np.uint64]
 

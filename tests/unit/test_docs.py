@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import kvmeta
-from kvmeta.engine import mark, segment, wal
+from kvmeta.engine import mark, segment_header, wal
 from kvmeta.engine.page import Bounds
-from kvmeta.engine.segment import SegmentWriter
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.mixing import DEFAULT_SEED, mix, round_keys
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_the_versions_vector() -> None:
 @pytest.mark.parametrize(
     ("heading", "layout"),
     [
-        ("### Header", segment.HEADER),
+        ("### Header", segment_header.HEADER),
         ("## WAL", wal.RECORD),
         ("## MARK", mark.SLOT),
         ("## Location", kvmeta.LOCATION),
@@ -66,7 +66,9 @@ def test_the_offsets_in_a_table_are_those_of_the_layout(heading: str, layout: np
     known = {name: layout.fields[name][1] for name in published}
     assert published == known
     missing = set(layout.names or ()) - set(published) - {"reserved"}
-    renamed = {"low", "high"} if layout is segment.HEADER else set()  # the table calls them base and largest
+    renamed = (
+        {"low", "high"} if layout is segment_header.HEADER else set()
+    )  # the table calls them base and largest
     assert missing == renamed
 
 
@@ -89,7 +91,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
     for i in range(3):
         assert page[23 * i : 23 * i + 23].hex() in FORMAT
     assert page[-8:].hex() in FORMAT
-    assert f"{segment.file_seed(bytes(range(16)), 1):016x}" in FORMAT
+    assert f"{segment_header.file_seed(bytes(range(16)), 1):016x}" in FORMAT
     directory = data[8192 : 8192 + 16].hex()
     assert f"{directory[:8]} {directory[8:16]} | {directory[16:24]} {directory[24:]}" in FORMAT
     _, record = wal.encode(wal.WAL_START, 1, wal.PUT, rows[:1])

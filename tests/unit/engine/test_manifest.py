@@ -14,7 +14,7 @@ from kvmeta.engine.manifest import (
     TreeRecord,
     VolumeRecord,
 )
-from kvmeta.engine.segment import SegmentRecord
+from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import Position
 from kvmeta.errors import CorruptionError
 

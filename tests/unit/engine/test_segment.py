@@ -9,7 +9,9 @@ from kvmeta.engine.kernels.layout import PAGE_BYTES
 from kvmeta.engine.manifest import RunRecord
 from kvmeta.engine.page import Bounds
 from kvmeta.engine.run import Run, SegmentFiles
-from kvmeta.engine.segment import Segment, SegmentRecord, SegmentWriter
+from kvmeta.engine.segment import Segment
+from kvmeta.engine.segment_header import SegmentRecord
+from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.view import ColdReads, View
 from kvmeta.engine.window import HASH_MAX, cut, merged_rows
 from tests.unit.engine.rows import by_id, random_rows
