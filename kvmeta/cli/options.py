@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,7 +32,29 @@ def open_store(path: str, mode: str, must_exist: bool = False) -> Any:
 
     if must_exist:
         kvmeta.open(path, mode="r").close()
-    return kvmeta.open(path, mode=mode)
+    store = kvmeta.open(path, mode=mode)
+    _tell_of_compilation()
+    return store
+
+
+def _tell_of_compilation() -> None:
+    """Say once on a terminal why the first command after an installation takes so long."""
+    if not sys.stderr.isatty():
+        return
+    from numba.core import event
+
+    class Teller(event.Listener):
+        told = False
+
+        def on_start(self, _: Any) -> None:
+            if not self.told:
+                self.told = True
+                click.echo("compiling the kernels (only the first run does)", err=True)
+
+        def on_end(self, _: Any) -> None:
+            pass
+
+    event.register("numba:compile", Teller())  # type: ignore[no-untyped-call]
 
 
 def ids_of(keys: tuple[str, ...], are_hex: bool) -> IdArray:
