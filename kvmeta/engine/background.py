@@ -121,13 +121,19 @@ class Background:
         """
         self.flush()
         for tree in list(self._engine.trees.values()):
-            self._finish_merges(tree, progress)  # those under way do not hold everything
-            with self.lock:
-                rewrite = tree.dataset.ttl_s is not None or any(
-                    s.record.tombstones for run in tree.runs for s in run.segments
-                )
-                self._start_merge(tree, compaction.everything(self._shapes(tree), rewrite=rewrite))
+            while not self._start_full_merge(tree):
+                self._finish_merges(tree, progress)
             self._finish_merges(tree, progress)
+
+    def _start_full_merge(self, tree: Tree) -> bool:
+        """Start the merge of everything if there is anything to gain; return False while others go on."""
+        with self.lock:
+            if tree.record.merges:
+                return False
+            tombstones = any(segment.record.tombstones for run in tree.runs for segment in run.segments)
+            rewrite = tombstones or tree.dataset.ttl_s is not None
+            self._start_merge(tree, compaction.everything(self._shapes(tree), rewrite=rewrite))
+            return True
 
     def _finish_merges(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
         while True:
@@ -154,15 +160,14 @@ class Background:
                     self._wake.wait(_IDLE_S)
 
     def _freeze_for_wal(self, trees: list[Tree]) -> bool:
-        """Freeze the memtable that holds the oldest WAL record where the WAL has grown too long."""
-        if self._engine.log_memory_bytes() < self._engine.options.wal_bytes_max:
-            return False
-        waiting = [(before, tree) for tree in trees if (before := tree.unflushed_before()) is not None]
-        if not waiting:
-            return False
-        _, oldest = min(waiting, key=lambda pair: pair[0])
-        self._engine.freeze([oldest])
-        return bool(oldest.frozen)
+        """Freeze the memtable that holds the oldest WAL record where too much was written since."""
+        appended = self._engine.appended_rows()
+        for tree in trees:
+            oldest = tree.oldest_memtable()
+            if oldest and appended - oldest.appended_before > self._engine.options.wal_rows_max:
+                self._engine.freeze([tree])
+                return True
+        return False
 
     def _flush_oldest(self, tree: Tree) -> None:
         engine = self._engine

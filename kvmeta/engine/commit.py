@@ -78,6 +78,7 @@ class Committer:
     ) -> None:
         self.lock = threading.Lock()
         self.position = position
+        self.appended_rows = 0
         self._clock = clock
         self._append = append
         self._make_room = make_room
@@ -124,7 +125,8 @@ class Committer:
             with self._all_or_stop():
                 self._append(group.batch, group.position)
                 for tree, rows, before in group.publish:
-                    tree.insert(rows, before)
+                    tree.insert(rows, before, self.appended_rows)
+                    self.appended_rows += len(rows)
                 # Only now: a flush trims the WAL up to the position where no memtable holds rows.
                 self.position = group.position
         except BaseException as error:  # every caller of the group must learn of it

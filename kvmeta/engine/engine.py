@@ -110,23 +110,23 @@ class Engine:
         mark, turn = marks.read(self.path, self.identity.store_id)
         if mark.clean:
             marks.check_seal(self.path, mark)
-        looking = Rocks(
-            filenames.log(self.path), read_only=True
-        )  # judge before RocksDB's recovery rewrites it
+        log = filenames.log(self.path)
+        looking = Rocks(log, read_only=True)  # judge before RocksDB's own recovery rewrites it
         try:
             state = recovery.recover(self.path, looking, mark, self.files, self.clock, self.options)
         finally:
             looking.close()
         self._mark = marks.MarkFile(self.path, self.identity.store_id, turn)
         self._mark.write_durably(replace(mark, clean=False, seal=0))
-        self._rocks = Rocks(filenames.log(self.path))
-        recovery.check_same(self._rocks, state, filenames.log(self.path))
+        self._rocks = Rocks(log)
+        recovery.check_same(self._rocks, state, log)
         self._take_over(state)
         options = self.options
         group = max(options.batch_rows_max, min(options.group_rows_max, options.memtable_rows_max))
         self._committer = Committer(
             self.clock, state.position, self._append, self._make_room, self.all_or_stop, group
         )
+        self._committer.appended_rows = state.replayed_rows
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
         self.background.start(thread=self.options.background)
@@ -488,6 +488,6 @@ class Engine:
             with os_errors("removing", path):
                 path.unlink(missing_ok=True)
 
-    def log_memory_bytes(self) -> int:
-        """Return the bytes RocksDB holds in memory: mostly the WAL of what is not flushed."""
-        return self._rocks.memory_bytes() if self._rocks is not None else 0
+    def appended_rows(self) -> int:
+        """Return the rows appended to the WAL since the store was opened, those replayed included."""
+        return self._committer.appended_rows

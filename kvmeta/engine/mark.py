@@ -10,6 +10,7 @@ file of the log. While a mark is clean, each byte of the log must be the one tha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -69,19 +70,25 @@ class MarkFile:
         """Write `mark` to the slot whose turn it is."""
         self._turn += 1
         with os_errors("writing", self._path):
-            os.pwrite(self._fd, _encode(mark, self._store_id, self._turn), self._turn % 2 * SLOT_BYTES)
+            slot = _encode(mark, self._store_id, self._turn)
+            _write_whole(self._fd, slot, self._turn % 2 * SLOT_BYTES)
 
     def write_durably(self, mark: Mark) -> None:
         """Write `mark` to both slots and fsync them."""
         self._turn += 1
         slot = _encode(mark, self._store_id, self._turn)
         with os_errors("writing", self._path):
-            os.pwrite(self._fd, slot + slot, 0)
+            _write_whole(self._fd, slot + slot, 0)
             os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
+
+
+def _write_whole(fd: int, data: bytes, at: int) -> None:
+    if os.pwrite(fd, data, at) != len(data):  # half a slot would be damage
+        raise OSError(errno.ENOSPC, "only part of the mark was written")
 
 
 def read(store: Path, store_id: bytes) -> tuple[Mark, int]:

@@ -28,6 +28,7 @@ class Memtable:
         self.lowest = VERSION_MAX
         self.highest = 0
         self.before: Position | None = None  # the WAL position before its first record
+        self.appended_before = 0
         self.last_sequence = 0
         self._rows: Rows = np.empty((capacity, ROW_WORDS), np.uint64)
         self._slots = np.zeros(slots, np.uint32)
@@ -41,15 +42,19 @@ class Memtable:
         """Return the bytes of rows and slots in use."""
         return self.count * self._rows.itemsize * ROW_WORDS + self._slots.nbytes
 
-    def insert(self, rows: Rows, before: Position) -> None:
-        """Append `rows` (u8[n, 6]; they fit) of the WAL record that follows `before`, and publish them."""
+    def insert(self, rows: Rows, before: Position, appended_rows: int = 0) -> None:
+        """Append `rows` (u8[n, 6]; they fit) of the WAL record that follows `before`, and publish them.
+
+        `appended_rows`: rows that went into the WAL, of any dataset, before these.
+        """
         if self.count + len(rows) > self.capacity:  # the kernel writes where it is told
             raise ValueError(f"{len(rows)} rows do not fit a memtable with {self.count} of {self.capacity}")
         kernels.insert(self._rows, self._slots, self.table[MEM_MASK], self.count, rows)
         self.count += len(rows)
         self.lowest = min(self.lowest, int(rows[:, VERSION].min()))
         self.highest = max(self.highest, int(rows[:, VERSION].max()))
-        self.before = self.before or before
+        if self.before is None:
+            self.before, self.appended_before = before, appended_rows
         self.last_sequence = before.sequence + 1
 
     def sorted_rows(self, first_high: int = 0, last_high: int = VERSION_MAX) -> Rows:

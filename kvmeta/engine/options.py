@@ -47,8 +47,9 @@ class EngineOptions:
     load_rows_max: int = 1 << 22
     """Rows a bulk load sorts at a time and writes as one run: 192 MB, two such buffers at work."""
 
-    wal_bytes_max: int = 512 * MIB
-    """WAL kept for unflushed memtables; beyond it the dataset that holds the oldest record is flushed."""
+    wal_rows_max: int = 8 << 20
+    """Rows of WAL (about 40 bytes each) kept for the oldest memtable. Beyond it that memtable is flushed,
+    however few rows it has: a dataset that is seldom written must not keep the log of all others."""
 
     sync: bool = True
     """Off only in tests and measurements: acknowledged writes then do not survive a power cut."""

@@ -55,6 +55,7 @@ class Recovered:
     manifest: Manifest
     trees: dict[int, Tree]
     position: Position
+    replayed_rows: int
 
 
 def new_identity() -> Identity:
@@ -121,8 +122,8 @@ def recover(
         trees[number] = Tree(dataset, record, runs, options.memtable_rows_max, clock)
         for run in runs:
             clock.observe(run.highest)
-    position = _replay(rocks, head.anchor, mark, trees, clock, log)
-    return Recovered(manifest, trees, position)
+    position, replayed = _replay(rocks, head.anchor, mark, trees, clock, log)
+    return Recovered(manifest, trees, position, replayed)
 
 
 def check_same(rocks: Rocks, state: Recovered, log: Path) -> None:
@@ -136,8 +137,8 @@ def check_same(rocks: Rocks, state: Recovered, log: Path) -> None:
 
 def _replay(
     rocks: Rocks, anchor: Position, mark: Mark, trees: dict[int, Tree], clock: HybridClock, log: Path
-) -> Position:
-    before = anchor
+) -> tuple[Position, int]:
+    before, replayed = anchor, 0
     for record in wal.replay(rocks.wal(wal.key(anchor.sequence + 1)), anchor, log):
         position = record.position
         if position.sequence == mark.sequence and position.checksum != mark.chain:
@@ -148,15 +149,16 @@ def _replay(
         if tree is not None and position.sequence > tree.record.flushed and len(record.rows):
             if not tree.fits(len(record.rows)):
                 tree.freeze(len(record.rows))  # the writer's limits may have been larger
-            tree.insert(record.rows, before)
+            tree.insert(record.rows, before, replayed)
             clock.observe(int(record.rows[:, 2].max()))
         before = position
+        replayed += len(record.rows)
     _trim_heap()
     if before.sequence < mark.sequence:
         raise CorruptionError(
             f"{log}: the WAL ends at record {before.sequence}, but {mark.sequence} was acknowledged", log
         )
-    return before
+    return before, replayed
 
 
 def _trim_heap() -> None:

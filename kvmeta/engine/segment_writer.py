@@ -108,6 +108,12 @@ class SegmentWriter:
             self._write_tables(np.frombuffer(pages, np.uint8).ctypes.data)
         self._bytes += PAGE_BYTES  # the footer's
         header["file_bytes"] = self._bytes
+        with os_errors(
+            "writing", self.path
+        ):  # a bulk load keeps many finished ones, but no file open for each
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
 
     def _write_tables(self, base: int) -> None:
         header = self._header
@@ -135,12 +141,14 @@ class SegmentWriter:
         header["low"][VERSION] += np.uint64(version_offset)
         header["high"][VERSION] += np.uint64(version_offset)
         with os_errors("writing", self.path):
-            os.pwrite(self._fd, header_page(header, self._seed, 0), 0)
-            last = self._bytes // PAGE_BYTES - 1
-            os.pwrite(self._fd, header_page(header, self._seed, last), last * PAGE_BYTES)
-            os.fsync(self._fd)
-            os.close(self._fd)
-        self._fd = -1
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _pwrite(fd, header_page(header, self._seed, 0), 0)
+                last = self._bytes // PAGE_BYTES - 1
+                _pwrite(fd, header_page(header, self._seed, last), last * PAGE_BYTES)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         return record_of(header)
 
     def abandon(self) -> None:
@@ -186,3 +194,9 @@ def _range_bits(first_high: int, last_high: int, rows: int) -> int:
 
 def _padded(section: bytes) -> bytes:
     return section + bytes(round_up(len(section)) - len(section))
+
+
+def _pwrite(fd: int, data: bytes, at: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written

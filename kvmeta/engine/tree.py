@@ -7,7 +7,6 @@ does no I/O of its own: the engine writes what the tree then takes over.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +57,9 @@ class Tree:
         """Return whether the mutable memtable has room for `n` rows."""
         return self.mutable.count + n <= self.mutable.capacity
 
-    def insert(self, rows: Rows, before: Position) -> None:
+    def insert(self, rows: Rows, before: Position, appended_rows: int) -> None:
         """Publish rows of the WAL record after `before`; they fit. Called by one writer at a time."""
-        self.mutable.insert(rows, before)
+        self.mutable.insert(rows, before, appended_rows)
 
     def freeze(self, room: int = 0) -> None:
         """Set the mutable memtable aside for its flush and start an empty one, of at least `room` rows."""
@@ -92,14 +91,15 @@ class Tree:
             held = [m.before for m in (*self.frozen, self.mutable) if m is not without and m.before]
             return min(held, default=None)
 
+    def oldest_memtable(self) -> Memtable | None:
+        """Return the memtable with the oldest rows that are in no run yet."""
+        with self._lock:
+            return next((memtable for memtable in (*self.frozen, self.mutable) if memtable.count), None)
+
     def idle_runs(self) -> list[Run]:
         """Return the runs fit for a merge: not damaged, in no merge under way."""
         busy = {number for merge in self.record.merges for number in (*merge.inputs, merge.output)}
         return [run for run in self.runs if run.record.number not in busy and not run.quarantined]
-
-    def memtables(self) -> Iterable[Memtable]:
-        """Return the memtables, oldest first."""
-        return (*self.frozen, self.mutable)
 
     def _publish(self) -> None:
         self.view = View((self.mutable, *reversed(self.frozen)), self.runs)

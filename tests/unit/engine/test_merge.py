@@ -176,3 +176,19 @@ def test_only_upper_runs_carry_filters_unless_the_dataset_asks(store: EmbeddedSt
     assert filters("default") == [0]
     assert min(filters("dedup")) > 0
     assert not asked.lookup(ids(1000, 10**6)).found.any()
+
+
+def test_a_seldom_written_dataset_does_not_keep_the_log(tmp_path: Path) -> None:
+    options = EngineOptions(batch_rows_max=500, memtable_rows_max=1000, wal_rows_max=3000, background=False)
+    with EmbeddedStore(tmp_path / "catalog", options=options) as store:
+        seldom, busy = store.create_dataset("seldom"), store.dataset()
+        seldom.put(ids(3), at(3, 1))
+        for k in range(10):
+            busy.put(ids(500, 500 * k), at(500, 2))
+            steps(store)
+        anchor = store.engine.manifest.head.anchor.sequence
+        assert store.engine.position().sequence - anchor <= 8
+        assert seldom.lookup(ids(3)).found.all()
+    with EmbeddedStore(tmp_path / "catalog", "r") as store:
+        assert store.dataset("seldom").lookup(ids(3)).found.all()
+        assert store.dataset().lookup(ids(5000)).found.all()
