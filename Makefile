@@ -31,6 +31,7 @@ bench-engine: $(MARK) ## the engine's figures, quick form (under 2 minutes)
 
 bench-engine-full: $(MARK) ## the engine's figures with 60M rows
 	$(BIN)/python -m bench.engine --full
+	$(BIN)/python -m bench.readme
 
 lint: $(MARK) ## ruff
 	$(BIN)/ruff check .
