@@ -40,10 +40,10 @@ def measured(results: dict[str, Any]) -> str:
     form = results["full"]
     machine = form["machine"]
     answers = {answer["key"]: answer for answer in form["answers"]}
-    lines = ["| | median | least – most |", "|---|---|---|"]
+    lines = ["| | median | least to most |", "|---|---|---|"]
     for key, label in ROWS:
         figure = answers[key]["measured"]
-        spread = f"{number(figure['min'])} – {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
+        spread = f"{number(figure['min'])} to {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
         lines.append(f"| {label} | {number(figure['median'])} {figure['unit']} | {spread} |")
     lines.append("")
     lines.append(
