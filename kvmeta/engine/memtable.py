@@ -7,7 +7,15 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.kernels import memtable as kernels
 from kvmeta.engine.kernels import sort
-from kvmeta.engine.kernels.layout import MEM_FIELDS, MEM_MASK, MEM_ROWS, MEM_SLOTS, ROW_WORDS, VERSION
+from kvmeta.engine.kernels.layout import (
+    MEM_FIELDS,
+    MEM_MASK,
+    MEM_ROWS,
+    MEM_SLOTS,
+    MEM_USED,
+    ROW_WORDS,
+    VERSION,
+)
 from kvmeta.engine.wal import Position
 from kvmeta.version import VERSION_MAX
 
@@ -32,7 +40,9 @@ class Memtable:
         self.last_sequence = 0
         self._rows: Rows = np.empty((capacity, ROW_WORDS), np.uint64)
         self._slots = np.zeros(slots, np.uint32)
+        self._used = np.zeros(1, np.uint64)
         self.table = np.empty(MEM_FIELDS, np.uint64)
+        self.table[MEM_USED] = self._used.ctypes.data
         self.table[MEM_ROWS] = self._rows.ctypes.data
         self.table[MEM_SLOTS] = self._slots.ctypes.data
         self.table[MEM_MASK] = slots - 1
@@ -49,6 +59,7 @@ class Memtable:
         """
         if self.count + len(rows) > self.capacity:  # the kernel writes where it is told
             raise ValueError(f"{len(rows)} rows do not fit a memtable with {self.count} of {self.capacity}")
+        self._used[0] = self.count + len(rows)
         kernels.insert(self._rows, self._slots, self.table[MEM_MASK], self.count, rows)
         self.count += len(rows)
         self.lowest = min(self.lowest, int(rows[:, VERSION].min()))

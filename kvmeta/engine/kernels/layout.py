@@ -17,9 +17,10 @@ PAYLOAD_BYTES = 4088  # the last 8 bytes of a page are its checksum
 BUCKET_ROWS = 32
 BLOCK_BYTES = 64  # of the blocked Bloom filter
 
-# The columns of a memtable's description: u8[memtables, 3].
-MEM_ROWS, MEM_SLOTS, MEM_MASK = range(3)
-MEM_FIELDS = 3
+# The columns of a memtable's description: u8[memtables, 4]. MEM_USED is the address of its row count, which
+# is raised before its first row is published: at 0 there is nothing to find.
+MEM_ROWS, MEM_SLOTS, MEM_MASK, MEM_USED = range(4)
+MEM_FIELDS = 4
 
 # The columns of a run's description: u8[runs, 4]. IDs whose high half is below RUN_FROM are not its own.
 RUN_SEGMENT, RUN_SEGMENTS, RUN_FROM, RUN_HIGHEST = range(4)

@@ -24,6 +24,7 @@ from kvmeta.engine.kernels.layout import (
     MEM_MASK,
     MEM_ROWS,
     MEM_SLOTS,
+    MEM_USED,
     PAGE_BYTES,
     RUN_FROM,
     RUN_HIGHEST,
@@ -75,7 +76,9 @@ def _take_packed(segment, address, versions, locations, i):
 
 @njit
 def _probe_memtable(memtable, mixed, start, end, versions, locations):
-    rows, slots, mask = memtable[MEM_ROWS], memtable[MEM_SLOTS], memtable[MEM_MASK]
+    if load_u64(field(memtable, MEM_USED)) == U(0):
+        return
+    rows, slots, mask = field(memtable, MEM_ROWS), field(memtable, MEM_SLOTS), field(memtable, MEM_MASK)
     for i in range(start, end):
         prefetch(slots + (mixed[i, 1] & mask) * U(4))
     for i in range(start, end):
@@ -164,7 +167,7 @@ def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, loca
     for group in range(0, n, GROUP):
         group_end = min(n, group + GROUP)
         for m in range(len(memtables)):
-            _probe_memtable(memtables[m], mixed, group, group_end, versions, locations)
+            _probe_memtable(entry(memtables, m), mixed, group, group_end, versions, locations)
         for r in range(len(runs)):
             count = 0
             highest = runs[r, RUN_HIGHEST]
