@@ -297,8 +297,11 @@ class Engine:
     def _remove_orphans(self) -> None:
         """Remove this store's segment files that the manifest does not name: left over from a crash."""
         named = {s.record.number for tree in self.trees.values() for s in tree.view.segments}
-        with os_errors("listing", self.path):
-            for path in filenames.segments(self.path).iterdir():
+        segments = filenames.segments(self.path)
+        with os_errors("listing", segments):
+            if not segments.is_dir():
+                raise CorruptionError(f"{segments} is missing; restore it from a copy", segments)
+            for path in segments.iterdir():
                 number = filenames.segment_number(path)
                 if (
                     number is not None
