@@ -57,7 +57,7 @@ class SegmentWriter:
         self._header = np.zeros(1, HEADER)[0]
         self._buffer = np.empty(_WRITE_PAGES * PAGE_BYTES, np.uint8)
         with os_errors("creating", path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             self._write(bytes(PAGE_BYTES))
 
     def append(self, rows: NDArray[np.uint64]) -> None:
