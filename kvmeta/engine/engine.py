@@ -261,6 +261,7 @@ class Engine:
             with contextlib.suppress(KvmetaError):
                 self._rocks.close()
         self._rocks = None
+        self.trees = {}  # with them go the mappings, unless a lookup is still under way
         if self._mark is not None:
             self._mark.close()
             self._mark = None
