@@ -30,7 +30,7 @@ from kvmeta.version import TOMBSTONE
 RANGE_BITS_MAX = 12
 _RANGE_ROWS = 256  # rows a hash range should have at least, so that ranges cost at most 1/64 byte an entry
 _WRITE_PAGES = 256
-_SYNC_BYTES = 16 << 20
+_SYNC_BYTES = 1 << 22
 
 
 class SegmentWriter:
