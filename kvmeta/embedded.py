@@ -235,8 +235,9 @@ class EmbeddedDataset(Dataset):
     ) -> list[Write]:
         """Commit `rows` chunk by chunk; an error's `.failed` marks every ID of the call not acknowledged."""
         tree = self._engine.tree(self.name)
-        self._engine.check_writable()
-        writes = []
+        writes: list[Write] = []
+        if not len(rows):
+            self._engine.check_writable()
         size = self._engine.options.batch_rows_max
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)

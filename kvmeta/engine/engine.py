@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +35,7 @@ from kvmeta.engine.mark import Mark
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.recovery import Recovered
-from kvmeta.engine.rocks import Batch, Rocks
+from kvmeta.engine.rocks import WAL, Batch, Rocks, family_names
 from kvmeta.engine.run import SegmentFiles
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
@@ -111,11 +112,8 @@ class Engine:
         if mark.clean:
             marks.check_seal(self.path, mark)
         log = filenames.log(self.path)
-        looking = Rocks(log, read_only=True)  # judge before RocksDB's own recovery rewrites it
-        try:
+        with Rocks(log, read_only=True) as looking:  # judge before RocksDB's own recovery rewrites it
             state = recovery.recover(self.path, looking, mark, self.files, self.clock, self.options)
-        finally:
-            looking.close()
         self._mark = marks.MarkFile(self.path, self.identity.store_id, turn)
         self._mark.write_durably(replace(mark, clean=False, seal=0))
         self._rocks = Rocks(log)
@@ -172,21 +170,18 @@ class Engine:
                 )
         identity = recovery.new_identity()
         log = filenames.log(self.path)
-        if (log / "CURRENT").exists():  # look without touching: KVMETA may yet be restored
-            looking = Rocks(log, read_only=True)
-            try:
+        if WAL in family_names(log):  # look without touching: KVMETA may yet be restored
+            with Rocks(log, read_only=True) as looking:
                 rows = looking.manifest()
-            finally:
-                looking.close()
             if rows and Manifest.read(rows, log).head.generation > 1:
                 raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it")
-        rocks = Rocks(log)
-        try:
+        with os_errors("clearing", log):
+            if log.exists():  # never finished: nothing was ever stored in it
+                shutil.rmtree(log)
+        with Rocks(log) as rocks:
             batch, head = Manifest().prepare(Change())
             rocks.write(batch)
             rocks.sync()
-        finally:
-            rocks.close()
         mark = marks.MarkFile(self.path, identity.store_id, 0)
         mark.write_durably(Mark(generation=head.generation, digest=head.digest))
         mark.close()
@@ -205,11 +200,8 @@ class Engine:
                 mark, _ = marks.read(self.path, self.identity.store_id)
                 if mark.clean:
                     marks.check_seal(self.path, mark)
-                rocks = Rocks(filenames.log(self.path), read_only=True)
-                try:
+                with Rocks(filenames.log(self.path), read_only=True) as rocks:
                     state = recovery.recover(self.path, rocks, mark, self.files, self.clock, self.options)
-                finally:
-                    rocks.close()
             except CorruptionError:
                 # The writer may have moved the log on while it was read; real damage stays.
                 if attempt + 1 == _REFRESH_TRIES:
@@ -247,8 +239,9 @@ class Engine:
             self._rocks.close()
             self._rocks = None
             with os_errors("cleaning", self.path):
-                for diary in filenames.log(self.path).glob("LOG*"):
-                    diary.unlink()
+                for file in filenames.log(self.path).iterdir():
+                    if filenames.is_scratch(file) and file.name != "LOCK":
+                        file.unlink()
             mark = replace(self._mark_now(), clean=True, seal=marks.seal(self.path))
             assert self._mark is not None
             self._mark.write_durably(mark)

@@ -60,6 +60,11 @@ def segment_number(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_scratch(file: Path) -> bool:
+    """Return whether a file of the log holds nothing: RocksDB's lock and diary, rocksdict's settings."""
+    return file.name in ("LOCK", "rocksdict-config.json") or file.name.startswith("LOG")
+
+
 def sync_directory(directory: Path) -> None:
     """Make creations, renames and removals in `directory` durable."""
     with os_errors("syncing", directory):

@@ -146,14 +146,12 @@ def check_seal(store: Path, mark: Mark) -> None:
 
 
 def _log_files(store: Path) -> list[Path]:
-    """Return the files of the log, without the lock and RocksDB's own diary (LOG), which nothing reads."""
+    """Return the files of the log that hold something."""
     log = filenames.log(store)
     with os_errors("listing", log):
         if not log.is_dir():
             raise CorruptionError(f"{log} is missing; it was there when the store was closed", log)
-        return sorted(
-            file for file in log.iterdir() if file.name != "LOCK" and not file.name.startswith("LOG")
-        )
+        return sorted(file for file in log.iterdir() if not filenames.is_scratch(file))
 
 
 def _fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:

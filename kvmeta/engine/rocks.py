@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 from rocksdict import AccessType, ColumnFamily, DBCompressionType, DBRecoveryMode, Options, Rdict, WriteBatch
 
+from kvmeta.engine import filenames
 from kvmeta.errors import (
     CorruptionError,
     KvmetaError,
@@ -25,6 +28,7 @@ from kvmeta.errors import (
     StorageFullError,
     StoreLockedError,
     UnavailableError,
+    from_os_error,
 )
 
 WAL = "wal"
@@ -43,35 +47,55 @@ class Batch:
 
 
 class Rocks:
-    """An open RocksDB. `write` is not durable before `sync` returns."""
+    """An open RocksDB, a context manager. `write` is not durable before `sync` returns.
+
+    No local variable here may keep a batch or an iterator alive: a traceback would, and with it the lock.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        self._db: Rdict | None = None
+        self._wal: Rdict | None = None
+        self._wal_handle: ColumnFamily | None = None
+        self._links: Path | None = None
         _check_fork(path, read_only=read_only)
-        options = _options()
-        families = {WAL: _wal_options()}
         access = AccessType.read_only(error_if_log_file_exist=False) if read_only else AccessType.read_write()
-        with _errors(path):
-            self._db: Rdict | None = Rdict(str(path), options, families, access)
-            self._wal: Rdict | None = self._db.get_column_family(WAL)
-            self._wal_handle: ColumnFamily | None = self._db.get_column_family_handle(WAL)
+        try:
+            with _errors(path):
+                if read_only:
+                    self._links = _links_to(path)
+                self._db = Rdict(str(self._links or path), _options(), {WAL: _wal_options()}, access)
+                self._wal = self._db.get_column_family(WAL)
+                self._wal_handle = self._db.get_column_family_handle(WAL)
+        except BaseException:
+            self._drop_links()
+            raise
         _open_ones.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with suppress(KvmetaError) if error is not None else nullcontext():
+            self.close()
 
     def write(self, batch: Batch) -> None:
         """Apply `batch` atomically; it survives a crash of the process, and after `sync` of the machine."""
-        db = self._open()
         changes = WriteBatch(raw_mode=True)
-        for key, value in batch.manifest.items():
-            if value is None:
-                changes.delete(key)
-            else:
-                changes.put(key, value)
-        for key, value in batch.wal:
-            changes.put(key, value, self._wal_handle)
-        if batch.wal_trim is not None and batch.wal_trim[0] < batch.wal_trim[1]:  # else it poisons the DB
-            changes.delete_range(*batch.wal_trim, self._wal_handle)
-        with _errors(self._path):
-            db.write(changes)
+        try:
+            for key, value in batch.manifest.items():
+                if value is None:
+                    changes.delete(key)
+                else:
+                    changes.put(key, value)
+            for key, value in batch.wal:
+                changes.put(key, value, self._wal_handle)
+            if batch.wal_trim is not None and batch.wal_trim[0] < batch.wal_trim[1]:  # else it poisons the DB
+                changes.delete_range(*batch.wal_trim, self._wal_handle)
+            with _errors(self._path):
+                self._open().write(changes)
+        finally:
+            del changes
 
     def sync(self) -> None:
         """Make everything written so far durable."""
@@ -81,27 +105,28 @@ class Rocks:
     def manifest(self) -> dict[bytes, bytes]:
         """Return the manifest's rows."""
         with _errors(self._path):
-            items: Any = self._open().items()
-            return dict(items)
+            return dict(cast(Any, self._open().items()))
 
     def wal(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Yield the WAL's records in order from key `first` on."""
         assert self._wal is not None
         with _errors(self._path):
             items: Any = self._wal.items(from_key=first)
-        while True:
-            with _errors(self._path):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
+        try:
+            while True:
+                with _errors(self._path):
+                    item = next(items, None)
+                if item is None:
+                    return
+                yield item
+        finally:
+            del items
 
     def last_wal_key(self) -> bytes | None:
         """Return the key of the WAL's last record."""
         assert self._wal is not None
         with _errors(self._path):
-            keys: Any = self._wal.keys(backwards=True)
-            return next(keys, None)
+            return next(cast(Any, self._wal.keys(backwards=True)), None)
 
     def memory_bytes(self) -> int:
         """Return the bytes of RocksDB's own memtables."""
@@ -112,15 +137,23 @@ class Rocks:
 
     def close(self) -> None:
         """Close; nothing is flushed but what was synced is on disk."""
-        if self._db is None:
-            return
         _open_ones.discard(self)
-        db, wal = self._db, self._wal
-        self._db = self._wal = self._wal_handle = None
-        with _errors(self._path):
-            if wal is not None:
-                wal.close()
-            db.close()
+        self._wal_handle = None
+        try:
+            for name in ("_wal", "_db"):
+                family: Rdict | None = getattr(self, name)
+                setattr(self, name, None)
+                if family is not None:
+                    with _errors(self._path):
+                        family.close()
+        finally:
+            family = None
+            self._drop_links()
+
+    def _drop_links(self) -> None:
+        if self._links is not None:
+            shutil.rmtree(self._links, ignore_errors=True)  # what is left lies in the temporary directory
+            self._links = None
 
     def _open(self) -> Rdict:
         if self._db is None:
@@ -167,6 +200,29 @@ def _check_fork(path: Path, *, read_only: bool) -> None:
         )
 
 
+def family_names(path: Path) -> list[str]:
+    """Return the names of the column families on disk; none where there is no database."""
+    if not (path / "CURRENT").exists():
+        return []
+    with _errors(path):
+        return Rdict.list_cf(str(path), _options())
+
+
+def _links_to(path: Path) -> Path:
+    """Return a directory of links to a database's files, to be opened read-only in its stead.
+
+    Even read-only, RocksDB writes its diary and rocksdict its configuration into the directory it opens. So
+    readers work on read-only file systems and never touch what the writer may be sealing.
+    """
+    if not path.is_dir():
+        raise CorruptionError(f"{path} is missing; restore the store from a copy", path)
+    files = [file for file in path.iterdir() if not filenames.is_scratch(file)]
+    links = Path(tempfile.mkdtemp(prefix="kvmeta-"))
+    for file in files:
+        (links / file.name).symlink_to(file)
+    return links
+
+
 def _options() -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
@@ -202,6 +258,8 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except KvmetaError:
         raise
+    except OSError as error:
+        raise from_os_error(error, "opening", path) from error
     except Exception as error:
         text = str(error).strip()
         told = f"{path}: {text}"

@@ -1,0 +1,115 @@
+"""Disks of a test: a small tmpfs, and an ext4 file system in a loop file whose power can be cut."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
+NO_LOG_FLUSH = 2
+
+
+def needs(*tools: str) -> pytest.MarkDecorator:
+    """Return the mark that skips a test where we are not root or a tool is missing."""
+    missing = [
+        tool
+        for tool in tools
+        if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
+    ]
+    why = "needs root" if os.geteuid() else f"needs {', '.join(missing)}"
+    return pytest.mark.skipif(os.geteuid() != 0 or bool(missing), reason=why)
+
+
+def run(*command: str) -> None:
+    """Run a command; its error output is the test's failure."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
+
+
+def unmount(where: Path) -> None:
+    """Unmount, waiting a little for a process that just died; lazily if it must be."""
+    gc.collect()  # closed stores that only cycles hold, and their mappings
+    for _ in range(50):
+        if subprocess.run(["umount", str(where)], capture_output=True, check=False).returncode == 0:
+            return
+        time.sleep(0.05)
+    run("umount", "--lazy", str(where))
+
+
+@contextmanager
+def tmpfs(where: Path, size: str) -> Iterator[Path]:
+    """Mount a tmpfs of `size` at `where`."""
+    where.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "kvmeta-test", str(where))
+    try:
+        yield where
+    finally:
+        unmount(where)
+
+
+@contextmanager
+def read_only(what: Path, where: Path) -> Iterator[Path]:
+    """Bind `what` to `where`, read-only."""
+    where.mkdir()
+    run("mount", "--bind", str(what), str(where))
+    try:
+        run("mount", "-o", "remount,bind,ro", str(where))
+        yield where
+    finally:
+        unmount(where)
+
+
+class LoopDisk:
+    """An ext4 file system in a file. `cut_power` loses what was not synced; `mount` replays the journal."""
+
+    def __init__(self, directory: Path, size_mb: int) -> None:
+        self._file = directory / "disk.img"
+        self.path = directory / "disk"
+        self.path.mkdir()
+        with open(self._file, "wb") as file:
+            file.truncate(size_mb << 20)
+        run("mkfs.ext4", "-q", "-F", str(self._file))
+        self._mounted = False
+
+    def mount(self) -> None:
+        """Mount it."""
+        run("mount", "-o", "loop", str(self._file), str(self.path))
+        self._mounted = True
+
+    def cut_power(self) -> None:
+        """From now on nothing reaches the disk any more, the journal included."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+
+    def unmount(self) -> None:
+        """Unmount it, if it is mounted."""
+        if self._mounted:
+            unmount(self.path)
+            self._mounted = False
+
+
+@contextmanager
+def loop_disk(directory: Path, size_mb: int = 192) -> Iterator[LoopDisk]:
+    """Make and mount a loop disk; leave nothing mounted."""
+    disk = LoopDisk(directory, size_mb)
+    disk.mount()
+    try:
+        yield disk
+    finally:
+        disk.unmount()
