@@ -24,7 +24,7 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.view import Found, View
 from kvmeta.engine.wal import Position
-from kvmeta.errors import NotFoundError, OutcomeUnknownError
+from kvmeta.errors import KvmetaError, NotFoundError, OutcomeUnknownError
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 
 Rows = NDArray[np.uint64]
@@ -91,14 +91,16 @@ class Committer:
         """Return when `write` is durable and visible; raise what kept it from being so."""
         with self._queue_lock:
             self._queue.append(write)
-        with self.lock:
-            while not write.done:
-                group = self._take()
-                if not group:  # an interrupt hit whoever took it
-                    raise OutcomeUnknownError(
-                        "the group this write was in was interrupted; open the store again"
-                    )
-                self._commit_group(group)
+        try:
+            with self.lock:
+                while not write.done:
+                    group = self._take()
+                    if not group:  # an interrupt hit whoever took it
+                        raise OutcomeUnknownError("this write's group was interrupted; open the store again")
+                    self._commit_group(group, write)
+        finally:
+            with self._queue_lock:  # interrupted while it waited: nobody shall commit it later
+                self._queue = [each for each in self._queue if each is not write]
         if write.error is not None:
             raise write.error
 
@@ -113,7 +115,7 @@ class Committer:
             group, self._queue = self._queue, []
             return group
 
-    def _commit_group(self, writes: Sequence[Write]) -> None:
+    def _commit_group(self, writes: Sequence[Write], own: Write) -> None:
         try:
             group = _Group(self.position)
             accepted = self._with_room(writes)
@@ -130,8 +132,9 @@ class Committer:
                 # Only now: a flush trims the WAL up to the position where no memtable holds rows.
                 self.position = group.position
         except BaseException as error:  # every caller of the group must learn of it
+            unknown = OutcomeUnknownError(f"this write's group was ended by {error!r}; open the store again")
             for write in writes:
-                write.error = error
+                write.error = error if write is own or isinstance(error, KvmetaError) else unknown
             if not isinstance(error, Exception):
                 raise
         finally:

@@ -92,13 +92,14 @@ class Engine:
     def _open(self, mode: str) -> None:
         with os_errors("opening", self.path):
             made = filenames.identity(self.path).exists()
-        if mode == "x" and made:
-            raise InputError(f'{self.path} is a store already; open it with mode="a"')
         if mode == "r" and not made:
             self._refuse_unmade()
         if mode != "r":
             self._lock_for_writing()
-            if not filenames.identity(self.path).exists():
+            made = filenames.identity(self.path).exists()
+            if mode == "x" and made:
+                raise InputError(f'{self.path} is a store already; open it with mode="a"')
+            if not made:
                 self._make()
         self.identity = recovery.read_identity(self.path)
         self.keys = mixing.round_keys(self.identity.seed)
@@ -170,11 +171,7 @@ class Engine:
                 )
         identity = recovery.new_identity()
         log = filenames.log(self.path)
-        if WAL in family_names(log):  # look without touching: KVMETA may yet be restored
-            with Rocks(log, read_only=True) as looking:
-                rows = looking.manifest()
-            if rows and Manifest.read(rows, log).head.generation > 1:
-                raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it")
+        self._refuse_used_log(log)
         with os_errors("clearing", log):
             if log.exists():  # never finished: nothing was ever stored in it
                 shutil.rmtree(log)
@@ -186,6 +183,20 @@ class Engine:
         mark.write_durably(Mark(generation=head.generation, digest=head.digest))
         mark.close()
         recovery.write_identity(self.path, identity)
+
+    def _refuse_used_log(self, log: Path) -> None:
+        """Raise where a log without KVMETA may hold something; without touching it: it may be restored."""
+        if WAL in family_names(log):
+            with Rocks(log, read_only=True) as looking:
+                rows = looking.manifest()
+            used = bool(rows) and Manifest.read(rows, log).head.generation > 1
+        else:
+            with os_errors("listing", log):
+                files = list(log.iterdir()) if log.exists() else []
+                used = any(file.suffix in (".log", ".sst") and file.stat().st_size for file in files)
+                used = used or filenames.mark(self.path).exists()
+        if used:
+            raise FormatError(f"{self.path}: KVMETA is missing but the log is in use; restore it from a copy")
 
     def _take_over(self, state: Recovered) -> None:
         self.manifest, self.trees, self._acknowledged = state.manifest, state.trees, state.position
@@ -241,7 +252,7 @@ class Engine:
             with os_errors("cleaning", self.path):
                 for file in filenames.log(self.path).iterdir():
                     if filenames.is_scratch(file) and file.name != "LOCK":
-                        file.unlink()
+                        file.unlink(missing_ok=True)
             mark = replace(self._mark_now(), clean=True, seal=marks.seal(self.path))
             assert self._mark is not None
             self._mark.write_durably(mark)
@@ -281,7 +292,8 @@ class Engine:
             raise ReadOnlyError(f'{self.path} is open with mode="r"; open it with mode="a" to write')
         if self._pid != os.getpid():
             raise ReadOnlyError(
-                f"{self.path} was opened before this process was forked; open the store again in the child"
+                f"{self.path} was opened for writing before a fork, and only the parent can write. "
+                'Read it here with mode="r", or start writers by "spawn" or "forkserver"'
             )
         if self._stopped is not None:
             raise type(self._stopped)(
@@ -408,9 +420,10 @@ class Engine:
             tree = self.tree(name)
             number = tree.dataset.number
             self.background.forget(tree)
-            self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
-            self.trees = {n: t for n, t in self.trees.items() if n != number}
-            self._unlink(s.record.number for s in tree.view.segments)
+            with self.all_or_stop():
+                self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
+                self.trees = {n: t for n, t in self.trees.items() if n != number}
+                self._unlink(s.record.number for s in tree.view.segments)
 
     # Writing
 
@@ -475,6 +488,7 @@ class Engine:
         anchor: Position | None = None,
     ) -> None:
         """Make a tree's new record durable, then visible, then remove the files it no longer names."""
+        self.check_tree(tree)
         with self.all_or_stop():
             self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
             self._unlink(tree.replace_runs(record, self.files, flushed))

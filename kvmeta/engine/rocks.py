@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
@@ -138,16 +138,14 @@ class Rocks:
     def close(self) -> None:
         """Close; nothing is flushed but what was synced is on disk."""
         _open_ones.discard(self)
-        self._wal_handle = None
+        families = [family for family in (self._wal, self._db) if family is not None]
+        self._db = self._wal = self._wal_handle = None
         try:
-            for name in ("_wal", "_db"):
-                family: Rdict | None = getattr(self, name)
-                setattr(self, name, None)
-                if family is not None:
-                    with _errors(self._path):
-                        family.close()
+            with ExitStack() as closing:  # all of them, whatever one raises; the WAL's handle first
+                closing.enter_context(_errors(self._path))
+                while families:
+                    closing.callback(families.pop().close)
         finally:
-            family = None
             self._drop_links()
 
     def _drop_links(self) -> None:

@@ -7,12 +7,14 @@ mixed IDs are uniform, a shard or a sample is simply a stretch of the hash order
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels import merge as kernels
 from kvmeta.engine.tree import Tree
+from kvmeta.engine.view import View
 from kvmeta.engine.window import HASH_MAX, cut, merged_rows
 from kvmeta.errors import InputError
 
@@ -47,7 +49,16 @@ def stretch(shard: tuple[int, int], sample: float) -> Stretch:
         raise InputError(f"sample: expected a share in (0, 1], got {sample}")
     first = (index << 64) // count
     end = ((index + 1) << 64) // count
-    return Stretch(first, first + max(1, int((end - first) * sample)) - 1)
+    width = int((end - first) * Fraction(sample))  # exact: a float's 53 bits would let stretches overlap
+    return Stretch(first, first + max(1, width) - 1)
+
+
+def _window_end(view: View, first_high: int, last_high: int, rows_max: int) -> int:
+    """Return where to end a window of about `rows_max` rows; a memtable's rows lie evenly over the order."""
+    for memtable in view.memtables:
+        if memtable.count > rows_max:
+            last_high = min(last_high, first_high + (HASH_MAX + 1) * rows_max // memtable.count)
+    return cut(view, first_high, last_high, rows_max)
 
 
 def page(
@@ -68,7 +79,7 @@ def page(
     written = 0
     while high <= over.last:
         view = tree.view
-        last = cut(view, high, over.last, max(1024, rows_max - written))
+        last = _window_end(view, high, over.last, max(1024, rows_max - written))
         rows = merged_rows(view, high, last, expired=expired)
         m, consumed = kernels.emit(
             rows, np.uint64(high), np.uint64(low), fresh, np.uint64(tag or 0), tag is None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class ModelDataset(Dataset):
         if after is not None and len(after) != 16:
             raise InputError(f"after: a cursor has 16 bytes, got {len(after)}")
         first, end = (index << 64) // count, ((index + 1) << 64) // count
-        end = first + max(1, int((end - first) * sample))
+        end = first + max(1, int((end - first) * Fraction(sample)))
         keys = [key for key in self._entries if self._live(key) is not None]
         mixed = mix(np.frombuffer(b"".join(keys), ID))
         rows = sorted((int(high) << 64 | int(low), key) for (high, low), key in zip(mixed, keys, strict=True))

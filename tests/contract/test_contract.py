@@ -213,6 +213,14 @@ class StoreContract:
         every = np.concatenate([ids for part in parts for ids in part])
         assert len(np.unique(every.view("u1").reshape(-1, 16), axis=0)) == 3000
 
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 100, 1000])
+    def test_any_number_of_shards_is_disjoint_and_whole(self, store: kvmeta.Store, count: int) -> None:
+        ds = store.dataset()
+        ds.put(many(3000), locations(3000))
+        parts = [page.ids for i in range(count) for page in ds.scan(shard=(i, count))]
+        every = np.sort(np.concatenate(parts))
+        assert (every == np.sort(many(3000))).all()
+
     def test_a_sample_is_a_share_and_a_tag_a_filter(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         loc = locations(4000)

@@ -59,9 +59,10 @@ def cut(runs, segments, first, last, rows_max):
     for r in range(len(runs)):
         start = max(first, runs[r, RUN_FROM])
         before += rows_below(entry(runs, r), segments, start)
-        total += (
-            rows_below(entry(runs, r), segments, last) if last < _TOP else _all_rows(entry(runs, r), segments)
-        )
+        if last < _TOP:
+            total += rows_below(entry(runs, r), segments, max(last, runs[r, RUN_FROM]))
+        else:
+            total += _all_rows(entry(runs, r), segments)
     if total - before <= rows_max:
         return last
     low, high = first, last
