@@ -32,8 +32,8 @@ class Hits:
 class Inserted:
     """An insert's result. `inserted` bool[n]: the ID was absent and now has the given location.
 
-    Where it is False, `locations` LOCATION[n] and `versions` u8[n] are those held; an ID that comes again
-    within the call answers False with what its first occurrence left.
+    `locations` LOCATION[n] and `versions` u8[n] are those held now: the existing ones where it is False, the
+    given ones where it is True. An ID that comes again within the call answers False.
     """
 
     inserted: NDArray[np.bool_]

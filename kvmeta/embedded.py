@@ -16,10 +16,9 @@ from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
 from kvmeta.engine import commit, filenames, recovery, scan
 from kvmeta.engine import verify as verification
 from kvmeta.engine.commit import Write
+from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.engine import Engine
-from kvmeta.engine.kernels import hashing, sort
-from kvmeta.engine.kernels import rows as row_kernels
-from kvmeta.engine.kernels.layout import ROW_WORDS
+from kvmeta.engine.kernels import hashing
 from kvmeta.engine.manifest import Change, Manifest, VolumeRecord
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.tree import Tree
@@ -148,43 +147,31 @@ class EmbeddedDataset(Dataset):
         )
 
     def _put(self, ids: Ids, locations: Locations) -> None:
-        rows, kept = self._distinct_rows(ids, locations, last=True)
-        self._commit(commit.PUT, rows, kept, len(ids))
+        self._commit(commit.PUT, self._distinct(ids, locations, last=True))
 
     def _delete(self, ids: Ids) -> None:
-        rows, kept = self._distinct_rows(ids, np.zeros(len(ids), LOCATION), last=True)
-        self._commit(commit.DELETE, rows, kept, len(ids))
+        self._commit(commit.DELETE, self._distinct(ids, np.zeros(len(ids), LOCATION), last=True))
 
     def _insert(self, ids: Ids, locations: Locations) -> Inserted:
-        n = len(ids)
-        rows, kept = self._distinct_rows(ids, locations, last=False)
-        out = Inserted(
-            np.zeros(n, np.bool_), np.zeros(n, LOCATION), np.zeros(n, np.uint64), np.zeros(n, np.bool_)
+        distinct = self._distinct(ids, locations, last=False)
+        writes = self._commit(commit.INSERT, distinct)
+        failed = _joined([write.held.failed for write in writes if write.held], np.uint8).view(np.bool_)
+        found = _joined([write.held.found for write in writes if write.held], np.uint8).view(np.bool_)
+        versions = _joined([write.versions() for write in writes], np.uint64)
+        words = _joined([write.locations() for write in writes], np.uint64).reshape(-1, 3)
+        return Inserted(
+            distinct.spread(~found & ~failed) & distinct.winners(),
+            _as_locations(distinct.spread(words)),
+            distinct.spread(versions),
+            distinct.spread(failed),
         )
-        start = 0
-        for write in self._commit(commit.INSERT, rows, kept, n):
-            assert write.held is not None
-            at = kept[start : start + len(write.rows)]
-            out.failed[at] = write.held.failed
-            out.inserted[at] = (write.held.found | write.held.failed) == 0
-            out.locations[at] = _as_locations(write.held.locations)
-            out.versions[at] = write.held.versions
-            start += len(write.rows)
-        repeated = np.setdiff1d(np.arange(n), kept, assume_unique=True)
-        if len(repeated):  # they answer with what the first of their ID left
-            hits = self._lookup(ids[repeated])
-            out.locations[repeated], out.versions[repeated] = hits.locations, hits.versions
-            out.failed[repeated] = hits.failed
-        return out
 
     def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
-        rows, kept = self._distinct_rows(ids, locations, last=False)
-        outcomes = np.full(len(ids), Outcome.REPEATED, np.uint8)
-        start = 0
-        for write in self._commit(commit.RELOCATE, rows, kept, len(ids), versions[kept]):
-            assert write.outcome is not None
-            outcomes[kept[start : start + len(write.rows)]] = write.outcome
-            start += len(write.rows)
+        distinct = self._distinct(ids, locations, last=False)
+        writes = self._commit(commit.RELOCATE, distinct, versions[distinct.kept])
+        judged = _joined([write.outcome for write in writes if write.outcome is not None], np.uint8)
+        outcomes = distinct.spread(judged)
+        outcomes[~distinct.winners()] = Outcome.REPEATED
         return Relocated(outcomes == Outcome.RELOCATED, outcomes)
 
     def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
@@ -218,43 +205,32 @@ class EmbeddedDataset(Dataset):
     def _volume(self, number: int) -> Volume:
         return _volume(self._engine.manifest, number)
 
-    def _distinct_rows(
-        self, ids: Ids, locations: Locations, *, last: bool
-    ) -> tuple[Words, NDArray[np.int64]]:
-        """Return rows u8[m, 6] of the call's distinct IDs, and which of the call's rows they are."""
-        rows = np.empty((len(ids), ROW_WORDS), np.uint64)
-        row_kernels.fill(_words(ids, 2), _words(locations, 3), np.uint64(0), self._engine.keys, rows)
-        keep = np.empty(len(ids), np.uint8)
-        if sort.first_or_last(rows, last, keep) == len(ids):
-            return rows, np.arange(len(ids))
-        kept = np.flatnonzero(keep)
-        return rows[kept], kept
+    def _distinct(self, ids: Ids, locations: Locations, *, last: bool) -> Distinct:
+        return Distinct.of(_words(ids, 2), _words(locations, 3), self._engine.keys, last=last)
 
-    def _commit(
-        self, kind: str, rows: Words, kept: NDArray[np.int64], n: int, expected: Words | None = None
-    ) -> list[Write]:
-        """Commit `rows` chunk by chunk; an error's `.failed` marks every ID of the call not acknowledged."""
+    def _commit(self, kind: str, distinct: Distinct, expected: Words | None = None) -> list[Write]:
+        """Commit the rows chunk by chunk; an error's `.failed` marks every ID not acknowledged."""
         tree = self._engine.tree(self.name)
         writes: list[Write] = []
+        rows, size = distinct.rows, self._engine.options.batch_rows_max
         if not len(rows):
             self._engine.check_writable()
-        size = self._engine.options.batch_rows_max
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             write = Write(tree, kind, rows[chunk], None if expected is None else expected[chunk])
             try:
                 self._engine.commit(write)
             except KvmetaError as error:
-                raise _with_failed(error, _unacknowledged(rows, kept, start, n)) from error
+                raise _with_failed(error, distinct.spread(np.arange(len(rows)) >= start)) from error
             writes.append(write)
         return writes
 
 
-def _unacknowledged(rows: Words, kept: NDArray[np.int64], start: int, n: int) -> NDArray[np.bool_]:
-    """Return bool[n]: True where the call's ID is not among the distinct rows[:start] already committed."""
-    failed = np.ones(n, np.bool_)
-    failed[kept[:start]] = False
-    return failed
+def _joined(columns: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    """Return the columns of a call's chunks as one; most calls have one chunk."""
+    if len(columns) == 1:
+        return columns[0]
+    return np.concatenate(columns) if columns else np.empty(0, dtype)
 
 
 def _with_failed(error: KvmetaError, failed: NDArray[np.bool_]) -> KvmetaError:

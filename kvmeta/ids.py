@@ -36,6 +36,10 @@ def as_ids(ids: Any) -> IdArray:
         return _from_array(ids)
     if isinstance(ids, (str, bytes, int, uuid.UUID, np.integer, np.void)):
         return np.frombuffer(_id_bytes(ids, "id"), ID)
+    if isinstance(ids, (bytearray, memoryview)):
+        raise InputError(
+            f'ids: {type(ids).__name__} is ambiguous; give bytes (one ID) or np.frombuffer(raw, "V16")'
+        )
     if not isinstance(ids, Iterable):
         raise InputError(f"ids: expected an array or a sequence of IDs, got {type(ids).__name__}")
     return np.frombuffer(b"".join([_id_bytes(each, f"ids[{i}]") for i, each in enumerate(ids)]), ID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,14 +37,14 @@ def as_locations(locations: Any, n: int) -> NDArray[np.void]:
         locations = [locations]
     if not isinstance(locations, np.ndarray):
         try:
-            locations = np.array([tuple(each) for each in locations], dtype=LOCATION)
+            rows = [tuple(map(index, each)) for each in locations]
+            locations = np.array(rows, dtype=LOCATION)
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"locations: expected LOCATION[n] or a sequence of Location ({error})") from None
     if locations.dtype != LOCATION:
         if locations.dtype.names != LOCATION.names:
             raise InputError(f"locations: expected dtype kvmeta.LOCATION, got {locations.dtype}")
-        wider = [name for name in LOCATION.names or () if locations.dtype[name].kind != "u"]
-        if wider or locations.dtype.itemsize != LOCATION.itemsize:
+        if any(locations.dtype[name].newbyteorder("<") != LOCATION[name] for name in LOCATION.names or ()):
             raise InputError(f"locations: expected the field types of kvmeta.LOCATION, got {locations.dtype}")
         locations = locations.astype(LOCATION)
     if locations.ndim != 1:

@@ -75,7 +75,9 @@ def _extents(locations: NDArray[np.void], order: NDArray[np.int64]) -> list[NDAr
     if not len(order):
         return []
     volume, offset = locations["volume"][order], locations["offset"][order].astype(np.int64)
-    end = np.maximum.accumulate(offset + locations["length"][order])
+    first = np.flatnonzero(np.append(True, volume[1:] != volume[:-1]))
+    ends = np.split(offset + locations["length"][order], first[1:])
+    end = np.concatenate([np.maximum.accumulate(part) for part in ends])  # of all files so far in the volume
     fresh = (volume[1:] != volume[:-1]) | (offset[1:] - end[:-1] > GAP_BYTES_MAX)
     fresh |= offset[1:] // EXTENT_BYTES_MAX != offset[:-1] // EXTENT_BYTES_MAX
     return np.split(order, np.flatnonzero(fresh) + 1)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta import reader
-from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_versions
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_versions
 from kvmeta.errors import IncompleteBatchError, InputError, NotFoundError
 from kvmeta.ids import as_ids
 from kvmeta.location import Location, as_locations
@@ -152,7 +152,11 @@ class Dataset(ABC):
         """
         column = as_ids(ids)
         n = len(column)
-        return self._relocate(column, as_locations(locations, n), as_versions(versions, n))
+        result = self._relocate(column, as_locations(locations, n), as_versions(versions, n))
+        failed = result.outcomes == Outcome.FAILED
+        if failed.any():
+            raise self._incomplete("relocated", failed, result)
+        return result
 
     def scan(
         self,

@@ -36,6 +36,7 @@ class Background:
         self._merges: dict[int, Merge] = {}  # open ones by output run; what is under way the manifest says
         self._turn = 0
         self._wake = threading.Condition()
+        self._news = 0  # counts notifications, so that none is missed between a look and a wait
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -61,7 +62,14 @@ class Background:
     def notify(self) -> None:
         """Wake whoever waits for work or for room."""
         with self._wake:
+            self._news += 1
             self._wake.notify_all()
+
+    def _wait(self, news: int) -> None:
+        """Wait for a notification after the `news`-th, for a second at most."""
+        with self._wake:
+            if self._news == news and not self._stopping:
+                self._wake.wait(_IDLE_S)
 
     def forget(self, tree: Tree) -> None:
         """Drop a tree's open merges and their unfinished segments. The caller holds `lock`."""
@@ -76,13 +84,15 @@ class Background:
     def wait_for_room(self, tree: Tree) -> None:
         """Return when few enough of the tree's memtables wait for their flush and runs for their merge."""
         options = self._engine.options
-        while len(tree.frozen) > options.frozen_memtables_max or tree.upper_runs > options.upper_runs_max:
+        while True:
+            news = self._news
+            if len(tree.frozen) <= options.frozen_memtables_max and tree.upper_runs <= options.upper_runs_max:
+                return
             if self._thread is None:
                 if not self.step():
                     return
                 continue
-            with self._wake:
-                self._wake.wait(_IDLE_S)
+            self._wait(news)
             self._engine.check_writable()
             self._engine.check_tree(tree)
 
@@ -148,16 +158,17 @@ class Background:
 
     def _work(self) -> None:
         while not self._stopping:
+            news = self._news
             try:
                 worked = self.step()
             except Exception as error:  # noqa: BLE001 - whatever it is, writers that wait must learn of it
                 if not self._stopping:
                     self._engine.stop_writes(error)
                 return
-            with self._wake:
-                self._wake.notify_all()
-                if not worked and not self._stopping:
-                    self._wake.wait(_IDLE_S)
+            if worked:
+                self.notify()
+            else:
+                self._wait(news)
 
     def _freeze_for_wal(self, trees: list[Tree]) -> bool:
         """Freeze the memtable that holds the oldest WAL record where too much was written since."""
@@ -207,6 +218,7 @@ class Background:
         return compaction.choose(
             self._shapes(tree),
             bottom_free=not any(merge.bottom for merge in tree.record.merges),
+            upper_runs_max=options.upper_runs_max,
             memtable_rows=options.memtable_rows_max,
             fan_out=options.fan_out,
             bottom_ratio=options.bottom_ratio,

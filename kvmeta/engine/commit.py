@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kvmeta.batch import Outcome
 from kvmeta.engine import wal
-from kvmeta.engine.kernels.layout import LOW, VERSION
+from kvmeta.engine.kernels.layout import LOW, VERSION, WORD3
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.rocks import Batch
 from kvmeta.engine.tree import Tree
@@ -46,8 +46,21 @@ class Write:
     expected: NDArray[np.uint64] | None = None
     held: Found | None = None
     outcome: NDArray[np.uint8] | None = None
+    version: int = 0
     error: BaseException | None = None
     done: bool = False
+
+    def versions(self) -> NDArray[np.uint64]:
+        """Return u8[n]: an insert's versions held now, its own where it took effect."""
+        assert self.held is not None
+        fresh = (self.held.found | self.held.failed) == 0
+        return np.where(fresh, np.uint64(self.version), self.held.versions)
+
+    def locations(self) -> NDArray[np.uint64]:
+        """Return u8[n, 3]: an insert's locations held now, its own where it took effect."""
+        assert self.held is not None
+        fresh = (self.held.found | self.held.failed) == 0
+        return np.where(fresh[:, None], self.rows[:, WORD3:], self.held.locations)
 
 
 @dataclass
@@ -169,7 +182,8 @@ class Committer:
         if not len(rows):
             return
         if write.kind != RELOCATE:
-            rows[:, VERSION] = self._clock.stamp()
+            write.version = self._clock.stamp()
+            rows[:, VERSION] = write.version
         if write.kind == DELETE:
             kind = wal.DELETE
             rows[:, VERSION] |= np.uint64(TOMBSTONE)

@@ -31,7 +31,13 @@ class Choice:
 
 
 def choose(
-    runs: Sequence[RunShape], *, bottom_free: bool, memtable_rows: int, fan_out: int, bottom_ratio: int
+    runs: Sequence[RunShape],
+    *,
+    bottom_free: bool,
+    memtable_rows: int,
+    fan_out: int,
+    bottom_ratio: int,
+    upper_runs_max: int,
 ) -> Choice | None:
     """Return the merge that is due, or None.
 
@@ -41,7 +47,8 @@ def choose(
     upper = [run for run in runs if not run.bottom]
     bottom_rows = sum(run.rows for run in runs if run.bottom)
     upper_rows = sum(run.rows for run in upper)
-    if bottom_free and len(upper) >= fan_out and upper_rows * bottom_ratio >= bottom_rows:
+    enough = len(upper) >= fan_out or upper_rows >= fan_out * memtable_rows  # a bulk load's runs are large
+    if bottom_free and enough and upper_rows * bottom_ratio >= bottom_rows:
         return everything(runs)
     tiers: dict[int, list[RunShape]] = defaultdict(list)
     for run in upper:
@@ -49,6 +56,9 @@ def choose(
     for _, members in sorted(tiers.items()):
         if len(members) >= fan_out:
             return Choice(tuple(run.number for run in members), bottom=False)
+    if len(upper) > upper_runs_max:  # writers wait, though no tier is full: merge the smaller half
+        smaller = sorted(upper, key=lambda run: run.rows)[: max(2, len(upper) // 2)]
+        return Choice(tuple(run.number for run in smaller), bottom=False)
     return None
 
 

@@ -128,6 +128,9 @@ class Engine:
         self._committer.appended_rows = state.replayed_rows
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
+        for tree in self.trees.values():
+            if any(run.record.damaged for run in tree.runs):
+                self.background.quarantine(tree)  # what was restored from a copy is fit again
         self.background.start(thread=self.options.background)
 
     def _refuse_unmade(self) -> None:

@@ -47,7 +47,8 @@ class RunRecord:
     from_high: int
     segments: tuple[SegmentRecord, ...]
     damaged: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    """Damaged row pages by segment number; a run that has any is quarantined: never merged, never dropped."""
+    """Damaged row pages by segment number (none: the whole file). A run that has any is quarantined: it is
+    neither merged nor dropped."""
 
     @property
     def rows(self) -> int:

@@ -159,7 +159,11 @@ def _log_files(store: Path) -> list[Path]:
 
 def _fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:
     digest, size = xxhash.xxh3_64(), 0
-    with os_errors("reading", file), open(file, "rb") as stream:
+    try:
+        stream = open(file, "rb")  # noqa: SIM115 - closed below; only its opening may find it gone
+    except FileNotFoundError:
+        raise CorruptionError(f"{file} went missing while the log was read", file) from None
+    with os_errors("reading", file), stream:
         if sync:  # RocksDB does not fsync every file it writes, but the seal vouches for each
             os.fsync(stream.fileno())
         while chunk := stream.read(1 << 20):

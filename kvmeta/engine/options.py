@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from kvmeta.errors import InputError
 
@@ -58,6 +58,10 @@ class EngineOptions:
     """Off in tests and simulators, which drive the queue of steps themselves (`Background.step`)."""
 
     def __post_init__(self) -> None:
+        least = {"fan_out": 2, "bottom_ratio": 1, "filter_bits_per_row": 0, "frozen_memtables_max": 0}
+        for name, value in asdict(self).items():
+            if not isinstance(value, bool) and value < least.get(name, 1):
+                raise InputError(f"{name}: expected at least {least.get(name, 1)}, got {value}")
         if not 1 <= self.batch_rows_max <= self.memtable_rows_max:
             limit = f"1 to memtable_rows_max ({self.memtable_rows_max})"
             raise InputError(f"batch_rows_max: expected {limit}, got {self.batch_rows_max}")

@@ -129,9 +129,8 @@ def recover(
 def check_same(rocks: Rocks, state: Recovered, log: Path) -> None:
     """Raise where RocksDB's own recovery, which may rewrite the log, left another state than was judged."""
     last = rocks.last_wal_key()
-    if rocks.manifest() != state.manifest.rows or (
-        last and int.from_bytes(last, "big") != state.position.sequence
-    ):
+    sequence = int.from_bytes(last, "big") if last else state.manifest.head.anchor.sequence
+    if rocks.manifest() != state.manifest.rows or sequence != state.position.sequence:
         raise CorruptionError(f"{log}: recovery left another state than the log held", log)
 
 

@@ -99,6 +99,9 @@ class Run:
         return bool(self.record.damaged) or any(segment.damage for segment in self.segments)
 
     def damage(self) -> dict[int, tuple[int, ...]]:
-        """Return the row pages found damaged so far, by segment number."""
-        pages = {s.record.number: tuple([0] if s.damage else s.damaged_pages()) for s in self.segments}
-        return {number: damaged for number, damaged in pages.items() if damaged}
+        """Return the row pages found damaged so far, by segment number; none for a file lost as a whole."""
+        return {
+            segment.record.number: () if segment.damage else tuple(segment.damaged_pages())
+            for segment in self.segments
+            if segment.damage or segment.damaged_pages()
+        }

@@ -65,7 +65,8 @@ class Segment:
         self._tables: tuple[NDArray[np.uint32], ...] = ()
         try:
             self._open(store_id)
-            self.states[[page for page in known_damage if page < len(self.states)]] = PAGE_DAMAGED
+            for page in known_damage:  # looked at again: the file may have been restored from a copy
+                self.verify(page, 1)
         except CorruptionError as error:
             self.damage = str(error)
             self._describe_as_lost()

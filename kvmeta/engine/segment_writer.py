@@ -56,9 +56,14 @@ class SegmentWriter:
         self._versions = [(1 << 64) - 1, 0]
         self._header = np.zeros(1, HEADER)[0]
         self._buffer = np.empty(_WRITE_PAGES * PAGE_BYTES, np.uint8)
+        self._fd = -1
         with os_errors("creating", path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
             self._write(bytes(PAGE_BYTES))
+        except BaseException:
+            self.abandon()
+            raise
 
     def append(self, rows: NDArray[np.uint64]) -> None:
         """Append `rows` (u8[n, 6]), sorted, all above the ones before and within the writer's bounds."""

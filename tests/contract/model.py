@@ -60,17 +60,14 @@ class ModelDataset(Dataset):
             self._entries[key] = (location.tobytes(), version)
 
     def _insert(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> Inserted:
-        held = self._lookup(ids)
         version = self._store.clock.stamp()
         inserted = np.zeros(len(ids), bool)
         for i, key in enumerate(_keys(ids)):
             if self._live(key) is None:
                 inserted[i] = True
                 self._entries[key] = (locations[i].tobytes(), version)
-            elif not held.found[i]:  # an earlier one of this call
-                hits = self._lookup(ids[i : i + 1])
-                held.locations[i], held.versions[i] = hits.locations[0], hits.versions[0]
-        return Inserted(inserted, held.locations, held.versions, held.failed)
+        now = self._lookup(ids)
+        return Inserted(inserted, now.locations, now.versions, now.failed)
 
     def _delete(self, ids: NDArray[np.void]) -> None:
         for key in _keys(ids):

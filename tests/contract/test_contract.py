@@ -115,6 +115,14 @@ class StoreContract:
         assert (result.locations["volume"][:10] == 7).all()
         assert (ds.lookup(many(20)).locations["volume"] == np.where(np.arange(20) < 10, 7, 8)).all()
 
+    def test_an_insert_can_be_followed_by_a_relocate(self, store: kvmeta.Store) -> None:
+        ds = store.dataset()
+        ds.put(many(10), locations(10))
+        result = ds.insert(many(20), locations(20, volume=8))
+        assert (result.versions == ds.lookup(many(20)).versions).all()
+        assert (result.locations == ds.lookup(many(20)).locations).all()
+        assert ds.relocate(many(20), locations(20, volume=9), result.versions).relocated.all()
+
     def test_deleted_ids_are_absent_and_can_be_inserted_again(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ds.put(many(100), locations(100))

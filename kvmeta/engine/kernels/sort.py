@@ -93,27 +93,26 @@ def gather_latest(rows, order, out):
 
 
 @njit
-def first_or_last(rows, last, keep):
-    """Set keep[i] (u1[n]) where row i is the first (or the last) with its mixed ID; return how many are."""
+def winners(rows, last, winner):
+    """Set winner[i] (i8[n]) to the first (or last) row with row i's mixed ID; return the number of IDs."""
     n = len(rows)
     bits = 4
     while (1 << bits) < 2 * n:
         bits += 1
     mask = U((1 << bits) - 1)
     slots = np.zeros(1 << bits, np.uint32)
-    kept = 0
+    distinct = 0
     for step in range(n):
         i = n - 1 - step if last else step
         slot = rows[i, LOW] & mask
-        fresh = True
+        winner[i] = i
         while slots[slot]:
             other = slots[slot] - 1
             if rows[other, LOW] == rows[i, LOW] and rows[other, HIGH] == rows[i, HIGH]:
-                fresh = False
+                winner[i] = other
                 break
             slot = (slot + U(1)) & mask
-        if fresh:
+        if winner[i] == i:
             slots[slot] = i + 1
-            kept += 1
-        keep[i] = fresh
-    return kept
+            distinct += 1
+    return distinct

@@ -19,17 +19,14 @@ from kvmeta.engine.kernels.layout import (
     SEG_SEED,
     SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import field, load_u8, load_u32, load_u64, njit, store_u8
+from kvmeta.engine.kernels.memory import field, load_u32, load_u64, njit, store_u8
 
 U = np.uint64
 
 
 @njit
 def verify_pages(segment, first, end):
-    """Read row pages [first, end) whatever is known of them, note their states, return the damaged count.
-
-    A page once found damaged stays so: its bytes may read well again, but they cannot be trusted.
-    """
+    """Read row pages [first, end) whatever is known of them, note their states, return the damaged count."""
     damaged = 0
     for p in range(first, end):
         address = field(segment, SEG_BASE) + U(p + 1) * U(PAGE_BYTES)
@@ -37,7 +34,7 @@ def verify_pages(segment, first, end):
         good = page_checksum(address, field(segment, SEG_SEED), U(p + 1)) == load_u64(
             address + U(PAYLOAD_BYTES)
         )
-        if good and load_u8(state) != PAGE_DAMAGED:
+        if good:
             store_u8(state, PAGE_GOOD)
         else:
             store_u8(state, PAGE_DAMAGED)

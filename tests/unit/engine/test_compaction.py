@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kvmeta.engine.compaction import Choice, RunShape, choose, everything
 
-LIMITS = {"bottom_free": True, "memtable_rows": 100, "fan_out": 4, "bottom_ratio": 8}
+LIMITS = {"bottom_free": True, "upper_runs_max": 32, "memtable_rows": 100, "fan_out": 4, "bottom_ratio": 8}
 
 
 def runs(*rows: int, bottom: int = 0) -> list[RunShape]:
@@ -46,6 +46,16 @@ def test_while_the_bottom_run_is_being_merged_upper_runs_are_merged_among_themse
     busy = {**LIMITS, "bottom_free": False}
     assert choose(runs(100, 100, 100), **busy) is None
     assert choose(runs(100, 100, 90, 100), **busy) == Choice((1, 2, 3, 4), bottom=False)
+
+
+def test_large_loaded_runs_go_to_the_bottom_though_they_are_few() -> None:
+    assert choose(runs(3000, 2800, bottom=100), **LIMITS) == Choice((1, 2, 99), bottom=True)
+    assert choose(runs(3000, 2800), **LIMITS) == Choice((1, 2), bottom=True)
+
+
+def test_too_many_runs_are_merged_though_no_tier_is_full() -> None:
+    few = {**LIMITS, "upper_runs_max": 2}
+    assert choose(runs(100, 1600, 400, bottom=10**6), **few) == Choice((1, 3), bottom=False)
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=400))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmeta.engine.kernels.sort import first_or_last, gather_latest, sort_order
+from kvmeta.engine.kernels.sort import gather_latest, sort_order, winners
 from tests.unit.engine.rows import by_id, random_rows
 
 small_ids = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), max_size=60)
@@ -50,11 +50,11 @@ def test_the_latest_of_an_id_is_kept(triples: list[tuple[int, int, int]]) -> Non
 
 
 @given(small_ids, st.booleans())
-def test_one_of_each_id_is_marked(triples: list[tuple[int, int, int]], last: bool) -> None:
+def test_each_row_names_the_winner_of_its_id(triples: list[tuple[int, int, int]], last: bool) -> None:
     rows = rows_of(triples)
-    keep = np.empty(len(rows), np.uint8)
+    winner = np.empty(len(rows), np.int64)
     places: dict[tuple[int, int], int] = {}
     for i, (high, low, _) in enumerate(triples):
         places[(high, low)] = i if last else places.get((high, low), i)
-    assert first_or_last(rows, last, keep) == len(places)
-    assert np.flatnonzero(keep).tolist() == sorted(places.values())
+    assert winners(rows, last, winner) == len(places)
+    assert winner.tolist() == [places[(high, low)] for high, low, _ in triples]
