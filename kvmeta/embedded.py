@@ -286,27 +286,30 @@ class EmbeddedVolumes(Volumes):
         self._engine.check_open()
         return [_public(record) for _, record in sorted(self._engine.manifest.volumes.items())]
 
-    def move(self, volume: int, uri: str | Path) -> Volume:
+    def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
         """Let `volume` stand for another URI from now on; every entry in it follows."""
+        known = self._find(normal_uri(uri))
+        if known is not None and known != self.get(volume):
+            raise InputError(f"volume {int(known)} has the URI {known.uri} already")
         return self._replace(volume, uri=normal_uri(uri))
 
-    def set_state(self, volume: int, state: str) -> Volume:
+    def set_state(self, volume: int | str | Path, state: str) -> Volume:
         """Set a volume "online" or "offline"."""
         if state not in STATES:
             raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
         return self._replace(volume, state=state)
 
-    def _replace(self, volume: int, **fields: str) -> Volume:
+    def _replace(self, volume: int | str | Path, **fields: str) -> Volume:
         with self._lock:
-            number = int(self.get(int(volume)))
+            number = int(self.get(volume))
             record = self._engine.manifest.volumes[number]
             changed = VolumeRecord(**{**asdict(record), **fields})
             self._engine.change(lambda _: Change(volumes={number: changed}))
         return _public(changed)
 
     def _find(self, uri: str) -> Volume | None:
-        records = list(self._engine.manifest.volumes.values())
-        return next((_public(record) for record in records if record.uri == uri), None)
+        number = self._engine.manifest.volume_numbers.get(uri)
+        return None if number is None else _public(self._engine.manifest.volumes[number])
 
 
 def _volume(manifest: Manifest, number: int) -> Volume:

@@ -55,16 +55,18 @@ class Volumes(ABC):
         """Return all volumes, by number."""
 
     @abstractmethod
-    def move(self, volume: int, uri: str | Path) -> Volume:
-        """Let `volume` stand for another URI from now on; every entry in it follows."""
+    def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
+        """Let `volume` (number or URI) stand for another URI from now on; every entry in it follows."""
 
     @abstractmethod
-    def set_state(self, volume: int, state: str) -> Volume:
+    def set_state(self, volume: int | str | Path, state: str) -> Volume:
         """Set a volume "online" or "offline"; reading from an offline one raises UnavailableError."""
 
 
 def normal_uri(uri: str | Path) -> str:
     """Return `uri` as it is registered: a path becomes an absolute file:// URI."""
+    if not isinstance(uri, (str, Path)):
+        raise InputError(f"uri: expected a path or a URI, got {type(uri).__name__}")
     if isinstance(uri, Path) or "://" not in uri:
         text = str(uri)
         if not text or "\0" in text:

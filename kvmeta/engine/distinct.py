@@ -22,8 +22,8 @@ Words = NDArray[np.uint64]
 class Distinct:
     """The distinct rows of a call of n IDs.
 
-    `rows` u8[m, 6], without versions; `kept` i8[m]: which of the call's rows they are; `place` i8[n]: which of
-    the distinct rows each of the call's has (None: the two are the same).
+    `rows` u8[m, 6], without versions; `kept` i8[m]: which of the call's rows they are; `place` i8[n]: which
+    of the distinct rows each of the call's has (None: the two are the same).
     """
 
     rows: Words

@@ -37,6 +37,7 @@ from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.recovery import Recovered
 from kvmeta.engine.rocks import WAL, Batch, Rocks, family_names
 from kvmeta.engine.run import SegmentFiles
+from kvmeta.engine.segment import Segment
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
@@ -179,11 +180,11 @@ class Engine:
             if log.exists():  # never finished: nothing was ever stored in it
                 shutil.rmtree(log)
         with Rocks(log) as rocks:
-            batch, head = Manifest().prepare(Change())
-            rocks.write(batch)
+            prepared = Manifest().prepare(Change())
+            rocks.write(prepared.batch)
             rocks.sync()
         mark = marks.MarkFile(self.path, identity.store_id, 0)
-        mark.write_durably(Mark(generation=head.generation, digest=head.digest))
+        mark.write_durably(Mark(generation=prepared.head.generation, digest=prepared.head.digest))
         mark.close()
         recovery.write_identity(self.path, identity)
 
@@ -215,7 +216,9 @@ class Engine:
                 if mark.clean:
                     marks.check_seal(self.path, mark)
                 with Rocks(filenames.log(self.path), read_only=True) as rocks:
-                    state = recovery.recover(self.path, rocks, mark, self.files, self.clock, self.options)
+                    state = recovery.recover(
+                        self.path, rocks, mark, self.files, self.clock, self.options, self._open_segments()
+                    )
             except CorruptionError:
                 # The writer may have moved the log on while it was read; real damage stays.
                 if attempt + 1 == _REFRESH_TRIES:
@@ -228,6 +231,10 @@ class Engine:
                 break  # else a merge removed it since
         self._take_over(state)
         self._pid = os.getpid()
+
+    def _open_segments(self) -> dict[int, Segment]:
+        segments = [s for tree in self.trees.values() for s in tree.view.segments]
+        return {segment.record.number: segment for segment in segments if not segment.damage}
 
     def close(self) -> None:
         """Stop, make the mark clean, seal the log, release the lock. Idempotent."""
@@ -330,11 +337,10 @@ class Engine:
         """Make the change that `change` returns for the current manifest, durably."""
         self.check_writable()
         with self._manifest_lock:
-            made = change(self.manifest)
-            batch, head = self.manifest.prepare(made)
+            prepared = self.manifest.prepare(change(self.manifest))
             with self.all_or_stop():
-                self._durably(batch)
-                self.manifest.accept(made, head)
+                self._durably(prepared.batch)
+                self.manifest.accept(prepared)
                 self._write_mark()
 
     def _append(self, batch: Batch, position: Position) -> None:

@@ -12,7 +12,7 @@ that lost a row, or went back in time, is noticed at open.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,15 @@ class Change:
     anchor: Position | None = None
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A change, the head after it and the batch that makes both durable."""
+
+    change: Change
+    head: Head
+    batch: Batch
+
+
 class Manifest:
     """The manifest in memory, always equal to the last change made durable.
 
@@ -121,6 +130,7 @@ class Manifest:
         self.datasets: dict[int, DatasetRecord] = {}
         self.trees: dict[int, TreeRecord] = {}
         self.volumes: dict[int, VolumeRecord] = {}
+        self.volume_numbers: dict[str, int] = {}  # by URI
         self.next_file = 1  # may run ahead of the head's: numbers taken by files not installed yet
         self._rows: dict[bytes, bytes] = {}
 
@@ -140,6 +150,7 @@ class Manifest:
         if digest != manifest.head.digest:
             raise CorruptionError(f"{path}: rows of the manifest are missing or damaged", path)
         manifest.next_file = manifest.head.next_file
+        manifest._number_volumes(manifest.volumes)
         return manifest
 
     @property
@@ -152,8 +163,8 @@ class Manifest:
         number, self.next_file = self.next_file, self.next_file + 1
         return number
 
-    def prepare(self, change: Change) -> tuple[Batch, Head]:
-        """Return the batch that makes `change`, and the head after it."""
+    def prepare(self, change: Change) -> Prepared:
+        """Return what makes `change`: its batch and the head after it."""
         rows = _encode(change)
         digest = self.head.digest
         for key, value in rows.items():
@@ -174,18 +185,32 @@ class Manifest:
         batch = Batch(manifest={**rows, _HEAD: _json(head)})
         if anchor.sequence > self.head.anchor.sequence:
             batch.wal_trim = (bytes(8), (anchor.sequence + 1).to_bytes(8, "big"))
-        return batch, head
+        return Prepared(change, head, batch)
 
-    def accept(self, change: Change, head: Head) -> None:
+    def accept(self, prepared: Prepared) -> None:
         """Take over a change that is durable."""
-        self.head = head
-        for key, value in _encode(change).items():
-            if value is not None:
-                self._enter(key, value)
-                continue
-            self._rows.pop(key, None)
-            kind, number = key.split(b"/")
-            self._table(kind).pop(int(number, 16), None)
+        self.head = prepared.head
+        for number in prepared.change.volumes:
+            if number in self.volumes:
+                self.volume_numbers.pop(self.volumes[number].uri, None)
+        for key, value in prepared.batch.manifest.items():
+            if value is None:
+                self._rows.pop(key, None)
+            elif key != _HEAD:
+                self._rows[key] = value
+        change = prepared.change
+        for table, records in (
+            (self.datasets, change.datasets),
+            (self.trees, change.trees),
+            (self.volumes, change.volumes),
+        ):
+            _update(table, records)
+        self._number_volumes(change.volumes)
+
+    def _number_volumes(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number in self.volumes:
+                self.volume_numbers[self.volumes[number].uri] = number
 
     def _enter(self, key: bytes, value: bytes) -> None:
         kind, number = key.split(b"/")
@@ -218,6 +243,14 @@ def _encode(change: Change) -> dict[bytes, bytes | None]:
 
 def _json(record: Any) -> bytes:
     return json.dumps(asdict(record)).encode()
+
+
+def _update(table: dict[int, Any], records: Mapping[int, Any]) -> None:
+    for number, record in records.items():
+        if record is None:
+            table.pop(number, None)
+        else:
+            table[number] = record
 
 
 def _tree(fields: dict[str, Any]) -> TreeRecord:

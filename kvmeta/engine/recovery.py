@@ -20,6 +20,7 @@ from kvmeta.engine.mark import Mark
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.rocks import Rocks
 from kvmeta.engine.run import Run, SegmentFiles
+from kvmeta.engine.segment import Segment
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
 from kvmeta.errors import CorruptionError, FormatError, os_errors
@@ -102,9 +103,18 @@ def read_identity(store: Path) -> Identity:
 
 
 def recover(
-    store: Path, rocks: Rocks, mark: Mark, files: SegmentFiles, clock: HybridClock, options: EngineOptions
+    store: Path,
+    rocks: Rocks,
+    mark: Mark,
+    files: SegmentFiles,
+    clock: HybridClock,
+    options: EngineOptions,
+    known: dict[int, Segment] | None = None,
 ) -> Recovered:
-    """Return the state of an open log after checking it against itself and against the mark."""
+    """Return the state of an open log after checking it against itself and against the mark.
+
+    `known`: segments that are open already, by number; a segment is immutable.
+    """
     log = filenames.log(store)
     manifest = Manifest.read(rocks.manifest(), log)
     head = manifest.head
@@ -118,7 +128,7 @@ def recover(
     trees = {}
     for number, dataset in manifest.datasets.items():
         record = manifest.trees.get(number, TreeRecord())
-        runs = tuple(Run.open(run, files) for run in record.runs)
+        runs = tuple(Run.open(run, files, known) for run in record.runs)
         trees[number] = Tree(dataset, record, runs, options.memtable_rows_max, clock)
         for run in runs:
             clock.observe(run.highest)

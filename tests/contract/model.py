@@ -169,14 +169,16 @@ class ModelVolumes(Volumes):
         return [self._rows[number] for number in sorted(self._rows)]
 
     def move(self, volume: int, uri: Any) -> Volume:
-        old = self.get(int(volume))
+        old = self.get(volume)
+        if any(each.uri == normal_uri(uri) and each != old for each in self._rows.values()):
+            raise InputError(f"{uri} is taken")
         self._rows[int(old)] = Volume(int(old), normal_uri(uri), old.name, old.state, old.size_bytes)
         return self._rows[int(old)]
 
     def set_state(self, volume: int, state: str) -> Volume:
         if state not in ("online", "offline"):
             raise InputError(f"state {state!r}")
-        old = self.get(int(volume))
+        old = self.get(volume)
         self._rows[int(old)] = Volume(int(old), old.uri, old.name, state, old.size_bytes)
         return self._rows[int(old)]
 

@@ -325,6 +325,11 @@ class StoreContract:
             store.volumes.get(3)
         with pytest.raises(kvmeta.NotFoundError):
             store.volumes.move(3, "s3://x/y")
+        with pytest.raises(kvmeta.InputError):
+            store.volumes.move(2, tmp_path / "a.tar")
+        assert store.volumes.move("s3://other/b.tar", "s3://third/b.tar") == second
+        with pytest.raises(kvmeta.NotFoundError):
+            store.volumes.get("s3://other/b.tar")
 
     def test_files_are_read_through_their_locations(self, store: kvmeta.Store, tmp_path: Path) -> None:
         ds = store.dataset()

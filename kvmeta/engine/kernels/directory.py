@@ -202,20 +202,25 @@ def lower_bound(segment, high):
 
 
 @njit
-def find_segment(segments, first, count, high):
-    """Return the segment of a run (`count` of them from `first`) that may hold `high`, or -1.
+def segment_from(segments, first, count, high):
+    """Return the first of a run's `count` segments from `first` whose last high half is >= `high`, or one past."""
+    low, end = first, first + count
+    while low < end:
+        middle = (low + end) >> U(1)
+        if segments[middle, SEG_LAST] < high:
+            low = middle + U(1)
+        else:
+            end = middle
+    return low
 
-    Segments of a run lie in hash order and hold about equal shares of it, so the place is guessed, then
-    walked.
-    """
-    guess = U(((high >> U(32)) * count) >> U(32))
-    while guess > U(0) and high <= segments[first + guess - U(1), SEG_LAST]:
-        guess -= U(1)
-    while guess < count and high > segments[first + guess, SEG_LAST]:
-        guess += U(1)
-    if guess >= count or high < segments[first + guess, SEG_FIRST]:
+
+@njit
+def find_segment(segments, first, count, high):
+    """Return the segment of a run (`count` of them from `first`) that may hold `high`, or -1."""
+    at = segment_from(segments, first, count, high)
+    if at == first + count or high < segments[at, SEG_FIRST]:
         return np.int64(-1)
-    return np.int64(first + guess)
+    return np.int64(at)
 
 
 @njit

@@ -5,7 +5,7 @@ Merge and scan both move along the order window by window; `cut` sizes the next 
 
 import numpy as np
 
-from kvmeta.engine.kernels.directory import lower_bound
+from kvmeta.engine.kernels.directory import lower_bound, segment_from
 from kvmeta.engine.kernels.layout import (
     RUN_FROM,
     RUN_SEGMENT,
@@ -24,15 +24,7 @@ _TOP = U(0xFFFFFFFFFFFFFFFF)
 
 @njit
 def _segment_at(run, segments, high):
-    """Return the first segment of a run whose last high half is >= `high`, or one past the run's last."""
-    low, end = field(run, RUN_SEGMENT), field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS)
-    while low < end:
-        middle = (low + end) // U(2)
-        if segments[middle, SEG_LAST] < high:
-            low = middle + U(1)
-        else:
-            end = middle
-    return low
+    return segment_from(segments, field(run, RUN_SEGMENT), field(run, RUN_SEGMENTS), high)
 
 
 @njit

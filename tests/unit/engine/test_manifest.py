@@ -26,9 +26,9 @@ TREE = TreeRecord(
 
 
 def apply(manifest: Manifest, rows: dict[bytes, bytes], change: Change) -> None:
-    batch, head = manifest.prepare(change)
-    manifest.accept(change, head)
-    for key, value in batch.manifest.items():
+    prepared = manifest.prepare(change)
+    manifest.accept(prepared)
+    for key, value in prepared.batch.manifest.items():
         if value is None:
             rows.pop(key, None)
         else:
@@ -79,8 +79,11 @@ def test_a_lost_or_changed_row_is_noticed() -> None:
 
 def test_the_wal_is_trimmed_only_forward() -> None:
     manifest, _ = filled()
-    assert manifest.prepare(Change(anchor=Position(5, 9)))[0].wal_trim is None
-    assert manifest.prepare(Change(anchor=Position(6, 9)))[0].wal_trim == (bytes(8), (7).to_bytes(8, "big"))
+    assert manifest.prepare(Change(anchor=Position(5, 9))).batch.wal_trim is None
+    assert manifest.prepare(Change(anchor=Position(6, 9))).batch.wal_trim == (
+        bytes(8),
+        (7).to_bytes(8, "big"),
+    )
 
 
 def test_a_change_that_was_not_accepted_changes_nothing() -> None:
