@@ -79,10 +79,10 @@ class EmbeddedStore(Store):
         """Write what is in memory to the runs on disk; it was durable before."""
         self.engine.background.flush()
 
-    def compact(self, *, progress: Progress | None = None) -> None:
-        """Merge each dataset's runs into one."""
+    def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
+        """Merge each dataset's runs into one; with `discard_damaged`, give up what cannot be read."""
         report = None if progress is None else lambda share: progress(round(share * 1000), 1000)
-        self.engine.background.compact(report)
+        self.engine.background.compact(discard=discard_damaged, progress=report)
 
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written; damage found is quarantined."""

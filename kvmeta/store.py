@@ -270,8 +270,13 @@ class Store(ABC):
         """Write what is in memory to the runs on disk; it was durable before."""
 
     @abstractmethod
-    def compact(self, *, progress: Progress | None = None) -> None:
-        """Merge each dataset's runs into one."""
+    def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
+        """Merge each dataset's runs into one.
+
+        Damaged runs are left as they are. With `discard_damaged` they are merged too and what cannot be read
+        is given up: its entries are lost, and an ID whose newest entry was among them may answer with an
+        older one, even a deleted one. Put what `verify` says is lost again afterwards.
+        """
 
     @abstractmethod
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:

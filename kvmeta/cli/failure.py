@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import click
 
-NOT_FOUND, USAGE, DAMAGED, UNAVAILABLE, INTERRUPTED = 1, 2, 3, 4, 130
+NOT_FOUND, USAGE, DAMAGED, UNAVAILABLE, SOFTWARE, INTERRUPTED = 1, 2, 3, 4, 70, 130
 
 CODES = {
     0: "done, and everything asked for was found",
@@ -19,6 +19,7 @@ CODES = {
     USAGE: "wrong usage: an argument, an option or a file of a kind that cannot be handled",
     DAMAGED: "damaged or foreign bytes: in the store, in an archive",
     UNAVAILABLE: "the store or a device is locked, full, read-only or does not answer",
+    SOFTWARE: "a fault of the program; KVMETA_DEBUG=1 shows where",
     INTERRUPTED: "interrupted",
 }
 
@@ -39,6 +40,14 @@ _CODE_OF = {  # class name in kvmeta.errors -> code; names, because importing th
     "KvmetaError": UNAVAILABLE,
 }
 
+_WORDS = {  # what the API calls a thing -> what the command line calls it
+    'mode="a" makes one': "kvmeta index makes one",
+    'mode="r" reads beside the writer': "commands that only read work beside the writer",
+    "; create_dataset makes one": "; kvmeta index --create-dataset makes one",
+    "store.volumes.add": "kvmeta volumes add",
+    'or open with mode="r"': "or use commands that only read",
+}
+
 
 class Failure(click.ClickException):
     """The end of a command: one line on stderr, `kvmeta: <message>`, and an exit code."""
@@ -52,18 +61,26 @@ class Failure(click.ClickException):
         click.echo(f"kvmeta: {self.message}", file=file, err=file is None)
 
 
-def failure_of(error: BaseException) -> Failure | None:
-    """Return what an error means to the command line, or None where it is a fault of the program."""
+def failure_of(error: BaseException) -> Failure:
+    """Return what an error means to the command line; one that is none of ours is a fault of the program."""
     if isinstance(error, (KeyboardInterrupt, EOFError, click.Abort)):
-        return Failure("interrupted", INTERRUPTED)
+        notes = getattr(error, "__notes__", [])  # what was done so far, from who knows it
+        return Failure("; ".join(["interrupted", *notes]), INTERRUPTED)
     code = _code_of(error)
     if code is not None:
-        return Failure(" ".join(str(error).split()), code)
+        return Failure(_in_our_words(str(error)), code)
     if isinstance(error, OSError):
         from kvmeta.errors import from_os_error
 
         return failure_of(from_os_error(error, "using", error.filename or "a file"))
-    return None
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return Failure(f"a fault of the program, {told} (KVMETA_DEBUG=1 shows where)", SOFTWARE)
+
+
+def _in_our_words(message: str) -> str:
+    for phrase, ours in _WORDS.items():
+        message = message.replace(phrase, ours)
+    return " ".join(message.split())
 
 
 def _code_of(error: BaseException) -> int | None:

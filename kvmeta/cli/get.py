@@ -15,7 +15,11 @@ from kvmeta.cli.failure import NOT_FOUND, Failure
 @options.dataset_option
 @options.json_option
 def get(key: str, is_hex: bool, store: str, dataset: str, as_json: bool) -> None:
-    """Tell where the file of one KEY lies; exit with 1 where it is not known."""
+    """Tell where the file of one KEY lies; exit with 1 where it is not known.
+
+    In JSON `version` is a string, because it exceeds 2**53, and `checksum` the 8 hexadecimal digits of the
+    CRC-32C, 00000000 where it is not known.
+    """
     from kvmeta.errors import NotFoundError
     from kvmeta.ids import ids_to_hex
 
@@ -25,14 +29,15 @@ def get(key: str, is_hex: bool, store: str, dataset: str, as_json: bool) -> None
         if not hit.found[0]:
             raise Failure(f"no file {'with the ID' if is_hex else 'under the key'} {key!r}", NOT_FOUND)
         found = rows.entry(ids_to_hex(ids)[0], hit.locations[0].item(), int(hit.versions[0]))
-        if as_json:
-            render.json_line(found)
-            return
         try:
             uri = opened.volumes.get(found["volume"]).uri
         except NotFoundError:
-            uri = "not registered"
-    found["volume"] = f"{found['volume']}  ({uri})"
-    found["checksum"] = f"{found['checksum']:08x}" if found["checksum"] else "unknown"
-    found["version"] = str(found["version"])
+            uri = None
+    if as_json:
+        render.json_line({**found, "uri": uri})
+        return
+    del found["found"]
+    found["volume"] = f"{found['volume']}  ({uri or 'not registered'})"
+    if not int(found["checksum"], 16):
+        found["checksum"] += "  (unknown)"
     render.pairs(found)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Choice(["name", "path", "content"]),
     default="name",
     show_default=True,
-    help="What a file's ID is: the key of its name in the tar, of <tar name>/<name>, or a hash of its bytes.",
+    help="What a file's ID is: the key of its name in the tar, of <tar>/<name>, or a hash of its bytes.",
 )
 @click.option(
     "--tag", type=click.IntRange(0, 0xFFFFFFFF), default=0, show_default=True, help="A label of your own."
@@ -48,10 +48,16 @@ def index(
 
     SRC is a tar file, or a directory that is searched for *.tar. The store is made if it does not exist. The
     tars stay where they are and are read from there; running this again does no harm.
+
+    What is not a regular file is skipped and counted: links, devices, pipes, sparse files. A leading "./" is
+    removed from names. With --id path, <tar> is the path of the tar below the directory SRC, or its file name
+    where SRC is the tar; two tars for which that is the same are refused.
+
+    A damaged tar ends the run; the tars before it are registered all the same.
     """
     from kvmeta.index import indexer
 
-    indexer.tar_files(sources)  # a mistyped source must not leave a new store behind
+    indexer.tar_files(sources, id_rule)  # a mistyped source must not leave a new store behind
     with options.open_store(store, "a") as opened:
         if create_dataset and dataset not in opened.datasets():
             opened.create_dataset(dataset)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,6 +15,8 @@ from kvmeta.cli.failure import DAMAGED, NOT_FOUND
 
 if TYPE_CHECKING:
     from kvmeta.ids import IdArray
+
+    _Batch = tuple[IdArray, list[bytes] | None]  # the keys where it was keys that were asked for
 
 _BATCH_ROWS = 65_536
 _ID_BYTES = 16
@@ -36,22 +40,28 @@ _ID_BYTES = 16
 def lookup(source: BinaryIO, form: str, store: str, dataset: str, as_json: bool) -> None:
     """Tell where many files lie, one line an ID, in the order asked.
 
-    Exits with 1 where some are not known, with 3 where damage keeps some from being answered.
+    Exits with 1 where some are not known, with 3 where damage keeps some from being answered. Blank lines of
+    hex and keys are skipped; keys are shown with their answers.
+
+    In JSON `version` is a string, because it exceeds 2**53, and `checksum` the 8 hexadecimal digits of the
+    CRC-32C, 00000000 where it is not known.
     """
     from kvmeta.ids import ids_to_hex
 
+    if form == "raw":
+        _refuse_odd_size(source)
     asked = found = failed = 0
     with options.open_store(store, "r") as opened:
         entries = opened.dataset(dataset)
         if not as_json:
-            click.echo(rows.TITLES)
-        for ids in _batches(source, form):
+            click.echo(f"{rows.TITLES}  KEY" if form == "key" else rows.TITLES)
+        for ids, keys in _batches(source, form):
             hit = entries.lookup(ids, on_error="mask")
             states = [
                 "damaged" if bad else "found" if good else "absent"
                 for bad, good in zip(hit.failed.tolist(), hit.found.tolist(), strict=True)
             ]
-            rows.echo_rows(ids_to_hex(ids), hit.locations, hit.versions, as_json, states)
+            rows.echo_rows(ids_to_hex(ids), hit.locations, hit.versions, as_json, states, keys)
             asked += len(states)
             found += states.count("found")
             failed += states.count("damaged")
@@ -61,8 +71,26 @@ def lookup(source: BinaryIO, form: str, store: str, dataset: str, as_json: bool)
         click.get_current_context().exit(DAMAGED if failed else NOT_FOUND)
 
 
-def _batches(source: BinaryIO, form: str) -> Iterator[IdArray]:
-    return _raw_batches(source) if form == "raw" else _line_batches(source, form)
+def _refuse_odd_size(source: BinaryIO) -> None:
+    """Refuse a file that cannot be raw IDs; of a pipe that is known only at its end."""
+    from kvmeta.errors import InputError
+
+    try:
+        status = os.fstat(source.fileno())
+        left = status.st_size - source.tell() if stat.S_ISREG(status.st_mode) else 0
+    except OSError:  # not a file of the system, or one without a position
+        return
+    if left % _ID_BYTES:
+        raise InputError(
+            f"{source.name} has {left:,} bytes, which is no multiple of the 16 of a raw ID; "
+            "for text say --format key or --format hex"
+        )
+
+
+def _batches(source: BinaryIO, form: str) -> Iterator[_Batch]:
+    if form == "raw":
+        return ((ids, None) for ids in _raw_batches(source))
+    return _line_batches(source, form)
 
 
 def _raw_batches(source: BinaryIO) -> Iterator[IdArray]:
@@ -80,15 +108,18 @@ def _raw_batches(source: BinaryIO) -> Iterator[IdArray]:
         held = held[whole:]
     if held:
         raise InputError(
-            f"the IDs end with {len(held)} bytes of an ID; raw IDs have 16 bytes, or say --format"
+            f"the IDs end with {len(held)} bytes of an ID; a raw ID has 16; for text say --format key or hex"
         )
 
 
-def _line_batches(source: BinaryIO, form: str) -> Iterator[IdArray]:
+def _line_batches(source: BinaryIO, form: str) -> Iterator[_Batch]:
     from kvmeta.ids import ids_from_hex, ids_from_keys
 
     while lines := list(islice(source, _BATCH_ROWS)):
         if form == "key":
-            yield ids_from_keys([line.removesuffix(b"\n") for line in lines])
+            keys = [line.removesuffix(b"\n").removesuffix(b"\r") for line in lines]
+            keys = [key for key in keys if key]
+            yield ids_from_keys(keys), keys
         else:
-            yield ids_from_hex([line.strip().decode("ascii", "replace") for line in lines])
+            texts = [line.strip().decode("ascii", "replace") for line in lines]
+            yield ids_from_hex([text for text in texts if text]), None

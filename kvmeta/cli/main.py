@@ -2,7 +2,7 @@
 
     kvmeta --> Commands.invoke --> a command --> kvmeta.open(...)
                      |
-                     +-- KvmetaError, OSError, Ctrl-C, closed pipe --> one line on stderr and an exit code
+                     +-- any exception, Ctrl-C, closed pipe --> one line on stderr and an exit code
 
 Nothing here or in the other files of this room imports numpy, numba or the engine before a command runs, so
 that `kvmeta --help` is immediate. Other packages add commands by entry points of the group `kvmeta.commands`,
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmeta.cli.failure import CODES, debug_wanted, failure_of
+from kvmeta.cli.failure import CODES, INTERRUPTED, SOFTWARE, Failure, debug_wanted, failure_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -59,13 +60,11 @@ class Commands(click.Group):
         try:
             loaded = point.load()
         except Exception as error:
-            if debug_wanted():
-                raise
-            raise click.ClickException(
-                f"the plug-in of `kvmeta {cmd_name}` does not load: {error}"
-            ) from error
+            message = f"the plug-in of `kvmeta {cmd_name}` does not load: {type(error).__name__}: {error}"
+            _show_traceback(error)
+            raise Failure(message, SOFTWARE) from error
         if not isinstance(loaded, click.Command):
-            raise click.ClickException(f"the plug-in of `kvmeta {cmd_name}` is not a click command")
+            raise Failure(f"the plug-in of `kvmeta {cmd_name}` is not a click command", SOFTWARE)
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -84,6 +83,13 @@ class Commands(click.Group):
         """Write the exit codes, from the table that decides them."""
         with formatter.section("Exit codes"):
             formatter.write_dl([(str(code), meaning) for code, meaning in CODES.items()])
+
+    def make_context(self, *args: Any, **named: Any) -> click.Context:
+        """Read the command line; Ctrl-C meanwhile (`--help` imports every command) is told like any other."""
+        try:
+            return super().make_context(*args, **named)
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted", INTERRUPTED) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; every error of ours leaves as one line and a code."""
@@ -105,10 +111,13 @@ def _errors_told(ctx: click.Context) -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit):
         raise
     except (Exception, KeyboardInterrupt, EOFError) as error:
-        failure = failure_of(error)
-        if failure is None or debug_wanted():
-            raise
-        raise failure from error
+        _show_traceback(error)  # before the line that sums it up; the exit code stays what it is
+        raise failure_of(error) from error
+
+
+def _show_traceback(error: BaseException) -> None:
+    if debug_wanted():
+        traceback.print_exception(error)
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -137,7 +146,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version.",
 )
 def kvmeta_command() -> None:
-    r"""Remember where billions of small files lie, and hand them out again.
+    """Remember where billions of small files lie, and hand them out again.
 
     \b
     kvmeta pack photos/ --into shards/             many small files into a few tars
@@ -146,9 +155,14 @@ def kvmeta_command() -> None:
     kvmeta cat photos/cat.jpg --store catalog      read it
 
     KVMETA_STORE names the store where --store is not given; KVMETA_DEBUG=1 shows tracebacks.
-    """
+    """  # noqa: D301 - click looks for the backspace itself, to leave the lines after it as they are
 
 
 def run() -> None:
     """Run the command line of this process and exit."""
-    kvmeta_command(prog_name="kvmeta")
+    try:
+        kvmeta_command(prog_name="kvmeta")
+    except KeyboardInterrupt as error:  # before or after click has its own net up
+        failure = Failure("interrupted", INTERRUPTED)
+        failure.show()
+        raise SystemExit(failure.exit_code) from error

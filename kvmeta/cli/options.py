@@ -13,8 +13,20 @@ if TYPE_CHECKING:
 
 _UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(["", "k", "m", "g", "t"])}
 
+
+def _store_path(_: click.Context, __: click.Parameter, path: str) -> str:
+    if not path:  # "$CATALOG" that is not set; the working directory is not what was meant
+        raise click.BadParameter("the path is empty")
+    return path
+
+
 store_option = click.option(
-    "--store", envvar="KVMETA_STORE", required=True, metavar="PATH", help="The store.  [env: KVMETA_STORE]"
+    "--store",
+    envvar="KVMETA_STORE",
+    required=True,
+    metavar="PATH",
+    callback=_store_path,
+    help="The store.  [env: KVMETA_STORE]",
 )
 dataset_option = click.option("--dataset", default="default", show_default=True, help="The dataset.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for scripts.")

@@ -24,7 +24,11 @@ from kvmeta.cli.progress import file_progress_bar
 @click.option(
     "--name", default="shard", show_default=True, help="Shards are called NAME-000000.tar and so on."
 )
-@click.option("--overwrite", is_flag=True, help="Replace shards of the same name.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace shards of the same name; old ones beyond the last number written are removed.",
+)
 @click.option("--skip-unreadable", is_flag=True, help="Count what cannot be read instead of stopping.")
 @options.progress_option
 @options.json_option

@@ -19,9 +19,9 @@ def size(n: int) -> str:
     return f"{n} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"
 
 
-def count(n: int, noun: str = "") -> str:
+def count(n: int, noun: str = "", plural: str = "") -> str:
     """Return a number with its thousands apart and, given a noun, of how many: 1 file, 2,000 files."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}" if noun else f"{n:,}"
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}" if noun else f"{n:,}"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

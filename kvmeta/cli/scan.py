@@ -23,7 +23,9 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 @click.command(short_help="List entries, all or a sample.")
 @click.option(
-    "--sample", type=click.FloatRange(0, 1), help="This share of the entries, e.g. 0.01; a random sample."
+    "--sample",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="This share of the entries, e.g. 0.01: a random sample.",
 )
 @click.option("--tag", type=click.IntRange(0, 0xFFFFFFFF), help="Only entries with this tag.")
 @click.option(
@@ -42,21 +44,25 @@ def scan(
     dataset: str,
     as_json: bool,
 ) -> None:
-    """List the entries of a dataset, one a line, in the order of their hashes."""
+    """List the entries of a dataset, one a line, in the order of their hashes.
+
+    In JSON `version` is a string, because it exceeds 2**53, and `checksum` the 8 hexadecimal digits of the
+    CRC-32C, 00000000 where it is not known.
+    """
     from kvmeta.ids import ids_to_hex
 
     filters = {"sample": sample, "tag": tag, "shard": shard}
     page_rows = _PAGE_ROWS if limit is None else max(1, min(limit, _PAGE_ROWS))
     left = limit
     with options.open_store(store, "r") as opened:
-        entries = opened.dataset(dataset)
+        pages = opened.dataset(dataset).scan(
+            page_rows=page_rows, **{name: value for name, value in filters.items() if value is not None}
+        )
         if not as_json:
             click.echo(rows.TITLES)
         if left == 0:
             return
-        for page in entries.scan(
-            page_rows=page_rows, **{name: value for name, value in filters.items() if value is not None}
-        ):
+        for page in pages:
             taken = len(page.ids) if left is None else min(left, len(page.ids))
             rows.echo_rows(
                 ids_to_hex(page.ids[:taken]), page.locations[:taken], page.versions[:taken], as_json

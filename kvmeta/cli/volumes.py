@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kvmeta.cli import options, render
+from kvmeta.cli.failure import NOT_FOUND, Failure
 
 
 @click.group(short_help="List, add and move volumes.")
@@ -18,18 +19,25 @@ def volumes() -> None:
 @options.store_option
 @options.json_option
 def list_volumes(store: str, as_json: bool) -> None:
-    """List the volumes of a store."""
+    """List the volumes of a store, and whether their files are there (null, - for what is no local file)."""
     with options.open_store(store, "r") as opened:
-        known = [_shown(volume) for volume in opened.volumes.list()]
+        known = [{**_shown(volume), "exists": _exists(volume.uri)} for volume in opened.volumes.list()]
     if as_json:
         for volume in known:
             render.json_line(volume)
     else:
         rows = [
-            (each["number"], each["name"], each["state"], _size(each["size_bytes"]), each["uri"])
+            (
+                each["number"],
+                each["name"],
+                each["state"],
+                {True: "there", False: "missing", None: None}[each["exists"]],
+                _size(each["size_bytes"]),
+                each["uri"],
+            )
             for each in known
         ]
-        render.table(("NUMBER", "NAME", "STATE", "SIZE", "URI"), rows)
+        render.table(("NUMBER", "NAME", "STATE", "FILE", "SIZE", "URI"), rows)
 
 
 @volumes.command()
@@ -38,7 +46,7 @@ def list_volumes(store: str, as_json: bool) -> None:
 @options.json_option
 def add(uri: str, store: str, as_json: bool) -> None:
     """Register the volume at URI, a path or a file: URI, and print its number."""
-    with options.open_store(store, "a") as opened:
+    with options.open_store(store, "a", must_exist=True) as opened:
         volume = opened.volumes.add(uri)
         if as_json:
             render.json_line(_shown(volume))
@@ -47,15 +55,83 @@ def add(uri: str, store: str, as_json: bool) -> None:
 
 
 @volumes.command()
-@click.argument("volume")
-@click.argument("new_uri")
+@click.argument("volume", required=False)
+@click.argument("new_uri", required=False)
+@click.option(
+    "--prefix",
+    nargs=2,
+    metavar="OLD NEW",
+    help="Move every volume whose URI starts with OLD; where OLD is a path, every one in that directory.",
+)
+@click.option("--force", is_flag=True, help="Even where there is no file at the new place.")
 @options.store_option
-def move(volume: str, new_uri: str, store: str) -> None:
-    """Say that VOLUME (its number or URI) now lies at NEW_URI; its entries stay as they are."""
+def move(
+    volume: str | None, new_uri: str | None, prefix: tuple[str, str] | None, force: bool, store: str
+) -> None:
+    """Say that VOLUME (its number, URI or path) now lies at NEW_URI; its entries stay as they are.
+
+    No file is moved: do that first.
+    """
+    if prefix is not None and volume is not None:
+        raise click.UsageError("give VOLUME and NEW_URI, or --prefix, not both")
+    if prefix is None and (volume is None or new_uri is None):
+        raise click.UsageError("give VOLUME and NEW_URI, or --prefix OLD NEW")
     with options.open_store(store, "a", must_exist=True) as opened:
-        known = opened.volumes.get(int(volume) if volume.isdecimal() else volume)
-        moved = opened.volumes.move(known, new_uri)
-    click.echo(f"volume {int(moved)} is now at {moved.uri}")
+        if prefix is not None:
+            moves = _moves_of_prefix(opened.volumes.list(), *prefix)
+        else:
+            assert volume is not None
+            assert new_uri is not None
+            moves = [(opened.volumes.get(int(volume) if volume.isdecimal() else volume), new_uri)]
+        if not force:
+            _refuse_missing([uri for _, uri in moves])
+        moved = [opened.volumes.move(known, uri) for known, uri in moves]
+    if prefix is not None:
+        click.echo(f"moved {render.count(len(moved), 'volume')}")
+    else:
+        click.echo(f"volume {int(moved[0])} is now at {moved[0].uri}")
+
+
+def _moves_of_prefix(volumes: list[Any], old: str, new: str) -> list[tuple[Any, str]]:
+    """Return (volume, its new URI) of each volume below `old`, a directory's path or the start of a URI."""
+    from kvmeta.volumes import normal_uri
+
+    is_path = "://" not in old
+    start = normal_uri(old).rstrip("/") + "/" if is_path else old
+    goal = new if "://" in new else normal_uri(new)
+    if start.endswith("/") and not goal.endswith("/"):
+        goal += "/"
+    moves = [
+        (volume, goal + volume.uri.removeprefix(start)) for volume in volumes if volume.uri.startswith(start)
+    ]
+    if not moves:
+        raise Failure(f"no volume's URI starts with {start}; see kvmeta volumes list", NOT_FOUND)
+    return moves
+
+
+def _refuse_missing(uris: list[str]) -> None:
+    from kvmeta.volumes import normal_uri
+
+    missing = [uri for uri in uris if _exists(normal_uri(uri)) is False]
+    if missing:
+        more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
+        raise Failure(
+            f"{missing[0]}: no such file{more}; nothing was changed. Move the files first, or say --force",
+            NOT_FOUND,
+        )
+
+
+def _exists(uri: str) -> bool | None:
+    """Tell whether a volume's file is there; None for what is no local file."""
+    from kvmeta.errors import UnsupportedError
+    from kvmeta.volumes import local_path
+
+    try:
+        return local_path(uri).exists()
+    except UnsupportedError:
+        return None
+    except OSError:  # in a directory that may not be looked into
+        return False
 
 
 def _shown(volume: Any) -> dict[str, Any]:

@@ -124,25 +124,27 @@ class Background:
             while tree.frozen:
                 self._flush_oldest(tree)
 
-    def compact(self, progress: Callable[[float], None] | None = None) -> None:
+    def compact(self, *, discard: bool = False, progress: Callable[[float], None] | None = None) -> None:
         """Flush, then merge all runs of every dataset into one; quarantined runs stay as they are.
 
-        `progress` is called with the share of the current merge that is done.
+        With `discard`, they are merged as well and what is damaged in them is given up. `progress` is called
+        with the share of the current merge that is done.
         """
         self.flush()
         for tree in list(self._engine.trees.values()):
-            while not self._start_full_merge(tree):
+            while not self._start_full_merge(tree, discard=discard):
                 self._finish_merges(tree, progress)
             self._finish_merges(tree, progress)
 
-    def _start_full_merge(self, tree: Tree) -> bool:
+    def _start_full_merge(self, tree: Tree, *, discard: bool) -> bool:
         """Start the merge of everything if there is anything to gain; return False while others go on."""
         with self.lock:
             if tree.record.merges:
                 return False
             tombstones = any(segment.record.tombstones for run in tree.runs for segment in run.segments)
-            rewrite = tombstones or tree.dataset.ttl_s is not None
-            self._start_merge(tree, compaction.everything(self._shapes(tree), rewrite=rewrite))
+            rewrite = tombstones or tree.dataset.ttl_s is not None or discard
+            shapes = self._shapes(tree, damaged=discard)
+            self._start_merge(tree, compaction.everything(shapes, rewrite=rewrite), discard=discard)
             return True
 
     def _finish_merges(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
@@ -209,8 +211,8 @@ class Background:
         held = [tree.unflushed_before(without=flushed) for tree in self._engine.trees.values()]
         return min([position, *(before for before in held if before is not None)])
 
-    def _shapes(self, tree: Tree) -> list[RunShape]:
-        records = [run.record for run in tree.idle_runs()]
+    def _shapes(self, tree: Tree, *, damaged: bool = False) -> list[RunShape]:
+        records = [run.record for run in tree.idle_runs(damaged=damaged)]
         return [RunShape(run.number, run.rows, run.bottom) for run in records]
 
     def _due(self, tree: Tree) -> Choice | None:
@@ -224,9 +226,9 @@ class Background:
             bottom_ratio=options.bottom_ratio,
         )
 
-    def _start_merge(self, tree: Tree, choice: Choice | None) -> None:
+    def _start_merge(self, tree: Tree, choice: Choice | None, *, discard: bool = False) -> None:
         if choice is not None:
-            record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom)
+            record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom, discard=discard)
             self._engine.set_tree(tree, replace(tree.record, merges=(*tree.record.merges, record)))
 
     def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:

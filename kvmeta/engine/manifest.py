@@ -58,12 +58,16 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class MergeRecord:
-    """A merge under way: the output run covers mixed IDs whose high half is below `frontier`."""
+    """A merge under way: the output run covers mixed IDs whose high half is below `frontier`.
+
+    `discard`: what is damaged in the inputs is given up.
+    """
 
     inputs: tuple[int, ...]
     output: int
     bottom: bool
     frontier: int = 0
+    discard: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta.engine.manifest import MergeRecord, RunRecord, TreeRecord
 from kvmeta.engine.page import Bounds
 from kvmeta.engine.run import Run, SegmentFiles
@@ -68,7 +71,9 @@ class Merge:
             self._start_segment()
         last = cut(self._view, self._position, self._end, self._step_rows)
         self._will_need(min(HASH_MAX, last + (last - self._position)))  # this window and the next
-        rows = merged_rows(self._view, self._position, last, purge=purge, expired=expired)
+        rows = merged_rows(
+            self._view, self._position, last, purge=purge, expired=expired, lenient=self.record.discard
+        )
         if len(rows):
             assert self._bounds is not None
             if self._writer is None:
@@ -84,12 +89,13 @@ class Merge:
             self._writer = None
 
     def _start_segment(self) -> None:
-        bounds = Bounds.union(
+        ahead = [
             segment.bounds
             for run in self.inputs
             for segment in run.segments
-            if segment.record.last >> 64 >= self._position
-        )
+            if segment.record.last >> 64 >= self._position and not segment.damage
+        ]
+        bounds = Bounds.union(ahead) if ahead else Bounds.of(np.zeros((1, ROW_WORDS), np.uint64))
         bounds = bounds.within(self._position, HASH_MAX)
         self._end = cut(self._view, self._position, HASH_MAX, self._files.rows_max(bounds))
         self._bounds = bounds.within(self._position, self._end)

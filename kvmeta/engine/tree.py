@@ -96,10 +96,12 @@ class Tree:
         with self._lock:
             return next((memtable for memtable in (*self.frozen, self.mutable) if memtable.count), None)
 
-    def idle_runs(self) -> list[Run]:
-        """Return the runs fit for a merge: not damaged, in no merge under way."""
+    def idle_runs(self, *, damaged: bool = False) -> list[Run]:
+        """Return the runs fit for a merge: in no merge under way and, unless `damaged`, not damaged."""
         busy = {number for merge in self.record.merges for number in (*merge.inputs, merge.output)}
-        return [run for run in self.runs if run.record.number not in busy and not run.quarantined]
+        return [
+            run for run in self.runs if run.record.number not in busy and (damaged or not run.quarantined)
+        ]
 
     def _publish(self) -> None:
         self.view = View((self.mutable, *reversed(self.frozen)), self.runs)

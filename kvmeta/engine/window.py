@@ -25,21 +25,25 @@ def cut(view: View, first_high: int, last_high: int, rows_max: int) -> int:
     )
 
 
-def merged_rows(view: View, first_high: int, last_high: int, *, purge: int = 0, expired: int = 0) -> Rows:
+def merged_rows(
+    view: View, first_high: int, last_high: int, *, purge: int = 0, expired: int = 0, lenient: bool = False
+) -> Rows:
     """Return the merged rows of a view's sources with first_high <= high half <= last_high.
 
     Tombstones below version `purge` and rows below `expired` are left out. Raises CorruptionError with the
-    hash range where a page in the window is damaged.
+    hash range where a page in the window is damaged; if `lenient`, its rows are left out instead.
     """
     first, last = np.uint64(first_high), np.uint64(last_high)
-    total = int(kernels.count_window(view.run_table, view.segment_table, first, last))
+    total = int(kernels.count_window(view.run_table, view.segment_table, first, last, lenient))
     if total < 0:
         raise _damage(view, total)
     extra = [memtable.sorted_rows(first_high, last_high) for memtable in view.memtables if memtable.count]
     rows = np.empty((total + sum(map(len, extra)), ROW_WORDS), np.uint64)
     heads = np.zeros(len(view.runs) + len(extra), np.uint64)
     ends = np.zeros_like(heads)
-    got = int(kernels.unpack_window(view.run_table, view.segment_table, first, last, rows, heads, ends))
+    got = int(
+        kernels.unpack_window(view.run_table, view.segment_table, first, last, lenient, rows, heads, ends)
+    )
     if got < 0:
         raise _damage(view, got)
     for i, part in enumerate(extra, start=len(view.runs)):

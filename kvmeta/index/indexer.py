@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -20,7 +21,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvmeta.errors import InputError, NotFoundError, UnavailableError, os_errors
+from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableError, os_errors
 from kvmeta.ids import ID, IdArray, ids_from_key_column
 from kvmeta.index.report import Progress, ProgressCallback, Report
 from kvmeta.index.tar import ROWS_MAX, Members, load_kernels, scan
@@ -45,8 +46,8 @@ class VolumeRegister(Protocol):
         """Return the number of the volume at `uri`, registering it if it is new."""
 
 
-_Batch = tuple[Path, Members, IdArray]
-"""Members of one tar with their IDs, on the way from the scanning thread to the store."""
+_Batch = tuple[Path, Members | None, IdArray]
+"""Members of one tar with their IDs, on the way from the scanning thread to the store; None: its end."""
 _Batches = Generator[_Batch, None, None]
 
 
@@ -66,85 +67,156 @@ def index(
     volume under the file URI of its absolute path (symbolic links stay as they are). The ID of a member is
 
         "name"     the key of its name in the archive
-        "path"     the key of "<tar file name>/<member name>": for shards that repeat names
+        "path"     the key of "<tar>/<member name>": for shards that repeat names. <tar> is the path of the
+                   tar below the source it was found in, or its file name where it is itself a source
         "content"  XXH3-128 of its bytes, canonical big-endian: equal files become one entry
 
     `tag` (u4) is written to each location; with `checksums=False` the members' bytes are not read and their
     checksums are 0 (unknown). `progress` is called in the caller's thread after each batch.
 
-    Raises InputError for a wrong argument or a directory without *.tar, NotFoundError for a missing source,
-    what `kvmeta.index.scan` raises, and what the dataset's put raises. What was put before an error stays.
+    Raises InputError for a wrong argument, a directory without *.tar, or two tars of one <tar> with "path";
+    NotFoundError for a missing source; what `kvmeta.index.scan` raises, and what the dataset's put raises.
+    An error ends the run, but the tars read to their end before it are put all the same, and its message
+    (on a KeyboardInterrupt a note) says how much is registered.
     """
     started = time.monotonic()
     if id not in get_args(IdRule):
         raise InputError(f'id: expected "name", "path" or "content", got {id!r}')
     if not 0 <= tag <= _TAG_MAX:
         raise InputError(f"tag: expected an integer in [0, 2**32), got {tag}")
-    paths = tar_files(sources)
+    tars = tar_files(sources, id)
+    paths = list(tars)
     with os_errors("reading the size of", "the sources"):
         sizes = {path: path.stat().st_size for path in paths}
     total, before = sum(sizes.values()), 0  # `before`: bytes of the archives that are done
-    files = length = skipped = batches = volume = 0
-    gathered = _Gathered()
+    files = length = skipped = volume = 0
+    gathered = _Gathered(dataset)
     current: Path | None = None
-    for path, members, ids in _ahead(_batches(paths, id, checksums)):
-        if path != current:
-            before += sizes[current] if current else 0
-            current, volume = path, int(volumes.add(path.as_uri()))
-        if gathered.rows + len(members) > ROWS_MAX:
-            dataset.put(*gathered.take())
-            batches += 1
-        gathered.add(ids, _locations(members, volume, tag))
-        files += len(members)
-        length += int(members.lengths.sum())
-        skipped += members.skipped
-        if progress is not None:
-            within = int(members.offsets[-1] + members.lengths[-1]) if len(members) else 0
-            progress(Progress(before + within, total, files))
-    if gathered.rows:
-        dataset.put(*gathered.take())
-        batches += 1
+    with closing(_ahead(_batches(tars, id, checksums))) as scanned, gathered.kept_on_failure():
+        for path, members, ids in scanned:
+            if path != current:
+                current, volume = path, int(volumes.add(path.as_uri()))
+            if members is None:
+                gathered.end_tar()
+                before += sizes[path]
+                continue
+            if gathered.rows + len(members) > ROWS_MAX:
+                gathered.put()
+            gathered.add(ids, _locations(members, volume, tag))
+            files += len(members)
+            length += int(members.lengths.sum())
+            skipped += members.skipped
+            if progress is not None:
+                within = int(members.offsets[-1] + members.lengths[-1]) if len(members) else 0
+                progress(Progress(before + within, total, files))
+        gathered.put()
     if progress is not None:
         progress(Progress(total, total, files))
-    return Report(files, len(paths), length, skipped, batches, time.monotonic() - started)
+    return Report(files, len(paths), length, skipped, gathered.batches, time.monotonic() - started)
 
 
-def tar_files(sources: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return the absolute paths of the tar files that `sources` name, in order, each once."""
+def tar_files(
+    sources: str | Path | Iterable[str | Path],
+    id: IdRule = "name",  # noqa: A002 - as above
+) -> dict[Path, str]:
+    """Return the tar files that `sources` name, in order, each once: absolute path -> path below its source.
+
+    A tar that several sources name belongs to the first. InputError where the rule `id` is "path" and two
+    tars have the same path below their sources.
+    """
     if isinstance(sources, (str, Path)):
         sources = [sources]
-    found: dict[Path, None] = {}
+    found: dict[Path, str] = {}
     for source in sources:
         path = Path(os.path.abspath(source))  # noqa: PTH100 - resolve() would follow symbolic links
         if path.is_dir():
             inside = sorted(each for each in path.rglob("*.tar") if each.is_file())
             if not inside:
                 raise InputError(f"{source}: no *.tar file in this directory or below")
-            found.update(dict.fromkeys(inside))
+            for each in inside:
+                found.setdefault(each, str(each.relative_to(path)))
         elif path.exists():
-            found[path] = None
+            found.setdefault(path, path.name)
         else:
             raise NotFoundError(f"{source}: no such file or directory")
     if not found:
         raise InputError("sources: expected at least one tar file or directory")
-    return list(found)
+    if id == "path":
+        owners: dict[str, Path] = {}
+        for path, prefix in found.items():
+            other = owners.setdefault(prefix, path)
+            if other != path:
+                raise InputError(
+                    f"{other} and {path}: the IDs of both would be of {prefix}/...; "
+                    "name the directory above them as the source"
+                )
+    return found
 
 
 class _Gathered:
-    """Rows of several small archives on their way into one put."""
+    """Rows of several small archives on their way into one put, and what was put so far."""
 
-    def __init__(self) -> None:
-        self.rows = 0
+    def __init__(self, dataset: Target) -> None:
+        self.rows = self.batches = 0
+        self._dataset = dataset
         self._parts: list[tuple[IdArray, NDArray[np.void]]] = []
+        self._whole = 0  # parts of archives that are read to their end
+        self._tars = self._open = 0  # archives begun by the parts, of them all; 1 = the last has not ended
+        self._registered = (0, 0)  # files, tars
+        self._refused = False
 
     def add(self, ids: IdArray, locations: NDArray[np.void]) -> None:
-        self.rows += len(ids)
-        self._parts.append((ids, locations))
+        """Take rows of the archive at hand."""
+        if len(ids):
+            self._parts.append((ids, locations))
+            self.rows += len(ids)
+            self._open = 1
 
-    def take(self) -> tuple[IdArray, NDArray[np.void]]:
+    def end_tar(self) -> None:
+        """Note that the archive at hand was read to its end."""
+        self._whole = len(self._parts)
+        self._tars, self._open = self._tars + self._open, 0
+
+    def put(self) -> None:
+        """Put what is held; it is held until the dataset has it, so that Ctrl-C in between loses nothing."""
+        if not self.rows:
+            return
         ids, locations = zip(*self._parts, strict=True)
-        self.rows, self._parts = 0, []
-        return np.concatenate(ids), np.concatenate(locations)
+        try:
+            self._dataset.put(np.concatenate(ids), np.concatenate(locations))
+        except Exception:
+            self._refused = True
+            raise
+        self._registered = (self._registered[0] + self.rows, self._tars + self._open)
+        self.batches += 1
+        self.rows, self._whole, self._parts = 0, 0, []
+
+    @contextmanager
+    def kept_on_failure(self) -> Iterator[None]:
+        """Where the block fails, put the archives that were read to their end, and let the error say so."""
+        try:
+            yield
+        except BaseException as error:
+            if not self._refused:
+                with suppress(Exception):  # the error that brought us here comes first
+                    self._put_whole()
+            files, tars = self._registered
+            told = (
+                f"{files:,} file{'' if files == 1 else 's'} of {tars:,} tar{'' if tars == 1 else 's'} "
+                f"{'is' if files == 1 else 'are'} registered; run it again"
+            )
+            if isinstance(error, KvmetaError):
+                error.args = (f"{str(error).rstrip('.')}. {told} after mending", *error.args[1:])
+            else:
+                error.add_note(told)
+            raise
+
+    def _put_whole(self) -> None:
+        del self._parts[self._whole :]
+        self.rows = sum(len(ids) for ids, _ in self._parts)
+        if self.rows:
+            self._open = 0
+            self.put()
 
 
 def _locations(members: Members, volume: int, tag: int) -> NDArray[np.void]:
@@ -155,32 +227,19 @@ def _locations(members: Members, volume: int, tag: int) -> NDArray[np.void]:
     return locations
 
 
-def _batches(paths: Sequence[Path], id_rule: IdRule, checksums: bool) -> _Batches:
-    for path in paths:
-        met = False
+def _batches(tars: Mapping[Path, str], id_rule: IdRule, checksums: bool) -> _Batches:
+    for path, prefix in tars.items():
         for members in scan(path, checksums=checksums):
-            met = True
-            yield path, members, _ids(path, members, id_rule)
-        if not met:  # an empty archive is a volume all the same
-            yield path, _NO_MEMBERS, np.empty(0, ID)
+            yield path, members, _ids(path, prefix, members, id_rule)
+        yield path, None, np.empty(0, ID)
 
 
-_NO_MEMBERS = Members(
-    np.empty(0, np.uint8),
-    np.empty(0, np.int64),
-    np.empty(0, np.uint64),
-    np.empty(0, np.uint64),
-    np.empty(0, np.uint32),
-    0,
-)
-
-
-def _ids(path: Path, members: Members, id_rule: IdRule) -> IdArray:
+def _ids(path: Path, tar: str, members: Members, id_rule: IdRule) -> IdArray:
     if id_rule == "content":
         return _content_ids(path, members)
     names, ends = members.names, members.name_ends
     if id_rule == "path":
-        prefix = np.frombuffer(os.fsencode(path.name) + b"/", np.uint8)
+        prefix = np.frombuffer(os.fsencode(tar) + b"/", np.uint8)
         names, ends = load_kernels().with_prefix(names, ends, prefix)
     return ids_from_key_column(names, ends)
 
@@ -210,7 +269,7 @@ def _digest(path: Path, fd: int, offset: int, length: int) -> bytes:
     return bytes(state.digest())
 
 
-def _ahead(batches: _Batches) -> Iterator[_Batch]:
+def _ahead(batches: _Batches) -> _Batches:
     """Yield what `batches` yields, each next one made in a thread while the caller works on this one."""
     end: Any = object()
     with ThreadPoolExecutor(1, "kvmeta-scan") as pool:

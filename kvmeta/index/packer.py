@@ -53,9 +53,10 @@ def pack(
     `skip_unreadable`. `progress` is called now and then; it does not know the total.
 
     Raises InputError for a wrong argument, for two directories of one name, and where `into` holds shards of
-    this name already (with `overwrite` they are replaced one by one; those beyond the new last number stay);
-    NotFoundError for a missing directory; UnsupportedError for a file of 4 GiB or more; and what the
-    operating system's error means where a file cannot be read or a shard not be written.
+    this name already (with `overwrite` they are replaced one by one, and once all are written those beyond
+    the new last number are removed, for an index run would register the old bytes in them); NotFoundError
+    for a missing directory; UnsupportedError for a file of 4 GiB or more; and what the operating system's
+    error means where a file cannot be read or a shard not be written.
     """
     started = time.monotonic()
     roots = _roots([directories] if isinstance(directories, (str, Path)) else directories, Path(into))
@@ -83,7 +84,7 @@ def pack(
                     shard.finish()
                     shard = None
                 if shard is None:
-                    shard = _Shard(folder / f"{name}-{shards:06d}.tar")
+                    shard = _Shard(folder / _shard_name(name, shards))
                     shards += 1
                 if not shard.add(member, found, skip_unreadable):
                     walk.skipped += 1
@@ -94,6 +95,8 @@ def pack(
                 progress(Progress(length, 0, files))
         if shard is not None:
             shard.finish()
+            shard = None
+        _remove_beyond(shards, folder, name, taken)
     except BaseException:
         if shard is not None:
             shard.abandon()
@@ -105,6 +108,29 @@ def pack(
 
 def _is_shard(file_name: str, name: str) -> bool:
     return re.fullmatch(re.escape(name) + r"-\d{6,}\.tar", file_name) is not None
+
+
+def _shard_name(name: str, number: int) -> str:
+    return f"{name}-{number:06d}.tar"
+
+
+def _remove_beyond(shards: int, folder: Path, name: str, taken: Sequence[str]) -> None:
+    """Remove those of the shards `taken` before the run that have a number of `shards` or more."""
+    for file_name in taken:
+        number = int(file_name.removesuffix(".tar").rpartition("-")[2])
+        if number >= shards and file_name == _shard_name(name, number):
+            with os_errors("removing", folder / file_name):
+                (folder / file_name).unlink(missing_ok=True)
+    with os_errors("syncing", folder):
+        _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _roots(directories: Sequence[str | Path], into: Path) -> list[Path]:
@@ -249,11 +275,7 @@ class _Shard:
             os.fsync(self._file.fileno())
             self._file.close()
             self.partial.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            _sync_folder(self.path.parent)
 
     def abandon(self) -> None:
         """Remove what was written; a shard that has its final name stays."""

@@ -219,7 +219,7 @@ class ModelStore(Store):
     def flush(self) -> None:
         pass
 
-    def compact(self, *, progress: Any = None) -> None:
+    def compact(self, *, discard_damaged: bool = False, progress: Any = None) -> None:
         pass
 
     def verify(self, *, progress: Any = None) -> VerifyReport:

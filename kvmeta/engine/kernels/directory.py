@@ -173,8 +173,11 @@ def _find_among_equal(segment, target, low, row, first, end):
 
 
 @njit
-def lower_bound(segment, high):
-    """Return the first row whose high half is >= `high` (the row count if none), or -1: a damaged page."""
+def lower_bound(segment, high, lenient):
+    """Return the first row whose high half is >= `high` (the row count if none), or -1: a damaged page.
+
+    If `lenient`, the rows of damaged pages are passed over instead.
+    """
     if high <= field(segment, SEG_FIRST):
         return np.int64(0)
     if high > field(segment, SEG_LAST):
@@ -194,7 +197,10 @@ def lower_bound(segment, high):
     while row < end:
         page = row_page(segment, row)
         if not page_is_good(segment, page):
-            return np.int64(-1)
+            if not lenient:
+                return np.int64(-1)
+            row = (page + U(1)) * field(segment, SEG_PAGE_ROWS)
+            continue
         if load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3) >= target:
             break
         row += U(1)
@@ -203,7 +209,7 @@ def lower_bound(segment, high):
 
 @njit
 def segment_from(segments, first, count, high):
-    """Return the first of a run's `count` segments from `first` whose last high half is >= `high`, or one past."""
+    """Return the first of `count` segments from `first` with a last high half >= `high`, or one past them."""
     low, end = first, first + count
     while low < end:
         middle = (low + end) >> U(1)

@@ -93,8 +93,11 @@ def pack(rows, columns, row_bytes, page_rows, first_page, seed, out):
 
 
 @njit
-def unpack(segment, first, end, out):
-    """Unpack rows [first, end) of a segment to out[: end - first]; return -1, or the damaged row page."""
+def unpack(segment, first, end, lenient, out):
+    """Unpack rows [first, end) of a segment to `out`; return their number, or -1 - p where page p is damaged.
+
+    If `lenient`, the rows of damaged pages are left out instead.
+    """
     page_rows = field(segment, SEG_PAGE_ROWS)
     row_bytes = field(segment, SEG_ROW_BYTES)
     base0, base1, base2 = (
@@ -145,7 +148,10 @@ def unpack(segment, first, end, out):
     while row < stop:
         page = row // page_rows
         if not page_is_good(segment, page):
-            return np.int64(page)
+            if not lenient:
+                return -1 - np.int64(page)
+            row = (page + U(1)) * page_rows
+            continue
         at = field(segment, SEG_BASE) + (page + U(1)) * U(PAGE_BYTES) + (row - page * page_rows) * row_bytes
         page_end = min(stop, (page + U(1)) * page_rows)
         while row < page_end:
@@ -162,4 +168,4 @@ def unpack(segment, first, end, out):
             o += 1
             row += U(1)
             at += row_bytes
-    return np.int64(-1)
+    return np.int64(o)

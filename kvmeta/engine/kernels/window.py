@@ -37,7 +37,7 @@ def rows_below(run, segments, high):
         return np.int64(segments[s - U(1), SEG_PRIOR] + segments[s - U(1), SEG_ROWS])
     if high <= segments[s, SEG_FIRST]:
         return np.int64(segments[s, SEG_PRIOR])
-    return np.int64(segments[s, SEG_PRIOR]) + max(np.int64(0), lower_bound(entry(segments, s), high))
+    return np.int64(segments[s, SEG_PRIOR]) + lower_bound(entry(segments, s), high, True)
 
 
 @njit
@@ -83,26 +83,29 @@ def _all_rows(run, segments):
 
 
 @njit
-def _segment_rows(run, segment, first, last):
+def _segment_rows(run, segment, first, last, lenient):
     """Return a segment's rows [start, end) within [first, last] that are its run's, or (-1, -1): damage."""
-    start = lower_bound(segment, max(first, field(run, RUN_FROM)))
+    start = lower_bound(segment, max(first, field(run, RUN_FROM)), lenient)
     end = np.int64(field(segment, SEG_ROWS))
     if last < field(segment, SEG_LAST):
-        end = lower_bound(segment, last + U(1))
+        end = lower_bound(segment, last + U(1), lenient)
     if start < 0 or end < 0:
         return np.int64(-1), np.int64(-1)
     return start, end
 
 
 @njit
-def count_window(runs, segments, first, last):
-    """Return the rows of all runs within [first, last], or -1 - s where segment s is damaged there."""
+def count_window(runs, segments, first, last, lenient):
+    """Return the rows of all runs within [first, last], or -1 - s where segment s is damaged there.
+
+    If `lenient`, damaged pages are counted like others, at most.
+    """
     total = 0
     for r in range(len(runs)):
         stop = runs[r, RUN_SEGMENT] + runs[r, RUN_SEGMENTS]
         s = _segment_at(entry(runs, r), segments, max(first, runs[r, RUN_FROM]))
         while s < stop and segments[s, SEG_FIRST] <= last:
-            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last)
+            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last, lenient)
             if start < 0:
                 return -1 - np.int64(s)
             total += max(0, end - start)
@@ -111,10 +114,11 @@ def count_window(runs, segments, first, last):
 
 
 @njit
-def unpack_window(runs, segments, first, last, out, heads, ends):
+def unpack_window(runs, segments, first, last, lenient, out, heads, ends):
     """Unpack each run's rows within [first, last] to `out`; run r's lie in out[heads[r]:ends[r]].
 
     Return the rows written, or -1 - s where segment s is damaged there. `out` must hold `count_window` rows.
+    If `lenient`, the rows of damaged pages are left out instead.
     """
     total = np.int64(0)
     for r in range(len(runs)):
@@ -122,10 +126,14 @@ def unpack_window(runs, segments, first, last, out, heads, ends):
         stop = runs[r, RUN_SEGMENT] + runs[r, RUN_SEGMENTS]
         s = _segment_at(entry(runs, r), segments, max(first, runs[r, RUN_FROM]))
         while s < stop and segments[s, SEG_FIRST] <= last:
-            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last)
-            if start < 0 or (end > start and unpack(entry(segments, s), start, end, out[total:]) >= 0):
+            start, end = _segment_rows(entry(runs, r), entry(segments, s), first, last, lenient)
+            if start < 0:
                 return -1 - np.int64(s)
-            total += max(np.int64(0), end - start)
+            if end > start:
+                got = unpack(entry(segments, s), start, end, lenient, out[total:])
+                if got < 0:
+                    return -1 - np.int64(s)
+                total += got
             s += U(1)
         ends[r] = total
     return total

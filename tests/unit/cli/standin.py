@@ -15,6 +15,7 @@ import numpy as np
 from kvmeta.errors import InputError, NotFoundError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION
+from kvmeta.volumes import normal_uri
 
 
 class StandInVolume(int):
@@ -28,6 +29,7 @@ class StandInVolumes:
         self._by_number = {}
 
     def add(self, uri):
+        uri = normal_uri(uri)
         for known in self._by_number.values():
             if known.uri == uri:
                 return known
@@ -38,7 +40,9 @@ class StandInVolumes:
 
     def get(self, volume):
         for known in self._by_number.values():
-            if known.uri == volume or (isinstance(volume, int) and int(known) == volume):
+            if (isinstance(volume, str) and known.uri == normal_uri(volume)) or (
+                not isinstance(volume, str) and int(known) == int(volume)
+            ):
                 return known
         raise NotFoundError(f"no volume {volume!r}")
 
@@ -46,7 +50,7 @@ class StandInVolumes:
         return list(self._by_number.values())
 
     def move(self, volume, new_uri):
-        self._by_number[int(volume)].uri = new_uri
+        self._by_number[int(volume)].uri = normal_uri(new_uri)
         return self._by_number[int(volume)]
 
 
@@ -106,7 +110,9 @@ class StandInDataset:
 @dataclass(frozen=True)
 class StandInDatasetStats:
     name: str = "default"
-    entries: int = 12_345
+    rows: int = 12_345
+    memtable_rows: int = 0
+    quarantined_runs: int = 0
     memtable_bytes: int = 5 << 20
 
 
@@ -122,7 +128,9 @@ class StandInStore:
         self.volumes = StandInVolumes()
         self.kept = {"default": StandInDataset(self.volumes)}
         self.damages = []
-        self.compactions = 0
+        self.compactions = []
+        self.segments = 3
+        self.figures = StandInDatasetStats()
 
     def __enter__(self):
         return self
@@ -144,16 +152,17 @@ class StandInStore:
             raise NotFoundError(f"no dataset {name!r}")
         return self.kept[name]
 
-    def compact(self, *, progress=None):
-        self.compactions += 1
+    def compact(self, *, progress=None, **options):
+        self.compactions.append(options)
 
     def verify(self, *, progress=None):
         if progress is not None:
             progress(4_000, 4_000)
-        return SimpleNamespace(ok=not self.damages, segments=3, pages=4_000, damages=self.damages)
+        pages = 4_000 if self.segments else 0
+        return SimpleNamespace(ok=not self.damages, segments=self.segments, pages=pages, damages=self.damages)
 
     def stats(self):
-        return StandInStats()
+        return StandInStats([self.figures])
 
 
 class Opener:

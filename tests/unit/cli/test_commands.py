@@ -9,6 +9,8 @@ import pytest
 
 from kvmeta.cli.main import kvmeta_command
 from kvmeta.ids import as_ids, ids_to_hex
+from kvmeta.index import indexer
+from tests.unit.cli.standin import StandInDatasetStats
 
 KEY = "d0/0.bin"
 ABSENT = "d0/nowhere.bin"
@@ -58,7 +60,7 @@ def test_index_takes_its_rule_tag_and_dataset(run, opener, tmp_path, photos):
     assert run(*line, "--create-dataset", "--no-checksums").exit_code == 0
     key = "part-000000.tar/photos/d0/0.bin"
     (found,) = json_of(run("get", key, "--store", "new", "--dataset", "other", "--json"))
-    assert (found["tag"], found["checksum"], found["length"]) == (9, 0, 100)
+    assert (found["tag"], found["checksum"], found["length"]) == (9, "00000000", 100)
 
 
 def test_a_mistyped_source_makes_no_store(run, opener, tmp_path):
@@ -74,6 +76,39 @@ def test_a_damaged_tar_is_code_3(run, tmp_path, photos):
     result = run("index", shard, "--store", "new")
     assert result.exit_code == 3
     assert result.stderr.startswith(f"kvmeta: {shard}: damaged at byte ")
+
+
+def test_a_run_over_a_damaged_tar_says_how_much_is_registered(run, tmp_path, photos):
+    run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--shard-bytes", "8KiB")
+    shard = tmp_path / "shards" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    result = run("index", tmp_path / "shards", "--store", "new")
+    assert result.exit_code == 3
+    assert result.stderr.endswith("files of 1 tar are registered; run it again after mending\n")
+    assert run("get", "photos/d0/0.bin", "--store", "new").exit_code == 0
+
+
+def test_ctrl_c_says_how_much_is_registered(run, tmp_path, photos, monkeypatch):
+    for i in range(2):
+        run("pack", tmp_path / "photos" / f"d{i}", "--into", tmp_path / "shards", "--name", f"s{i}")
+    scan = indexer.scan
+
+    def until_the_second(path, **named):
+        if path.name.startswith("s1"):
+            raise KeyboardInterrupt
+        return scan(path, **named)
+
+    monkeypatch.setattr(indexer, "scan", until_the_second)
+    result = run("index", tmp_path / "shards", "--store", "new")
+    assert result.exit_code == 130
+    assert result.stderr == "kvmeta: interrupted; 10 files of 1 tar are registered; run it again\n"
+
+
+def test_tars_that_would_share_their_ids_make_no_store(run, opener, tmp_path, photos):
+    for folder in ("a", "b"):
+        run("pack", tmp_path / "photos", "--into", tmp_path / folder)
+    result = run("index", tmp_path / "a", tmp_path / "b", "--id", "path", "--store", "new")
+    assert (result.exit_code, opener.stores) == (2, {})
 
 
 def test_a_second_pack_into_the_same_place_is_refused_unless_overwriting(run, tmp_path, photos):
@@ -120,6 +155,47 @@ def test_get_shows_where_a_file_lies_in_two_columns(run, catalog, tmp_path):
     assert shown["id"] == ids_to_hex(KEY)[0]
     assert shown["volume"] == f"1  ({(tmp_path / 'shards0' / 'shard-000000.tar').as_uri()})"
     assert shown["length"] == "100"
+
+
+def test_json_of_a_file_has_its_uri_and_no_number_that_a_double_cannot_hold(run, catalog, tmp_path):
+    (found,) = json_of(run("get", KEY, "--store", catalog, "--json"))
+    assert found["uri"] == (tmp_path / "shards0" / "shard-000000.tar").as_uri()
+    assert found["found"] is True
+    assert found["version"].isdecimal()
+    text = dict(line.split(maxsplit=1) for line in run("get", KEY, "--store", catalog).stdout.splitlines())
+    assert found["checksum"] == text["checksum"]
+    assert len(found["checksum"]) == 8
+
+
+def test_the_uri_of_a_volume_that_is_not_registered_is_null(run, catalog, opener):
+    opener.stores[catalog].volumes._by_number.clear()
+    assert json_of(run("get", KEY, "--store", catalog, "--json"))[0]["uri"] is None
+    assert "(not registered)" in run("get", KEY, "--store", catalog).stdout
+
+
+def test_lookup_by_key_shows_the_keys_and_takes_lines_of_any_system(run, catalog):
+    line = ["lookup", "--ids", "-", "--format", "key", "--store", catalog]
+    asked = f"{KEY}\r\n\r\n\n{ABSENT}\r\n".encode() + b"odd\xff"
+    rows = json_of(run(*line, "--json", input=asked))
+    assert [row["key"] for row in rows] == [KEY, ABSENT, "odd\udcff"]
+    assert [row["found"] for row in rows] == [True, False, False]
+    lines = run(*line, input=asked).stdout.splitlines()
+    assert [each.split()[-1] for each in lines] == ["KEY", KEY, ABSENT, "odd\\xff"]
+    assert [each.index(key) for each, key in zip(lines, ["KEY", KEY, ABSENT, "odd"], strict=True)] == [92] * 4
+
+
+def test_blank_lines_of_hex_are_skipped(run, catalog):
+    line = ["lookup", "--ids", "-", "--format", "hex", "--store", catalog]
+    assert run(*line, input=f"\r\n{ids_to_hex(KEY)[0]}\r\n\n").stderr == "found 1 of 1\n"
+    assert run(*line, input="\n").stderr == "found 0 of 0\n"
+
+
+def test_a_file_of_text_given_as_raw_ids_is_refused_before_any_answer(run, catalog, opener, tmp_path):
+    (tmp_path / "ids").write_text(f"{KEY}\n" * 4)
+    result = run("lookup", "--ids", tmp_path / "ids", "--store", catalog)
+    assert (result.exit_code, result.stdout, opener.modes) == (2, "", [])
+    assert "36 bytes" in result.stderr
+    assert "--format key" in result.stderr
 
 
 def test_get_by_hex_is_the_same_file(run, catalog):
@@ -205,7 +281,7 @@ def test_cat_writes_what_it_can_and_names_what_is_missing(run, catalog, photos):
 def test_scan_lists_every_entry_once(run, catalog):
     rows = json_of(run("scan", "--store", catalog, "--json"))
     assert len({row["id"] for row in rows}) == 20
-    assert set(rows[0]) == {"id", "volume", "length", "offset", "checksum", "tag", "version"}
+    assert list(rows[0]) == ["id", "found", "volume", "length", "offset", "checksum", "tag", "version"]
     assert len(run("scan", "--store", catalog).stdout.splitlines()) == 21
 
 
@@ -229,6 +305,12 @@ def test_scan_stops_at_the_limit_across_pages(run, catalog, monkeypatch):
     assert len(json_of(run("scan", "--store", catalog, "--json", "--limit", "7"))) == 7
 
 
+@pytest.mark.parametrize("sample", ["0", "-1", "1.5", "some"])
+def test_a_share_out_of_range_is_refused_before_the_titles(run, catalog, sample):
+    result = run("scan", "--store", catalog, "--sample", sample)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
 def test_a_part_out_of_range_is_wrong_usage(run, catalog):
     assert run("scan", "--store", catalog, "--shard", "4/4").exit_code == 2
 
@@ -239,13 +321,16 @@ def test_a_part_out_of_range_is_wrong_usage(run, catalog):
 def test_stat_prints_whatever_figures_there_are(run, catalog):
     assert run("stat", "--store", catalog).stdout.splitlines() == [
         "datasets",
-        "  name            default",
-        "  entries         12,345",
-        "  memtable_bytes  5,242,880  (5.0 MiB)",
+        "  name              default",
+        "  stored versions   12,345",
+        "  memtable_rows     0",
+        "  quarantined_runs  0",
+        "  memtable_bytes    5,242,880  (5.0 MiB)",
         "disk_bytes  3,221,225,472  (3.0 GiB)",
-        "read_only   yes",
     ]
-    assert json_of(run("stat", "--store", catalog, "--json"))[0]["disk_bytes"] == 3 << 30
+    (figures,) = json_of(run("stat", "--store", catalog, "--json"))
+    assert (figures["disk_bytes"], figures["datasets"][0]["rows"]) == (3 << 30, 12_345)
+    assert "read_only" not in figures
 
 
 def test_verify_of_a_whole_store_is_code_0(run, catalog):
@@ -283,25 +368,105 @@ def test_damage_outside_of_the_pages_has_no_range(run, catalog, opener):
 
 def test_compact_writes_and_does_not_make_a_store(run, catalog, opener):
     assert run("compact", "--store", catalog).stdout.startswith("compacted in ")
-    assert opener.stores[catalog].compactions == 1
+    assert opener.stores[catalog].compactions == [{}]
     assert run("compact", "--store", "absent").exit_code == 1
     assert "absent" not in opener.stores
+
+
+def test_compact_tells_of_the_damaged_runs_it_left_and_is_code_3(run, catalog, opener):
+    (told,) = json_of(run("compact", "--store", catalog, "--json"))
+    assert told["quarantined_runs"] == 0
+    opener.stores[catalog].figures = StandInDatasetStats(quarantined_runs=2)
+    result = run("compact", "--store", catalog)
+    assert result.exit_code == 3
+    assert result.stderr == "2 damaged runs were left as they are; see kvmeta verify\n"
+    result = run("compact", "--store", catalog, "--json")
+    assert (result.exit_code, json_of(result)[0]["quarantined_runs"]) == (3, 2)
+
+
+def test_compact_discards_what_is_damaged_only_when_that_is_confirmed(run, catalog, opener):
+    line = ["compact", "--store", catalog, "--discard-damaged"]
+    refused = run(*line, input="n\n")
+    assert (refused.exit_code, refused.stdout, opener.stores[catalog].compactions) == (2, "", [])
+    assert refused.stderr.endswith("kvmeta: not confirmed; nothing was done\n")
+    assert run(*line, input="").exit_code == 130
+    assert run(*line, input="y\n").exit_code == 0
+    assert run(*line, "--yes").exit_code == 0
+    assert opener.stores[catalog].compactions == [{"discard_damaged": True}] * 2
+
+
+def test_verify_of_a_store_with_entries_only_in_the_log_says_what_of_them(run, catalog, opener):
+    opener.stores[catalog].segments = 0
+    opener.stores[catalog].figures = StandInDatasetStats(memtable_rows=1_200)
+    assert run("verify", "--store", catalog).stdout == (
+        "ok: 0 pages of 0 segments read; 1,200 entries are in the log, which was checked when it was opened\n"
+    )
+    assert json_of(run("verify", "--store", catalog, "--json"))[0]["log_entries"] == 1_200
 
 
 def test_volumes_are_listed_added_and_moved(run, catalog, opener):
     assert run("volumes", "add", "file:///new.tar", "--store", catalog).stdout == "3\n"
     assert run("volumes", "add", "file:///new.tar", "--store", catalog).stdout == "3\n"
-    assert run("volumes", "move", "3", "file:///newer.tar", "--store", catalog).exit_code == 0
-    assert (
-        run("volumes", "move", "file:///newer.tar", "file:///newest.tar", "--store", catalog).exit_code == 0
-    )
+    assert run("volumes", "move", "3", "file:///newer.tar", "--store", catalog, "--force").exit_code == 0
+    line = ["volumes", "move", "file:///newer.tar", "file:///newest.tar", "--store", catalog]
+    assert run(*line, "--force").exit_code == 0
     listed = json_of(run("volumes", "list", "--store", catalog, "--json"))
     assert [each["number"] for each in listed] == [1, 2, 3]
     assert listed[2]["uri"] == "file:///newest.tar"
     lines = run("volumes", "list", "--store", catalog).stdout.splitlines()
-    assert lines[0].split() == ["NUMBER", "NAME", "STATE", "SIZE", "URI"]
-    assert lines[3].split() == ["3", "new.tar", "active", "-", "file:///newest.tar"]
-    assert run("volumes", "move", "9", "file:///x", "--store", catalog).exit_code == 1
+    assert lines[0].split() == ["NUMBER", "NAME", "STATE", "FILE", "SIZE", "URI"]
+    assert lines[3].split() == ["3", "new.tar", "active", "missing", "-", "file:///newest.tar"]
+    assert run("volumes", "move", "9", "file:///x", "--store", catalog, "--force").exit_code == 1
+
+
+def test_volumes_whose_files_are_missing_are_marked(run, catalog, tmp_path):
+    run("volumes", "add", "s3://bucket/x.tar", "--store", catalog)
+    (tmp_path / "shards1" / "shard-000000.tar").unlink()
+    listed = json_of(run("volumes", "list", "--store", catalog, "--json"))
+    assert [each["exists"] for each in listed] == [True, False, None]
+    lines = run("volumes", "list", "--store", catalog).stdout.splitlines()
+    assert [line.split()[3] for line in lines[1:]] == ["there", "missing", "-"]
+
+
+def test_a_volume_is_moved_by_its_path_and_only_to_a_file_that_is_there(run, catalog, tmp_path):
+    old, new = tmp_path / "shards0" / "shard-000000.tar", tmp_path / "elsewhere.tar"
+    refused = run("volumes", "move", old, new, "--store", catalog)
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith(f"kvmeta: {new}: no such file; nothing was changed")
+    old.rename(new)
+    moved = run("volumes", "move", old, new, "--store", catalog)
+    assert moved.stdout == f"volume 1 is now at {new.as_uri()}\n"
+
+
+@pytest.mark.parametrize("form", ["path", "uri"])
+def test_all_volumes_of_a_directory_are_moved_at_once(run, catalog, tmp_path, form):
+    (tmp_path / "shards00").mkdir()
+    run("volumes", "add", tmp_path / "shards00" / "other.tar", "--store", catalog)
+    old, new = tmp_path / "shards0", tmp_path / "new disk"
+    prefix = ["--prefix", *((old, new) if form == "path" else (old.as_uri() + "/", new.as_uri() + "/"))]
+    assert run("volumes", "move", *prefix, "--store", catalog).exit_code == 1
+    old.rename(new)
+    assert run("volumes", "move", *prefix, "--store", catalog).stdout == "moved 1 volume\n"
+    uris = [each["uri"] for each in json_of(run("volumes", "list", "--store", catalog, "--json"))]
+    assert uris[0] == (new / "shard-000000.tar").as_uri()
+    assert uris[2] == (tmp_path / "shards00" / "other.tar").as_uri()
+    assert "no volume's URI starts with" in run("volumes", "move", *prefix, "--store", catalog).stderr
+
+
+@pytest.mark.parametrize("words", [[], ["1"], ["1", "x", "--prefix", "a", "b"]])
+def test_a_move_of_neither_or_both_kinds_is_wrong_usage(run, catalog, words):
+    assert run("volumes", "move", *words, "--store", catalog).exit_code == 2
+
+
+def test_a_volume_is_not_added_to_a_store_that_is_not_there(run, opener):
+    assert run("volumes", "add", "x.tar", "--store", "mistyped").exit_code == 1
+    assert opener.stores == {}
+
+
+def test_an_empty_store_path_is_wrong_usage(run, opener):
+    result = run("index", ".", "--store", "")
+    assert (result.exit_code, opener.stores) == (2, {})
+    assert "the path is empty" in result.stderr
 
 
 @pytest.mark.parametrize(

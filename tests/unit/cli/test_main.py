@@ -25,6 +25,13 @@ def test_help_lists_the_commands_and_the_exit_codes(run):
         assert f"\n  {code} " in result.stdout
 
 
+def test_the_examples_of_the_help_are_lines_of_their_own(run):
+    lines = run("--help").stdout.splitlines()
+    examples = [line for line in lines if line.startswith("  kvmeta ")]
+    assert [line.split()[1] for line in examples] == ["pack", "index", "get", "cat"]
+    assert not any("\\b" in line or "\b" in line for line in lines)
+
+
 def test_every_kind_of_error_has_its_exit_code():
     kinds = [
         each
@@ -48,6 +55,7 @@ def test_every_kind_of_error_has_its_exit_code():
         (type("NewError", (kvmeta.errors.UnavailableError,), {})("of a plug-in"), 4),
         (OSError(errno.EIO, "Input/output error", "/disk"), 4),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/disk"), 1),
+        (ZeroDivisionError("ours"), 70),
         (KeyboardInterrupt(), 130),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
@@ -65,15 +73,37 @@ def test_a_message_of_several_lines_is_told_on_one(run, opener):
     assert run("stat", "--store", "x").stderr == "kvmeta: first second\n"
 
 
-def test_debug_shows_the_error_itself(run, opener):
-    opener.failure = kvmeta.errors.InputError("wrong")
+@pytest.mark.parametrize(
+    ("error", "code"), [(kvmeta.errors.InputError("wrong"), 2), (ValueError("ours"), 70)]
+)
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(run, opener, error, code):
+    opener.failure = error
     result = run("stat", "--store", "x", env={"KVMETA_DEBUG": "1"})
-    assert result.exception is opener.failure
+    assert result.exit_code == code
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("kvmeta: ")
 
 
-def test_a_fault_of_the_program_is_not_dressed_up(run, opener):
+def test_a_fault_of_the_program_names_the_exception_and_how_to_see_more(run, opener):
     opener.failure = ZeroDivisionError("ours")
-    assert run("stat", "--store", "x").exception is opener.failure
+    result = run("stat", "--store", "x")
+    assert result.stderr == (
+        "kvmeta: a fault of the program, ZeroDivisionError: ours (KVMETA_DEBUG=1 shows where)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ('no store at x; mode="a" makes one', "no store at x; kvmeta index makes one"),
+        ("(it has: a); create_dataset makes one", "(it has: a); kvmeta index --create-dataset makes one"),
+        ("register it with store.volumes.add", "register it with kvmeta volumes add"),
+        ('Check it, or open with mode="r"', "Check it, or use commands that only read"),
+    ],
+)
+def test_advice_is_given_in_the_words_of_the_command_line(run, opener, message, told):
+    opener.failure = kvmeta.errors.NotFoundError(message)
+    assert run("stat", "--store", "x").stderr == f"kvmeta: {told}\n"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +152,7 @@ def test_a_plug_in_is_listed_without_being_loaded_and_runs_when_called(run, plug
 def test_a_plug_in_that_does_not_load_is_told_by_its_name(run, plugins):
     plugins(broken="no.such.module:thing", odd=f"{__name__}:not_a_command")
     result = run("broken")
-    assert result.exit_code == 1
+    assert result.exit_code == 70
     assert "kvmeta broken` does not load" in result.stderr
     assert "not a click command" in run("odd").stderr
 
@@ -150,6 +180,23 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "kvmeta", "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("Usage: kvmeta ")
+
+
+@pytest.mark.parametrize("where", ["get_command", "parse_args", "main"])
+def test_ctrl_c_before_a_command_runs_is_told_without_a_traceback(where):
+    code = (
+        "import sys\n"
+        "from kvmeta.cli import main\n"
+        "def interrupted(*_, **__): raise KeyboardInterrupt\n"
+        f"main.Commands.{where} = interrupted\n"
+        "sys.argv = ['kvmeta', 'stat', '--help'] if sys.argv[1:] else ['kvmeta', '--help']\n"
+        "main.run()\n"
+    )
+    for words in ([], ["stat"]):
+        result = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, result.stderr) == (130, "kvmeta: interrupted\n")
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])

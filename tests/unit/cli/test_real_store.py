@@ -31,7 +31,10 @@ def test_files_go_in_and_come_out(run, indexed):
     looked_up = run("lookup", "--ids", "-", "--format", "key", "--json", input=keys)
     assert looked_up.stderr == "found 20 of 20\n"
     scanned = run("scan", "--tag", 3, "--json")
-    assert sorted(scanned.stdout.splitlines()) == sorted(looked_up.stdout.splitlines())
+    answers = [json.loads(line) for line in looked_up.stdout.splitlines()]
+    assert [answer.pop("key") for answer in answers] == list(indexed)
+    entries = [json.loads(line) for line in scanned.stdout.splitlines()]
+    assert sorted(entries, key=str) == sorted(answers, key=str)
     assert json.loads(run("get", "photos/d1/1.bin", "--json").stdout)["length"] == 101
     assert run("get", "photos").exit_code == 1
 
@@ -69,10 +72,15 @@ def test_files_of_a_moved_volume_are_found_once_that_is_said(run, indexed, tmp_p
 def test_a_store_that_is_being_written_can_be_read_but_not_indexed_into(run, indexed, tmp_path):
     with kvmeta.open(tmp_path / "catalog"):
         assert run("get", "photos/d0/0.bin").exit_code == 0
-        assert run("index", tmp_path / "shards").exit_code == 4
+        refused = run("index", tmp_path / "shards")
+        assert refused.exit_code == 4
+        assert "mode=" not in refused.stderr
+    refused = run("index", tmp_path / "shards", "--dataset", "other")
+    assert "kvmeta index --create-dataset makes one" in refused.stderr
 
 
 def test_a_missing_store_is_told_and_not_made(run, tmp_path):
+    assert "mode=" not in run("stat").stderr
     assert run("stat").exit_code == 1
     assert run("compact").exit_code == 1
     assert not (tmp_path / "catalog").exists()

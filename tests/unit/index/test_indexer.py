@@ -75,6 +75,28 @@ def test_equal_names_in_two_tars_stay_apart_with_the_path_rule(tmp_path, shelf):
     ]  # fmt: skip
 
 
+def test_equally_named_tars_of_different_directories_stay_apart_with_the_path_rule(tmp_path, shelf):
+    for folder in ("a", "b/c"):
+        (tmp_path / folder).mkdir(parents=True)
+        write_tar(tmp_path / folder / "x.tar", {"0": folder.encode()})
+    index(shelf, shelf, [tmp_path, tmp_path / "a" / "x.tar"], id="path")
+    assert len(shelf.entries) == 2
+    assert [shelf.read(key) for key in ("a/x.tar/0", "b/c/x.tar/0")] == [b"a", b"b/c"]
+    index(shelf, shelf, tmp_path / "a" / "x.tar", id="path")
+    assert shelf.read("x.tar/0") == b"a"
+
+
+def test_two_tars_of_one_prefix_are_refused_by_the_path_rule_before_anything_is_put(tmp_path, shelf):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_tar(tmp_path / folder / "x.tar", {folder: b"1"})
+    sources = [tmp_path / "a", tmp_path / "b" / "x.tar"]
+    with pytest.raises(InputError, match=r"a/x\.tar and .*b/x\.tar"):
+        index(shelf, shelf, sources, id="path")
+    assert (shelf.entries, shelf.uris) == ({}, [])
+    assert index(shelf, shelf, sources).files == 2
+
+
 def test_equal_bytes_become_one_entry_with_the_content_rule(tmp_path, shelf, monkeypatch):
     monkeypatch.setattr("kvmeta.index.indexer._PIECE_BYTES", 100)
     large = os.urandom(1234)
@@ -153,18 +175,66 @@ def test_a_damaged_archive_ends_the_run_with_its_name(tmp_path, shelf):
     write_tar(tmp_path / "a.tar", {"a": b"1"})
     path = write_tar(tmp_path / "b.tar", {"b": b"1" * 2000})
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(CorruptionError, match=r"b\.tar"):
+    with pytest.raises(CorruptionError, match=r"b\.tar") as caught:
         index(shelf, shelf, tmp_path)
+    assert caught.value.path == str(path)
+    assert str(caught.value).endswith(". 1 file of 1 tar is registered; run it again after mending")
+
+
+@pytest.mark.parametrize("rows_max", [65_536, 4])
+def test_what_was_read_before_a_damaged_archive_is_put_and_counted(tmp_path, shelf, monkeypatch, rows_max):
+    monkeypatch.setattr("kvmeta.index.indexer.ROWS_MAX", rows_max)
+    for i in range(4):
+        write_tar(tmp_path / f"{i}.tar", {f"{i}-{j}": b"x" * 600 for j in range(3)})
+    damaged = tmp_path / "2.tar"
+    damaged.write_bytes(damaged.read_bytes()[:2500])  # one member is whole
+    with pytest.raises(CorruptionError, match="6 files of 2 tars are registered"):
+        index(shelf, shelf, tmp_path)
+    assert sorted(shelf.entries) == sorted(as_ids([f"{i}-{j}" for i in range(2) for j in range(3)]).tolist())
+
+
+def test_an_interrupted_run_keeps_what_it_read_and_notes_how_much(tmp_path, shelf):
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", {f"{i}-{j}": b"x" for j in range(3)})
+
+    def interrupt(step):
+        if step.files == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        index(shelf, shelf, tmp_path, progress=interrupt)
+    assert caught.value.__notes__ == ["6 files of 2 tars are registered; run it again"]
+    assert len(shelf.entries) == 6
+
+
+def test_ctrl_c_in_the_middle_of_a_put_loses_no_whole_archive(tmp_path, shelf, monkeypatch):
+    write_tar(tmp_path / "a.tar", {"a": b"1"})
+    put, calls = shelf.put, []
+
+    def interrupted_once(ids, locations):
+        calls.append(len(ids))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        put(ids, locations)
+
+    monkeypatch.setattr(shelf, "put", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        index(shelf, shelf, tmp_path)
+    assert (calls, shelf.read("a")) == ([1, 1], b"1")
 
 
 def test_a_failing_put_ends_the_run(tmp_path, shelf, monkeypatch):
+    calls = []
+
     def full(ids, locations):
+        calls.append(len(ids))
         raise StorageFullError("full")
 
     monkeypatch.setattr(shelf, "put", full)
     write_tar(tmp_path / "a.tar", {"a": b"1"})
-    with pytest.raises(StorageFullError):
+    with pytest.raises(StorageFullError, match="0 files of 0 tars are registered"):
         index(shelf, shelf, tmp_path)
+    assert calls == [1]  # what was refused is not tried again
 
 
 @pytest.mark.parametrize("options", [{"id": "hash"}, {"tag": -1}, {"tag": 1 << 32}])

@@ -112,7 +112,29 @@ def test_an_existing_shard_is_not_overwritten_unless_asked(tmp_path, photos):
     (out / "shard-000000.tar").write_text("old")
     pack(photos, out, overwrite=True)
     assert len(members(out / "shard-000000.tar")) == 5
-    assert (out / "shard-000003.tar").read_text() == "precious"
+
+
+def test_overwriting_removes_the_old_shards_beyond_the_last_one_written(tmp_path, photos):
+    out = tmp_path / "out"
+    assert pack(photos, out, shard_bytes=1024).shards == 5
+    pack(photos, out, name="other")
+    others = {"other-000000.tar", "shard-0000004.tar", "shard-extra.tar", "my-shard-000004.tar"}
+    for name in others - {"other-000000.tar"}:
+        (out / name).write_text("precious")
+    report = pack(photos, out, shard_bytes=4096, overwrite=True)
+    assert 1 < report.shards < 5
+    written = {f"shard-{number:06d}.tar" for number in range(report.shards)}
+    assert set(names(out)) == written | others
+
+
+def test_an_overwriting_run_that_fails_removes_nothing(tmp_path, photos, monkeypatch):
+    out = tmp_path / "out"
+    pack(photos, out, shard_bytes=1024)
+    before = names(out)
+    unreadable(monkeypatch, "photos/z")
+    with pytest.raises(UnavailableError):
+        pack(photos, out, overwrite=True)
+    assert names(out) == before
 
 
 def unreadable(monkeypatch, name):

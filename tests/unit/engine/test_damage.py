@@ -1,0 +1,124 @@
+"""A damaged run, from its discovery to its end: quarantined, restored, or given up."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kvmeta
+from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine.options import EngineOptions
+
+OPTIONS = EngineOptions(
+    batch_rows_max=1000,
+    memtable_rows_max=1000,
+    segment_bytes_max=64 << 10,
+    merge_step_rows=1000,
+    background=False,
+)
+N = 8000
+
+
+def ids(n: int = N, start: int = 0) -> np.ndarray:
+    return kvmeta.ids_from_ints(np.arange(start, start + n, dtype=np.uint64))
+
+
+def at(n: int, offset: int) -> np.ndarray:
+    loc = np.zeros(n, kvmeta.LOCATION)
+    loc["offset"] = offset
+    return loc
+
+
+def open_(path: Path, mode: str = "a") -> EmbeddedStore:
+    return EmbeddedStore(path, mode, OPTIONS)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """Return a store whose one run has a flipped bit in a row page; a copy of the file lies beside it."""
+    path = tmp_path / "catalog"
+    with open_(path) as store:
+        store.dataset().put(ids(), at(N, 1))
+        store.compact()
+    segment = sorted((path / "segments").iterdir())[1]
+    shutil.copy(segment, tmp_path / "good.seg")
+    data = bytearray(segment.read_bytes())
+    data[2 * 4096 + 99] ^= 4
+    segment.write_bytes(data)
+    return path
+
+
+def failed_ids(store: EmbeddedStore) -> np.ndarray:
+    return np.flatnonzero(store.dataset().lookup(ids(), on_error="mask").failed)
+
+
+def test_damage_is_told_by_lookups_scans_and_verify_and_remembered(damaged: Path) -> None:
+    with open_(damaged) as store:
+        with pytest.raises(kvmeta.IncompleteBatchError, match="verify") as caught:
+            store.dataset().lookup(ids())
+        lost = np.flatnonzero(caught.value.failed)
+        assert 0 < len(lost) < 400
+        assert caught.value.partial.found[~caught.value.failed].all()
+        with pytest.raises(kvmeta.CorruptionError) as scanned:
+            list(store.dataset().scan())
+        assert scanned.value.ranges
+        report = store.verify()
+        assert [damage.page for damage in report.damages] == [2]
+    with open_(damaged) as store:
+        assert store.stats().datasets[0].quarantined_runs == 1
+        assert (failed_ids(store) == lost).all()
+
+
+def test_a_merge_leaves_a_damaged_run_where_it_is(damaged: Path) -> None:
+    with open_(damaged) as store:
+        lost = failed_ids(store)
+        store.dataset().put(ids(500, N), at(500, 2))
+        store.compact()
+        assert (failed_ids(store) == lost).all()
+        assert store.dataset().lookup(ids(500, N)).found.all()
+
+
+def test_entries_put_again_win_over_the_damaged_run(damaged: Path) -> None:
+    with open_(damaged) as store:
+        store.dataset().put(ids(), at(N, 3))
+        for change in (lambda: None, store.flush, store.compact):
+            change()
+            assert len(failed_ids(store)) == 0
+            assert (store.dataset().lookup(ids()).locations["offset"] == 3).all()
+
+
+def test_a_file_restored_from_a_copy_is_fit_again(damaged: Path, tmp_path: Path) -> None:
+    with open_(damaged) as store:
+        store.verify()
+    segment = sorted((damaged / "segments").iterdir())[1]
+    shutil.copy(tmp_path / "good.seg", segment)
+    with open_(damaged) as store:
+        assert len(failed_ids(store)) == 0
+        assert store.verify().ok
+        assert store.stats().datasets[0].quarantined_runs == 0
+        store.compact()
+        assert sum(len(page) for page in store.dataset().scan()) == N
+
+
+@pytest.mark.parametrize("lost_file", [False, True])
+def test_what_is_damaged_can_be_given_up(damaged: Path, lost_file: bool) -> None:
+    if lost_file:
+        sorted((damaged / "segments").iterdir())[1].unlink()
+    with open_(damaged) as store:
+        before = store.dataset().lookup(ids(), on_error="mask")
+        store.dataset().put(ids(100, N), at(100, 2))
+        store.compact(discard_damaged=True)
+        assert store.verify().ok
+        assert store.stats().datasets[0].quarantined_runs == 0
+        after = store.dataset().lookup(ids())
+        gone = np.flatnonzero(~after.found)
+        assert len(gone) > 0
+        assert before.failed[gone].all()  # nothing that could be read is lost
+        assert after.found[~before.failed].all()
+        assert sum(len(page) for page in store.dataset().scan()) == N - len(gone) + 100
+        store.dataset().put(ids(), at(N, 3))
+        store.compact()
+        assert sum(len(page) for page in store.dataset().scan()) == N + 100
