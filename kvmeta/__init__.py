@@ -99,6 +99,8 @@ def open(  # noqa: A001 - kvmeta.open is the name users expect
     (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. `options` are limits of
     the engine. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError, ….
     """
+    if not isinstance(target, (str, os.PathLike)) or not os.fspath(target):
+        raise InputError(f"open: expected the path of a directory, got {target!r}")
     text = os.fspath(target)
     if "://" in text:
         scheme = text.split("://", 1)[0]

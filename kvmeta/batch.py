@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +92,17 @@ class ScanPage:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def as_batches(batches: object) -> Iterator[tuple[Any, Any]]:
+    """Yield the (ids, locations) pairs of a load; InputError where it is not an iterable of such pairs."""
+    expected = "batches: expected an iterable of (ids, locations) pairs"
+    if not isinstance(batches, Iterable):
+        raise InputError(f"{expected}, got {type(batches).__name__}")
+    for i, batch in enumerate(batches):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(f"{expected}; batch {i} is a {type(batch).__name__}")
+        yield batch[0], batch[1]
 
 
 def as_versions(versions: object, n: int) -> NDArray[np.uint64]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
 from kvmeta.engine import commit, filenames, recovery, scan
 from kvmeta.engine import verify as verification
 from kvmeta.engine.commit import Write
@@ -22,7 +22,7 @@ from kvmeta.engine.kernels import hashing
 from kvmeta.engine.manifest import Change, Manifest, VolumeRecord
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.tree import Tree
-from kvmeta.errors import InputError, KvmetaError, NotFoundError
+from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.store import (
@@ -52,16 +52,26 @@ class EmbeddedStore(Store):
         self.engine = Engine(path, mode, options)
         self.volumes = EmbeddedVolumes(self.engine)
 
+    def __reduce__(self) -> tuple[type[EmbeddedStore], tuple[str, str, EngineOptions]]:
+        if not self.engine.read_only:
+            raise UnsupportedError(
+                f'{self!r} cannot be pickled: there is one writer; open with mode="r" to share'
+            )
+        return EmbeddedStore, (str(self.engine.path), "r", self.engine.options)
+
+    def __repr__(self) -> str:
+        return f'<kvmeta store {self.engine.path}, mode "{"r" if self.engine.read_only else "a"}">'
+
     def dataset(self, name: str = "default") -> EmbeddedDataset:
         """Return a dataset; NotFoundError if there is none of that name."""
         self.engine.tree(name)
-        return EmbeddedDataset(self.engine, name)
+        return EmbeddedDataset(self, name)
 
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> EmbeddedDataset:
         """Create a dataset; its options are fixed from now on."""
-        if ttl_s is not None and not ttl_s > 0:
+        if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and ttl_s > 0):
             raise InputError(f"ttl_s: expected a positive number of seconds, got {ttl_s}")
         self.engine.create_dataset(check_dataset_name(name), ttl_s=ttl_s, bottom_filter=bottom_filter)
         return self.dataset(name)
@@ -134,9 +144,16 @@ class EmbeddedStore(Store):
 class EmbeddedDataset(Dataset):
     """A dataset of an embedded store; as cheap to make as its name."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self._engine = engine
+    def __init__(self, store: EmbeddedStore, name: str) -> None:
+        self._store = store
+        self._engine = store.engine
         self.name = name
+
+    def __reduce__(self) -> tuple[type[EmbeddedDataset], tuple[EmbeddedStore, str]]:
+        return EmbeddedDataset, (self._store, self.name)
+
+    def __repr__(self) -> str:
+        return f"<kvmeta dataset {self.name!r} of {self._engine.path}>"
 
     def _lookup(self, ids: Ids) -> Hits:
         mixed = np.empty((len(ids), 2), np.uint64)
@@ -178,7 +195,7 @@ class EmbeddedDataset(Dataset):
         """Bulk-load (ids, locations) batches and return the rows read."""
 
         def columns() -> Iterator[tuple[Words, Words]]:
-            for ids, locations in batches:
+            for ids, locations in as_batches(batches):
                 column = as_ids(ids)
                 yield _words(column, 2), _words(as_locations(locations, len(column)), 3)
 

@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError, os_errors
+from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError, UnsupportedError, os_errors
 from kvmeta.volumes import Volume, local_path
 
 GAP_BYTES_MAX = 64 << 10
@@ -49,12 +49,14 @@ def read(
     rows = np.flatnonzero(wanted)
     order = rows[np.lexsort((locations["offset"][rows], locations["volume"][rows]))]
     volumes = {int(number): volume(int(number)) for number in np.unique(locations["volume"][order])}
-    paths = {number: local_path(each.uri) for number, each in volumes.items() if each.state == "online"}
+    paths, failed_paths = _paths(volumes)
     extents = _extents(locations, order)
 
     def read_extent(extent: NDArray[np.int64]) -> None:
         number = int(locations["volume"][extent[0]])
         try:
+            if number in failed_paths:
+                raise failed_paths[number]
             if number not in paths:
                 raise UnavailableError(f"volume {number} ({volumes[number].uri}) is offline")
             _read_extent(paths[number], locations, extent, out, failures)
@@ -68,6 +70,18 @@ def read(
         with ThreadPoolExecutor(min(THREADS, len(extents)), "kvmeta-read") as pool:
             list(pool.map(read_extent, extents))
     return out, failures
+
+
+def _paths(volumes: dict[int, Volume]) -> tuple[dict[int, Path], dict[int, UnsupportedError]]:
+    """Return the path of each volume that is online, and why one has none."""
+    paths, failed = {}, {}
+    for number, each in volumes.items():
+        if each.state == "online":
+            try:
+                paths[number] = local_path(each.uri)
+            except UnsupportedError as error:
+                failed[number] = error
+    return paths, failed
 
 
 def _extents(locations: NDArray[np.void], order: NDArray[np.int64]) -> list[NDArray[np.int64]]:

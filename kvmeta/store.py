@@ -173,22 +173,22 @@ class Dataset(ABC):
         a page's cursor; `shard`: part i of n. Entries put or deleted meanwhile may or may not be seen; all
         others are seen exactly once.
         """
-        if page_rows < 1:
+        if not isinstance(page_rows, (int, np.integer)) or page_rows < 1:
             raise InputError(f"page_rows: expected at least 1, got {page_rows}")
-        if tag is not None and not 0 <= tag < 1 << 32:
+        if tag is not None and not (isinstance(tag, (int, np.integer)) and 0 <= tag < 1 << 32):
             raise InputError(f"tag: expected a number in [0, 2**32), got {tag}")
         return self._scan(page_rows, sample, tag, after, shard)
 
-    def read(self, ids: Any, *, on_error: OnError = "raise") -> list[bytes | None]:
+    def read(self, ids: Any) -> list[bytes | None]:
         """Return the bytes of each ID's file, None where the ID is absent.
 
         Grouped by volume, sorted by offset, near neighbours read together, in parallel; checked by CRC-32C. A
         location in an unregistered volume raises NotFoundError. Files that cannot be read or do not match
-        raise IncompleteBatchError (`.failed`, `.partial`); with on_error="mask" they come as None.
+        raise IncompleteBatchError, whose `.failed` names them and whose `.partial` has the others.
         """
-        hits = self.lookup(ids, on_error=on_error)
-        files, failures = reader.read(hits.locations, hits.found & ~hits.failed, self._volume)
-        if on_error == "raise" and failures.first is not None:
+        hits = self.lookup(ids)
+        files, failures = reader.read(hits.locations, hits.found, self._volume)
+        if failures.first is not None:
             count = int(failures.failed.sum())
             message = f"{count} of {len(files)} files could not be read: {failures.first}"
             raise IncompleteBatchError(message, failures.failed, files) from failures.first
@@ -239,7 +239,10 @@ class Dataset(ABC):
 
 
 class Store(ABC):
-    """A catalogue: datasets and volumes. Use it as a context manager or call `close`."""
+    """A catalogue: datasets and volumes. Use it as a context manager or call `close`.
+
+    A read-only store can be pickled: the copy opens it again, in its own state at open.
+    """
 
     volumes: Volumes
 
@@ -280,7 +283,7 @@ class Store(ABC):
 
     @abstractmethod
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:
-        """Read everything on disk and report what is not as it was written."""
+        """Read every segment and report what is not as it was written; the log was checked at open."""
 
     @abstractmethod
     def stats(self) -> StoreStats:
@@ -314,4 +317,6 @@ def check_dataset_name(name: str) -> str:
 
 def unregistered(number: int) -> NotFoundError:
     """Return the error that says a volume is not registered."""
+    if number == 0:
+        return NotFoundError("volume 0 means unassigned; the location was put without a volume")
     return NotFoundError(f"volume {number} is not registered; register its URI with store.volumes.add")

@@ -121,7 +121,7 @@ class Background:
         trees = list(self._engine.trees.values())
         self._engine.freeze(trees)
         for tree in trees:
-            while tree.frozen:
+            while tree.frozen and self._engine.has_tree(tree):
                 self._flush_oldest(tree)
 
     def compact(self, *, discard: bool = False, progress: Callable[[float], None] | None = None) -> None:
@@ -139,6 +139,8 @@ class Background:
     def _start_full_merge(self, tree: Tree, *, discard: bool) -> bool:
         """Start the merge of everything if there is anything to gain; return False while others go on."""
         with self.lock:
+            if not self._engine.has_tree(tree):
+                return True
             if tree.record.merges:
                 return False
             tombstones = any(segment.record.tombstones for run in tree.runs for segment in run.segments)
@@ -151,8 +153,7 @@ class Background:
         while True:
             with self.lock:  # step by step, so that flushes get between
                 self._engine.check_writable()
-                self._engine.check_tree(tree)
-                if not tree.record.merges:
+                if not tree.record.merges or not self._engine.has_tree(tree):
                     return
                 share = self._merge_step(tree, tree.record.merges[0])
             if progress is not None:
@@ -185,7 +186,7 @@ class Background:
     def _flush_oldest(self, tree: Tree) -> None:
         engine = self._engine
         with self.lock:
-            if not tree.frozen:
+            if not tree.frozen or not engine.has_tree(tree):
                 return
             memtable = tree.frozen[0]
             writers: list[SegmentWriter] = []
@@ -273,6 +274,8 @@ class Background:
     def quarantine(self, tree: Tree, *, ended: MergeRecord | None = None) -> None:
         """Write the damage found so far to the manifest, so that it is known at the next open."""
         with self.lock:
+            if not self._engine.has_tree(tree):
+                return
             runs = tuple(replace(run.record, damaged=run.damage()) for run in tree.runs)
             merges = tuple(merge for merge in tree.record.merges if merge is not ended)
             record = replace(tree.record, runs=runs, merges=merges)

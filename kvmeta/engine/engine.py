@@ -395,9 +395,13 @@ class Engine:
         known = ", ".join(sorted(tree.dataset.name for tree in self.trees.values()))
         raise NotFoundError(f"no dataset {name!r} in {self.path} (it has: {known}); create_dataset makes one")
 
+    def has_tree(self, tree: Tree) -> bool:
+        """Return whether the tree's dataset is still there."""
+        return self.trees.get(tree.dataset.number) is tree
+
     def check_tree(self, tree: Tree) -> None:
         """Raise where the tree's dataset was dropped."""
-        if self.trees.get(tree.dataset.number) is not tree:
+        if not self.has_tree(tree):
             raise NotFoundError(f"dataset {tree.dataset.name!r} was dropped from {self.path}")
 
     def create_dataset(

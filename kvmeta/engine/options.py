@@ -42,10 +42,10 @@ class EngineOptions:
     """Of the upper runs' blocked Bloom filters: about 1.5% false positives."""
 
     merge_step_rows: int = 131_072
-    """Rows a merge or a scan unpacks at a time: 6 MB, which stays in the L3 cache."""
+    """Rows a merge unpacks at a time: 6 MB, which stays in the L3 cache."""
 
     load_rows_max: int = 1 << 22
-    """Rows a bulk load sorts at a time and writes as one run: 192 MB, two such buffers at work."""
+    """Rows a bulk load sorts at a time and writes as one run: 192 MB; up to four such arrays are at work."""
 
     wal_rows_max: int = 8 << 20
     """Rows of WAL (about 40 bytes each) kept for the oldest memtable. Beyond it that memtable is flushed,

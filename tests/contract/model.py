@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
 from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
@@ -128,7 +128,7 @@ class ModelDataset(Dataset):
 
     def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
         ready = []
-        for ids, locations in batches:
+        for ids, locations in as_batches(batches):
             column = as_ids(ids)
             ready.append((column, as_locations(locations, len(column))))
         for column, rows in ready:
@@ -202,7 +202,9 @@ class ModelStore(Store):
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> ModelDataset:
-        if name in self._datasets or (ttl_s is not None and ttl_s <= 0):
+        if name in self._datasets or (
+            ttl_s is not None and not (isinstance(ttl_s, float | int) and ttl_s > 0)
+        ):
             raise InputError(f"dataset {name!r}")
         self._datasets[check_dataset_name(name)] = ModelDataset(self, name, ttl_s)
         return self._datasets[name]

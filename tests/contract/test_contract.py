@@ -363,7 +363,6 @@ class StoreContract:
             ds.read(many(3))
         assert caught.value.failed.tolist() == [False, True, True]  # the last one ends behind the volume
         assert caught.value.partial == [b"good", None, None]
-        assert ds.read(many(3), on_error="mask") == [b"good", None, None]
 
     def test_an_unregistered_volume_is_an_error_only_when_read(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
@@ -371,6 +370,16 @@ class StoreContract:
         assert ds.get(ids_of(1)).volume == 99
         with pytest.raises(kvmeta.NotFoundError, match="99"):
             ds.read(ids_of(1))
+
+    def test_a_file_on_a_remote_volume_fails_alone(self, store: kvmeta.Store, tmp_path: Path) -> None:
+        ds = store.dataset()
+        (tmp_path / "v").write_bytes(b"here")
+        loc = np.zeros(2, kvmeta.LOCATION)
+        loc["volume"], loc["length"] = [store.volumes.add(tmp_path / "v"), store.volumes.add("s3://b/v")], 4
+        ds.put(many(2), loc)
+        with pytest.raises(kvmeta.IncompleteBatchError, match="s3://") as caught:
+            ds.read(many(2))
+        assert caught.value.partial == [b"here", None]
 
     def test_a_missing_or_offline_volume_fails_its_files(self, store: kvmeta.Store, tmp_path: Path) -> None:
         ds = store.dataset()
@@ -439,6 +448,14 @@ class StoreContract:
             lambda: ds.relocate(many(2), locations(2), np.zeros(1, np.uint64)),
             lambda: ds.relocate(many(2), locations(2), np.zeros(2, np.int64)),
             lambda: ds.scan(page_rows=0),
+            lambda: ds.scan(page_rows="7"),
+            lambda: ds.scan(tag="a"),
+            lambda: ds.load((many(2), locations(2))),
+            lambda: ds.load([1, 2]),
+            lambda: ds.load(5),
+            lambda: store.volumes.add(None),
+            lambda: ds.lookup(bytearray(16)),
+            lambda: store.create_dataset("brief", ttl_s="1"),
             lambda: ds.scan(tag=-1),
             lambda: ds.scan(sample=0),
             lambda: ds.scan(sample=1.5),

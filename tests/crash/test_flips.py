@@ -484,8 +484,9 @@ def test_a_damaged_page_fails_its_ids_one_by_one_whatever_older_runs_hold(tmp_pa
                 store.dataset().insert(some, locations(some, 9))
             assert caught.value.failed.all()
             assert not caught.value.partial.inserted.any()
-            moved = store.dataset().relocate(some, locations(some), np.ones(len(some), np.uint64))
-            assert not moved.relocated.any()
+            with pytest.raises(kvmeta.IncompleteBatchError) as caught:
+                store.dataset().relocate(some, locations(some), np.ones(len(some), np.uint64))
+            assert not caught.value.partial.relocated.any()
             with pytest.raises(kvmeta.CorruptionError) as damage:
                 list(store.dataset().scan())
             assert damage.value.path == str(new)
@@ -494,7 +495,7 @@ def test_a_damaged_page_fails_its_ids_one_by_one_whatever_older_runs_hold(tmp_pa
             store.compact()
             assert np.array_equal(store.dataset().lookup(ids(0, 2000), on_error="mask").failed, hit.failed)
             failed = hit.failed
-    new.write_bytes(whole)  # good again, but what a page once was not, nobody can vouch for
+    new.write_bytes(whole)  # restored from a copy: fit again
     with open_store(tmp_path, options=MANUAL) as store:
         some = ids(0, 2000)[failed]
         put_again = locations(some, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,6 +310,39 @@ def test_a_load_into_a_dataset_dropped_meanwhile_is_not_acknowledged(tmp_path: P
     with open_store(tmp_path) as again:
         assert again.verify().ok
         assert not any(filenames.segments(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("call", ["flush", "compact"])
+@pytest.mark.parametrize("moment", ["freeze", "set_tree"])
+def test_a_flush_or_compact_passes_over_a_dataset_dropped_meanwhile(
+    tmp_path: Path, call: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, options=MANUAL)
+    for name in ("a-short-lived", "b-stays", "c-short-lived"):
+        store.create_dataset(name)
+        put(store, 0, 1500, dataset=name)
+    real, dropped = getattr(Engine, moment), threading.Event()
+
+    def and_then_drop(engine: Engine, *args: Any, **kwargs: Any) -> Any:
+        result = real(engine, *args, **kwargs)
+        if not dropped.is_set():
+            dropped.set()
+            _Caller(lambda: [store.drop_dataset(f"{each}-short-lived") for each in "ac"]).thread.join(0.3)
+        return result
+
+    monkeypatch.setattr(Engine, moment, and_then_drop)
+    getattr(store, call)()
+    monkeypatch.undo()
+    deadline = time.monotonic() + WAIT_S
+    while len(store.datasets()) > 2 and time.monotonic() < deadline:
+        time.sleep(0.01)  # the drop may have waited for a lock
+    assert store.datasets() == ["b-stays", "default"]
+    store.flush()
+    assert_holds(store, 0, 1500, dataset="b-stays")
+    assert store.verify().ok
+    store.close()
+    with open_store(tmp_path) as again:
+        assert_holds(again, 0, 1500, dataset="b-stays")
 
 
 def test_a_close_beside_background_work_still_seals_the_store(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -422,3 +423,13 @@ def test_readers_in_many_threads_see_every_acknowledged_write_while_the_writer_f
     assert not wrong, wrong[:3]
     assert TINY.fan_out == 3
     store.close()
+
+
+def test_a_reader_and_its_datasets_can_be_pickled_and_a_writer_says_why_not(tmp_path: Path) -> None:
+    with open_store(tmp_path) as writer:
+        put(writer, 0, 100)
+        with pytest.raises(kvmeta.UnsupportedError, match="one writer"):
+            pickle.dumps(writer)
+    with open_store(tmp_path, "r") as reader:
+        copy = pickle.loads(pickle.dumps(reader.dataset()))
+    assert copy.lookup(ids(0, 100)).found.all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def fill_up(disk: Path, leave_bytes: int) -> Path:
     ballast = disk / "ballast"
     free = os.statvfs(disk)
     size = max(0, free.f_bavail * free.f_frsize - leave_bytes)
-    with open(ballast, "ab") as file:
-        file.write(bytes(size))
+    with suppress(OSError), open(ballast, "ab", buffering=0) as file:  # the store writes, too
+        for _ in range(size // 4096):
+            file.write(bytes(4096))
     return ballast
 
 

@@ -70,8 +70,19 @@ def test_a_file_system_that_turns_read_only_stops_writes_and_not_reads(tmp_path:
 
 
 def as_nobody(code: str) -> str:
-    """Run code in an interpreter that became the user nobody after its imports; return what it printed."""
-    head = "import os\nimport kvmeta, kvmeta.embedded\nfrom tests.crash.small import *\nos.setuid(65534)\n"
+    """Run code in an interpreter that became the user nobody once all is imported; return what it printed."""
+    head = """
+import os, tempfile
+from tests.crash.small import *
+with tempfile.TemporaryDirectory() as warm:
+    for mode in ("a", "r"):
+        with open_store(Path(warm), mode) as store:
+            if mode == "a":
+                put(store, 0, 5000)
+                store.compact()
+            assert_holds(store, 0, 5000)
+os.setuid(65534)
+"""
     done = subprocess.run(
         [sys.executable, "-c", head + code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -3,7 +3,8 @@
 Within a run a group goes through four steps, each for all its IDs before the next, so that their cache misses
 overlap: the filter's block, the bucket directory's entry, the row's page, then the walk. Runs come in the
 order of their highest versions; an ID is done as soon as the version it has is at least the highest of every
-source left. An ID whose row would lie in a damaged page fails, whatever another source says.
+source left. An ID whose row would lie in a damaged page of a source that is looked into fails, whatever
+another source says.
 """
 
 import numpy as np

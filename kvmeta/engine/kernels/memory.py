@@ -1,6 +1,7 @@
 """Loads, stores, prefetch and fence at raw addresses: the few machine operations numba does not spell."""
 
 import os
+import tempfile
 
 import numba
 from llvmlite import ir
@@ -16,6 +17,17 @@ os.register_at_fork(
     after_in_child=global_compiler_lock.release,
 )
 
+
+def _ensure_cache() -> None:
+    """Where neither the package's folder nor the user's cache can be written, cache in a temporary folder."""
+    try:
+        numba.njit(cache=True)(_ensure_cache)
+    except RuntimeError:  # "no locator available"
+        folder = f"{tempfile.gettempdir()}/kvmeta-numba-{os.getuid()}"
+        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+
+
+_ensure_cache()
 njit = numba.njit(nogil=True, cache=True)
 
 
