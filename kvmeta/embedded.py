@@ -26,7 +26,6 @@ from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnsupportedErr
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.store import (
-    Damage,
     Dataset,
     DatasetStats,
     Progress,
@@ -107,11 +106,7 @@ class EmbeddedStore(Store):
             if progress is not None:
                 progress(done, total)
 
-        damages = [
-            Damage(**{**asdict(damage), "path": str(damage.path)})
-            for tree in trees
-            for damage in verification.verify(tree, note)
-        ]
+        damages = [damage for tree in trees for damage in verification.verify(tree, note)]
         if self.engine.may_write:
             for tree in trees:
                 self.engine.background.quarantine(tree)

@@ -71,7 +71,10 @@ class StoreStats:
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged stretch: entries with mixed IDs in [first, last] may be lost (None: no entry is)."""
+    """One damaged stretch: entries with mixed IDs in [first, last] may be lost (None: no entry is).
+
+    `page` is the page's number in the file at `path` (0 is the header), None for the file as a whole.
+    """
 
     path: str
     dataset: str

@@ -34,7 +34,6 @@ class Memtable:
         self.capacity = capacity
         self.count = 0
         self.lowest = VERSION_MAX
-        self.highest = 0
         self.before: Position | None = None  # the WAL position before its first record
         self.appended_before = 0
         self.last_sequence = 0
@@ -63,7 +62,6 @@ class Memtable:
         kernels.insert(self._rows, self._slots, self.table[MEM_MASK], self.count, rows)
         self.count += len(rows)
         self.lowest = min(self.lowest, int(rows[:, VERSION].min()))
-        self.highest = max(self.highest, int(rows[:, VERSION].max()))
         if self.before is None:
             self.before, self.appended_before = before, appended_rows
         self.last_sequence = before.sequence + 1

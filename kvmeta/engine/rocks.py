@@ -128,13 +128,6 @@ class Rocks:
         with _errors(self._path):
             return next(cast(Any, self._wal.keys(backwards=True)), None)
 
-    def memory_bytes(self) -> int:
-        """Return the bytes of RocksDB's own memtables."""
-        if self._db is None or self._wal is None:
-            return 0
-        name = "rocksdb.size-all-mem-tables"
-        return sum(family.property_int_value(name) or 0 for family in (self._db, self._wal))
-
     def close(self) -> None:
         """Close; nothing is flushed but what was synced is on disk."""
         _open_ones.discard(self)

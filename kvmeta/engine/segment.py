@@ -151,7 +151,7 @@ class Segment:
         """Return bounds of the columns of its rows."""
         shift = self.header["shift"].astype(np.int64)
         shift[self.header["width"] == 0] = 64
-        return Bounds(self.header["low"].copy(), self.header["high"].copy(), shift)
+        return Bounds(self.header["base"].copy(), self.header["largest"].copy(), shift)
 
     @property
     def tables_bytes(self) -> int:

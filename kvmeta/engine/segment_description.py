@@ -34,7 +34,7 @@ def describe(header: np.void, base: int, seed: np.uint64) -> NDArray[np.uint64]:
     description[SEG_RANGE_BITS], description[SEG_RANGE_FIRST] = header["range_bits"], header["range_first"]
     description[SEG_RANGE_COUNT] = header["range_count"]
     description[SEG_FIRST], description[SEG_LAST] = header["first"][0], header["last"][0]
-    packing = Packing(header["low"], header["shift"].astype(np.int64), header["width"].astype(np.int64))
+    packing = Packing(header["base"], header["shift"].astype(np.int64), header["width"].astype(np.int64))
     description[SEG_COLUMNS:] = packing.table().reshape(-1)
     return description
 

@@ -41,8 +41,8 @@ HEADER = np.dtype(
         ("last", "<u8", 2),
         ("lowest_version", "<u8"),
         ("highest_version", "<u8"),
-        ("low", "<u8", COLUMNS),
-        ("high", "<u8", COLUMNS),
+        ("base", "<u8", COLUMNS),
+        ("largest", "<u8", COLUMNS),
         ("shift", "u1", COLUMNS),
         ("width", "u1", COLUMNS),
     ]

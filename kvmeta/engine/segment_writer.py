@@ -103,7 +103,7 @@ class SegmentWriter:
         header["row_bytes"], header["page_rows"] = self._packing.row_bytes, self._packing.page_rows
         header["row_pages"] = self._pages
         header["first"], header["last"] = self._first, self._last
-        header["low"], header["high"] = self._packing.base, self._bounds.high
+        header["base"], header["largest"] = self._packing.base, self._bounds.high
         header["shift"], header["width"] = self._packing.shift, self._packing.width
         bits = _range_bits(self._first[0], self._last[0], self.rows)
         header["range_bits"] = bits
@@ -143,8 +143,8 @@ class SegmentWriter:
         header = self._header
         header["lowest_version"] = self._versions[0] + version_offset
         header["highest_version"] = self._versions[1] + version_offset
-        header["low"][VERSION] += np.uint64(version_offset)
-        header["high"][VERSION] += np.uint64(version_offset)
+        header["base"][VERSION] += np.uint64(version_offset)
+        header["largest"][VERSION] += np.uint64(version_offset)
         with os_errors("writing", self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:

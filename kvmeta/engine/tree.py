@@ -45,9 +45,9 @@ class Tree:
         self.upper_runs = 0  # those that await a merge
         self._publish()
 
-    def lookup(self, mixed: Rows, *, raw: bool = False) -> Found:
+    def lookup(self, mixed: Rows) -> Found:
         """Return the largest entries of `mixed` (u8[n, 2]) as of now."""
-        return self.view.lookup(mixed, self.cold, self.expired(), raw=raw)
+        return self.view.lookup(mixed, self.cold, self.expired())
 
     def expired(self) -> int:
         """Return the version below which entries have expired; 0 = none."""

@@ -7,28 +7,12 @@ reported all the same, without a range.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from kvmeta.engine.segment import Segment
 from kvmeta.engine.tree import Tree
+from kvmeta.store import Damage
 
 _PAGES = 4096
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One damaged stretch. IDs whose mixed form lies in [first, last] may be lost; None: no entry is.
-
-    `page` is the page's number in the file (0 is the header), None for the file as a whole.
-    """
-
-    path: Path
-    dataset: str
-    page: int | None
-    first: int | None
-    last: int | None
-    reason: str
 
 
 def pages_of(tree: Tree) -> int:
@@ -45,12 +29,13 @@ def verify(tree: Tree, progress: Callable[[int], None]) -> Iterator[Damage]:
 def _verify_segment(segment: Segment, dataset: str, progress: Callable[[int], None]) -> Iterator[Damage]:
     if segment.damage:
         first, last = segment.record.first, segment.record.last
-        yield Damage(segment.path, dataset, None, first, last, segment.damage)
+        yield Damage(str(segment.path), dataset, None, first, last, segment.damage)
+        progress(len(segment.states))
         return
     for part in segment.verify_tables():
-        yield Damage(segment.path, dataset, None, None, None, f"the {part} is damaged; no entry is lost")
+        yield Damage(str(segment.path), dataset, None, None, None, f"the {part} is damaged; no entry is lost")
     for start in range(0, len(segment.states), _PAGES):
         for page in segment.verify(start, _PAGES):
             first, last = segment.page_range(page)
-            yield Damage(segment.path, dataset, page + 1, first, last, "checksum mismatch")
+            yield Damage(str(segment.path), dataset, page + 1, first, last, "checksum mismatch")
         progress(min(_PAGES, len(segment.states) - start))

@@ -51,7 +51,7 @@ def merged_rows(
         heads[i], ends[i] = got, got + len(part)
         got += len(part)
     out = np.empty_like(rows)
-    m, _ = merge_kernels.merge(rows, heads, ends, np.uint64(purge), np.uint64(expired), out)
+    m = merge_kernels.merge(rows, heads, ends, np.uint64(purge), np.uint64(expired), out)
     return out[:m]
 
 

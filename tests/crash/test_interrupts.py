@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,54 @@ def test_a_load_into_a_dataset_dropped_meanwhile_is_not_acknowledged(tmp_path: P
     with open_store(tmp_path) as again:
         assert again.verify().ok
         assert not any(filenames.segments(tmp_path).iterdir())
+
+
+@pytest.mark.parametrize("call", [0, 1, 2], ids=["put", "add a volume", "create a dataset"])
+def test_a_write_that_a_close_overtakes_is_told_that_the_store_is_closed(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path)
+    dataset = store.dataset()
+    ready, checked, closed = threading.Event(), threading.Event(), threading.Event()
+    real = Engine.check_writable
+
+    def check_and_wait(engine: Engine) -> None:
+        real(engine)
+        if threading.current_thread() is caller.thread:
+            checked.set()
+            assert closed.wait(WAIT_S)
+
+    calls: list[Callable[[], Any]] = [
+        lambda: dataset.put(ids(0, 5), locations(ids(0, 5))),
+        lambda: store.volumes.add("/mnt/disk-1"),
+        lambda: store.create_dataset("late"),
+    ]
+    caller = _Caller(lambda: ready.wait(WAIT_S) and calls[call]())
+    monkeypatch.setattr(Engine, "check_writable", check_and_wait)
+    ready.set()
+    assert checked.wait(WAIT_S)
+    store.close()
+    closed.set()
+    assert isinstance(caller.error(), kvmeta.KvmetaError)
+    open_store(tmp_path).close()
+
+
+def test_writers_do_not_wait_for_ever_for_a_merge_of_runs_found_damaged_meanwhile(tmp_path: Path) -> None:
+    store = open_store(tmp_path, options=replace(TINY, fan_out=8, bottom_ratio=1, upper_runs_max=2))
+    with store.engine.background.lock:  # no merge starts before the damage is found
+        for n in range(3):
+            some = ids(n * 1000, n * 1000 + 1000)
+            store.dataset().load([(some, locations(some))])
+        damaged = min(filenames.segments(tmp_path).glob("*.seg"))
+        with open(damaged, "r+b") as file:
+            file.seek(5000)
+            file.write(b"damage")
+        assert store.dataset().lookup(ids(0, 1000), on_error="mask").failed.any()
+    caller = _Caller(lambda: put(store, 5000, 5010))
+    assert caller.error() is None
+    assert_holds(store, 5000, 5010)
+    assert_holds(store, 1000, 3000)
+    store.close()
 
 
 @pytest.mark.parametrize("call", ["flush", "compact"])

@@ -19,24 +19,35 @@ def finalise(x):
 
 
 @njit
+def mix_one(high, low, keys):
+    """Return the mixed halves of an ID's halves."""
+    high ^= finalise(low + keys[0])
+    low ^= finalise(high + keys[1])
+    high ^= finalise(low + keys[2])
+    return high, low
+
+
+@njit
+def unmix_one(high, low, keys):
+    """Return the ID's halves of mixed halves."""
+    high ^= finalise(low + keys[2])
+    low ^= finalise(high + keys[1])
+    high ^= finalise(low + keys[0])
+    return high, low
+
+
+@njit
 def mix(ids, keys, out):
     """Write the mixed IDs of `ids` (u8[n, 2], the 16 bytes as they are) to `out` (u8[n, >= 2])."""
     for i in range(len(ids)):
-        high, low = byte_swap(ids[i, 0]), byte_swap(ids[i, 1])
-        high ^= finalise(low + keys[0])
-        low ^= finalise(high + keys[1])
-        high ^= finalise(low + keys[2])
-        out[i, 0], out[i, 1] = high, low
+        out[i, 0], out[i, 1] = mix_one(byte_swap(ids[i, 0]), byte_swap(ids[i, 1]), keys)
 
 
 @njit
 def unmix(rows, keys, out):
     """Write the IDs (their 16 bytes, as u8[n, 2]) of mixed IDs in `rows` (u8[n, >= 2]) to `out`."""
     for i in range(len(rows)):
-        high, low = rows[i, 0], rows[i, 1]
-        high ^= finalise(low + keys[2])
-        low ^= finalise(high + keys[1])
-        high ^= finalise(low + keys[0])
+        high, low = unmix_one(rows[i, 0], rows[i, 1], keys)
         out[i, 0], out[i, 1] = byte_swap(high), byte_swap(low)
 
 

@@ -10,7 +10,6 @@ ROW_WORDS = 6
 ROW_BYTES = 48
 HIGH, LOW, VERSION, WORD3, WORD4, WORD5 = range(6)
 COLUMNS = 8  # high, low, version, volume, length, offset, checksum, tag
-COLUMN_NAMES = ("high", "low", "version", "volume", "length", "offset", "checksum", "tag")
 
 PAGE_BYTES = 4096
 PAYLOAD_BYTES = 4088  # the last 8 bytes of a page are its checksum

@@ -156,11 +156,11 @@ def _aim(segments, mixed, ids, count, where, start, first, end):
 
 
 @njit
-def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, locations, failed):
+def lookup(mixed, memtables, runs, segments, expired, found, versions, locations, failed):
     """Look up `mixed` (u8[n, 2]); write found u1[n], versions u8[n], locations u8[n, 3], failed u1[n].
 
     All outputs start as zeros. An entry that is a tombstone or whose version is below `expired` counts as
-    absent and is zeroed, unless `raw`: then the largest entry is returned as it is.
+    absent and is zeroed.
     """
     n = len(mixed)
     ids, where = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)
@@ -192,7 +192,7 @@ def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, loca
         for i in range(group, group_end):
             if versions[i] == U(0):
                 continue
-            if raw or (not versions[i] & _TOMBSTONE and versions[i] >= expired):
+            if not versions[i] & _TOMBSTONE and versions[i] >= expired:
                 found[i] = 1
             else:
                 versions[i] = U(0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kvmeta.engine.kernels.hashing import finalise
+from kvmeta.engine.kernels.hashing import unmix_one
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3, WORD4, WORD5
 from kvmeta.engine.kernels.memory import byte_swap, njit
 
@@ -61,24 +61,23 @@ def _step(rows, heads, ends, highs, lows, stretches, live):
 
 @njit
 def _take(rows, row, out, m, purge, expired):
-    """Copy a row to out[m] unless it may be left out; return whether it was and whether it is a tombstone."""
+    """Copy a row to out[m] unless it may be left out; return the rows then written."""
     version = rows[row, VERSION]
-    dead = version & _TOMBSTONE != U(0)
-    if version < expired or (dead and version < purge):
-        return False, False
+    if version < expired or (version & _TOMBSTONE and version < purge):
+        return m
     for w in range(ROW_WORDS):
         out[m, w] = rows[row, w]
-    return True, dead
+    return m + U(1)
 
 
 @njit
 def merge(rows, heads, ends, purge, expired, out):
-    """Merge sorted stretches of `rows` (u8[n, 6]) to `out`; return (rows written, tombstones among them).
+    """Merge sorted stretches of `rows` (u8[n, 6]) to `out`; return the rows written.
 
     Stretch k is rows[heads[k]:ends[k]] (both u8[k]), each with distinct IDs in order; `heads` is consumed.
     Tombstones with a version below `purge` and every row with one below `expired` are left out.
     """
-    m, tombstones, live = U(0), 0, U(0)
+    m, live = U(0), U(0)
     highs, lows = np.empty(len(heads), np.uint64), np.empty(len(heads), np.uint64)
     stretches = np.empty(len(heads), np.uint64)
     for k in range(len(heads)):
@@ -102,18 +101,14 @@ def merge(rows, heads, ends, purge, expired, out):
             if _larger(rows, row, winner):
                 winner = row
             live = _step(rows, heads, ends, highs, lows, stretches, live)
-        taken, dead = _take(rows, winner, out, m, purge, expired)
-        m += U(taken)
-        tombstones += dead
+        m = _take(rows, winner, out, m, purge, expired)
     if live == U(1):
         stretch = stretches[0]
         row = heads[stretch]
         while row < ends[stretch]:
-            taken, dead = _take(rows, row, out, m, purge, expired)
-            m += U(taken)
-            tombstones += dead
+            m = _take(rows, row, out, m, purge, expired)
             row += U(1)
-    return np.int64(m), tombstones
+    return np.int64(m)
 
 
 @njit
@@ -135,9 +130,7 @@ def emit(rows, after_high, after_low, any_after, tag, any_tag, expired, keys, id
             continue
         if m == len(ids):
             return m, i
-        high ^= finalise(low + keys[2])
-        low ^= finalise(high + keys[1])
-        high ^= finalise(low + keys[0])
+        high, low = unmix_one(high, low, keys)
         ids[m, 0], ids[m, 1] = byte_swap(high), byte_swap(low)
         versions[m] = version
         locations[m, 0], locations[m, 1], locations[m, 2] = rows[i, WORD3], rows[i, WORD4], rows[i, WORD5]

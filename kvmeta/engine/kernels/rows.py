@@ -3,7 +3,7 @@
 import numpy as np
 
 from kvmeta.engine.kernels.directory import page_is_good
-from kvmeta.engine.kernels.hashing import finalise, page_checksum
+from kvmeta.engine.kernels.hashing import mix_one, page_checksum
 from kvmeta.engine.kernels.layout import (
     COLUMNS,
     HIGH,
@@ -29,10 +29,7 @@ _LOW32 = U(0xFFFFFFFF)
 def fill(ids, locations, version, keys, out):
     """Write rows of `ids` (u8[n, 2], raw bytes) and `locations` (u8[n, 3]) under one version to out[:n]."""
     for i in range(len(ids)):
-        high, low = byte_swap(ids[i, 0]), byte_swap(ids[i, 1])
-        high ^= finalise(low + keys[0])
-        low ^= finalise(high + keys[1])
-        high ^= finalise(low + keys[2])
+        high, low = mix_one(byte_swap(ids[i, 0]), byte_swap(ids[i, 1]), keys)
         out[i, HIGH], out[i, LOW], out[i, VERSION] = high, low, version
         out[i, WORD3], out[i, WORD4], out[i, WORD5] = locations[i, 0], locations[i, 1], locations[i, 2]
 
