@@ -132,32 +132,38 @@ class Background:
         """
         self.flush()
         for tree in list(self._engine.trees.values()):
-            while not self._start_full_merge(tree, discard=discard):
-                self._finish_merges(tree, progress)
-            self._finish_merges(tree, progress)
+            output: int | None = None  # of the merge of everything, once it is started
+            share: float | None = 0.0
+            while share is not None:
+                with self.lock:  # step by step, so that flushes get between
+                    output, share = self._compact_step(tree, output, discard=discard)
+                if progress is not None and share is not None:
+                    progress(share)
 
-    def _start_full_merge(self, tree: Tree, *, discard: bool) -> bool:
-        """Start the merge of everything if there is anything to gain; return False while others go on."""
-        with self.lock:
-            if not self._engine.has_tree(tree):
-                return True
-            if tree.record.merges:
-                return False
+    def _compact_step(
+        self, tree: Tree, output: int | None, *, discard: bool
+    ) -> tuple[int | None, float | None]:
+        """Do one step towards the merge of everything, or of it; return its output run and the share.
+
+        Merges under way hold only some of the runs and are finished first; it starts as the last of them
+        ends, under the same lock, so that none can come between. The share is None when all is done.
+        """
+        self._engine.check_writable()
+        if not self._engine.has_tree(tree):
+            return output, None
+        ours = [merge for merge in tree.record.merges if output in (None, merge.output)]
+        if output is not None and not ours:
+            return output, None
+        share = self._merge_step(tree, ours[0]) if ours else 0.0
+        if output is None and not tree.record.merges:
             tombstones = any(segment.record.tombstones for run in tree.runs for segment in run.segments)
             rewrite = tombstones or tree.dataset.ttl_s is not None or discard
-            shapes = self._shapes(tree, damaged=discard)
-            self._start_merge(tree, compaction.everything(shapes, rewrite=rewrite), discard=discard)
-            return True
-
-    def _finish_merges(self, tree: Tree, progress: Callable[[float], None] | None) -> None:
-        while True:
-            with self.lock:  # step by step, so that flushes get between
-                self._engine.check_writable()
-                if not tree.record.merges or not self._engine.has_tree(tree):
-                    return
-                share = self._merge_step(tree, tree.record.merges[0])
-            if progress is not None:
-                progress(share)
+            choice = compaction.everything(self._shapes(tree, damaged=discard), rewrite=rewrite)
+            self._start_merge(tree, choice, discard=discard)
+            if not tree.record.merges:
+                return None, None
+            return tree.record.merges[0].output, 0.0
+        return output, share
 
     def _work(self) -> None:
         while not self._stopping:

@@ -78,6 +78,7 @@ class Engine:
         self._rocks: Rocks | None = None
         self._mark: marks.MarkFile | None = None
         self._acknowledged = Position(0, 0)
+        self._closing = threading.Lock()
         self._datasets_lock = threading.Lock()
         self._manifest_lock = threading.Lock()
         self._lock_fd = -1
@@ -238,6 +239,10 @@ class Engine:
 
     def close(self) -> None:
         """Stop, make the mark clean, seal the log, release the lock. Idempotent."""
+        with self._closing:
+            self._close()
+
+    def _close(self) -> None:
         if self._closed:
             return
         try:
