@@ -340,8 +340,9 @@ class Engine:
 
     def change(self, change: Callable[[Manifest], Change]) -> None:
         """Make the change that `change` returns for the current manifest, durably."""
+        self.check_writable()
         with self._manifest_lock:
-            self.check_writable()  # within the lock, for close takes it as well
+            self.check_writable()  # again: a close, which takes this lock, may have come between
             prepared = self.manifest.prepare(change(self.manifest))
             with self.all_or_stop():
                 self._durably(prepared.batch)
