@@ -175,7 +175,7 @@ def _two_threads(subject: Subject, random: np.random.Generator, batch_rows: int)
     Both threads are at work before the clock starts: the system needs some milliseconds to give a new one a
     core of its own.
     """
-    count = 2 * subject.batches
+    count = 4 * subject.batches
     shares = [[subject.queries.batch(random, batch_rows) for _ in range(count)] for _ in range(4)]
     barrier = threading.Barrier(2)
     ends: list[tuple[float, float]] = []
