@@ -168,11 +168,11 @@ class EmbeddedDataset(Dataset):
         distinct = self._distinct(ids, locations, last=False)
         writes = self._commit(commit.INSERT, distinct)
         failed = _joined([write.held.failed for write in writes if write.held], np.uint8).view(np.bool_)
-        found = _joined([write.held.found for write in writes if write.held], np.uint8).view(np.bool_)
+        absent = _joined([write.held.absent() for write in writes if write.held], np.bool_)
         versions = _joined([write.versions() for write in writes], np.uint64)
         words = _joined([write.locations() for write in writes], np.uint64).reshape(-1, 3)
         return Inserted(
-            distinct.spread(~found & ~failed) & distinct.winners(),
+            distinct.spread(absent) & distinct.winners(),
             _as_locations(distinct.spread(words)),
             distinct.spread(versions),
             distinct.spread(failed),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import click
@@ -71,11 +70,4 @@ def index(
                 checksums=checksums,
                 progress=update,
             )
-    if as_json:
-        render.json_line(dataclasses.asdict(report))
-    else:
-        click.echo(
-            f"indexed {render.count(report.files, 'file')} ({render.size(report.bytes)}) in "
-            f"{render.count(report.shards, 'tar')} in {report.seconds:.1f} s, "
-            f"{render.count(report.skipped)} skipped"
-        )
+    render.report(report, "indexed", "in", "tar", as_json=as_json)

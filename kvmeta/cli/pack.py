@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from kvmeta.cli import options, render
@@ -59,11 +57,4 @@ def pack(
             skip_unreadable=skip_unreadable,
             progress=update,
         )
-    if as_json:
-        render.json_line(dataclasses.asdict(report))
-    else:
-        click.echo(
-            f"packed {render.count(report.files, 'file')} ({render.size(report.bytes)}) into "
-            f"{render.count(report.shards, 'shard')} in {report.seconds:.1f} s, "
-            f"{render.count(report.skipped)} skipped"
-        )
+    render.report(report, "packed", "into", "shard", as_json=as_json)

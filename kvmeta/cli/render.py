@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from kvmeta.index.report import Report
 
 _UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
 
@@ -49,6 +53,17 @@ def pairs(values: Mapping[str, Any], indent: str = "") -> None:
                 pairs(inner, indent + "  ")
         else:
             click.echo(f"{indent}{name.ljust(width)}  none")
+
+
+def report(done: Report, verb: str, preposition: str, noun: str, *, as_json: bool) -> None:
+    """Print what a pack or an index run did: "packed 3 files (1 KiB) into 1 shard in 0.1 s, 0 skipped"."""
+    if as_json:
+        json_line(dataclasses.asdict(done))
+    else:
+        click.echo(
+            f"{verb} {count(done.files, 'file')} ({size(done.bytes)}) {preposition} "
+            f"{count(done.shards, noun)} in {done.seconds:.1f} s, {count(done.skipped)} skipped"
+        )
 
 
 def json_line(values: Any) -> None:

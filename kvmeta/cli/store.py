@@ -103,14 +103,12 @@ def compact(store: str, discard_damaged: bool, yes: bool, progress: bool | None,
         and not click.confirm(f"Drop the damaged parts of {store}? Their entries are lost", err=True)
     ):
         raise Failure("not confirmed; nothing was done", USAGE)
-    # Not passed where it is not asked for: other kinds of store need not know it.
-    discarding = {"discard_damaged": True} if discard_damaged else {}
     started = time.monotonic()
     with (
         options.open_store(store, "a", must_exist=True) as opened,
         progress_bar("compacting", progress) as update,
     ):
-        opened.compact(progress=update, **discarding)
+        opened.compact(discard_damaged=discard_damaged, progress=update)
         left = sum(each.quarantined_runs for each in opened.stats().datasets)
     seconds = time.monotonic() - started
     if as_json:

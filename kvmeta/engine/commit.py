@@ -53,14 +53,12 @@ class Write:
     def versions(self) -> NDArray[np.uint64]:
         """Return u8[n]: an insert's versions held now, its own where it took effect."""
         assert self.held is not None
-        fresh = (self.held.found | self.held.failed) == 0
-        return np.where(fresh, np.uint64(self.version), self.held.versions)
+        return np.where(self.held.absent(), np.uint64(self.version), self.held.versions)
 
     def locations(self) -> NDArray[np.uint64]:
         """Return u8[n, 3]: an insert's locations held now, its own where it took effect."""
         assert self.held is not None
-        fresh = (self.held.found | self.held.failed) == 0
-        return np.where(fresh[:, None], self.rows[:, WORD3:], self.held.locations)
+        return np.where(self.held.absent()[:, None], self.rows[:, WORD3:], self.held.locations)
 
 
 @dataclass
@@ -172,7 +170,7 @@ class Committer:
         tree, rows, kind = write.tree, write.rows, wal.PUT
         if write.kind == INSERT:
             write.held = self._held(write, group)
-            rows = rows[(write.held.found | write.held.failed) == 0]
+            rows = rows[write.held.absent()]
         elif write.kind == RELOCATE:
             kind = wal.RELOCATE
             write.held = self._held(write, group)
@@ -192,8 +190,10 @@ class Committer:
         group.batch.wal.append((wal.key(group.position.sequence), value))
         group.publish.append((tree, rows, before))
         if shared:
-            pending = group.pending.setdefault(tree.dataset.number, Memtable(2 * self._group_rows_max))
-            pending.insert(rows, before)
+            number = tree.dataset.number
+            if number not in group.pending:
+                group.pending[number] = Memtable(2 * self._group_rows_max)
+            group.pending[number].insert(rows, before)
 
     def _held(self, write: Write, group: _Group) -> Found:
         tree = write.tree

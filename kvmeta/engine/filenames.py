@@ -65,6 +65,13 @@ def is_scratch(file: Path) -> bool:
     return file.name in ("LOCK", "rocksdict-config.json") or file.name.startswith("LOG")
 
 
+def write_at(fd: int, data: bytes, at: int) -> None:
+    """Write all of `data` at byte `at` of an open file."""
+    while data:
+        written = os.pwrite(fd, data, at)
+        data, at = data[written:], at + written
+
+
 def sync_directory(directory: Path) -> None:
     """Make creations, renames and removals in `directory` durable."""
     with os_errors("syncing", directory):

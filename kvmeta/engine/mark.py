@@ -10,7 +10,6 @@ file of the log. While a mark is clean, each byte of the log must be the one tha
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class MarkFile:
         self._turn += 1
         with os_errors("writing", self._path):
             slot = _encode(mark, self._store_id, self._turn)
-            _write_whole(self._fd, slot, self._turn % 2 * SLOT_BYTES)
+            filenames.write_at(self._fd, slot, self._turn % 2 * SLOT_BYTES)
 
     def write_durably(self, mark: Mark) -> None:
         """Write `mark` to both slots, one after the other, and fsync each: a power cut tears one at most."""
@@ -79,17 +78,12 @@ class MarkFile:
         slot = _encode(mark, self._store_id, self._turn)
         for at in (self._turn % 2, (self._turn + 1) % 2):
             with os_errors("writing", self._path):
-                _write_whole(self._fd, slot, at * SLOT_BYTES)
+                filenames.write_at(self._fd, slot, at * SLOT_BYTES)
                 os.fsync(self._fd)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
-
-
-def _write_whole(fd: int, data: bytes, at: int) -> None:
-    if os.pwrite(fd, data, at) != len(data):  # half a slot would be damage
-        raise OSError(errno.ENOSPC, "only part of the mark was written")
 
 
 def read(store: Path, store_id: bytes) -> tuple[Mark, int]:

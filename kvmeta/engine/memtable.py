@@ -25,7 +25,7 @@ Rows = NDArray[np.uint64]
 class Memtable:
     """Rows in arrival order, found by open addressing over the low half of their mixed IDs.
 
-    `capacity` rows at most. Memory is touched as it fills. `count`, `highest`, `lowest` (versions) and
+    `capacity` rows at most. Memory is touched as it fills. `count`, `lowest` (version) and
     `last_sequence` (of the WAL) change only under the writer's lock.
     """
 

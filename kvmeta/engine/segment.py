@@ -124,8 +124,7 @@ class Segment:
 
     def _directory_good(self, data: NDArray[np.uint8]) -> bool:
         offset = int(self.header["directory_offset"])
-        size = 4 * (int(self.header["range_count"]) + int(self.header["buckets"]) + 2)
-        section = data[offset : offset + round_up(size)]
+        section = data[offset : offset + round_up(self._directory_bytes)]
         return bool(xxhash.xxh3_64_intdigest(section.data) == int(self.header["directory_checksum"]))
 
     def _filter_good(self, data: NDArray[np.uint8]) -> bool:
@@ -147,6 +146,10 @@ class Segment:
         self.description = description
 
     @property
+    def _directory_bytes(self) -> int:
+        return 4 * (int(self.header["range_count"]) + int(self.header["buckets"]) + 2)
+
+    @property
     def bounds(self) -> Bounds:
         """Return bounds of the columns of its rows."""
         shift = self.header["shift"].astype(np.int64)
@@ -158,8 +161,7 @@ class Segment:
         """Return the bytes of directory, filter and page states: what lookups need besides the pages."""
         if self.damage:
             return 0
-        directory = 4 * (int(self.header["range_count"]) + int(self.header["buckets"]) + 2)
-        return directory + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
+        return self._directory_bytes + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
 
     def will_need(self, first: int, end: int) -> None:
         """Start reading the pages of rows [first, end)."""

@@ -10,6 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from kvmeta.engine import filenames
 from kvmeta.engine.kernels import directory as directory_kernels
 from kvmeta.engine.kernels import rows as row_kernels
 from kvmeta.engine.kernels.layout import BLOCK_BYTES, HIGH, LOW, ROW_WORDS, SEG_BLOCKS, SEG_FILTER, VERSION
@@ -113,9 +114,8 @@ class SegmentWriter:
             self._write_tables(np.frombuffer(pages, np.uint8).ctypes.data)
         self._bytes += PAGE_BYTES  # the footer's
         header["file_bytes"] = self._bytes
-        with os_errors(
-            "writing", self.path
-        ):  # a bulk load keeps many finished ones, but no file open for each
+        # A bulk load keeps many finished segments, but no file open for each.
+        with os_errors("writing", self.path):
             os.fsync(self._fd)
             os.close(self._fd)
             self._fd = -1
@@ -148,9 +148,9 @@ class SegmentWriter:
         with os_errors("writing", self.path):
             fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                _pwrite(fd, header_page(header, self._seed, 0), 0)
+                filenames.write_at(fd, header_page(header, self._seed, 0), 0)
                 last = self._bytes // PAGE_BYTES - 1
-                _pwrite(fd, header_page(header, self._seed, last), last * PAGE_BYTES)
+                filenames.write_at(fd, header_page(header, self._seed, last), last * PAGE_BYTES)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -199,9 +199,3 @@ def _range_bits(first_high: int, last_high: int, rows: int) -> int:
 
 def _padded(section: bytes) -> bytes:
     return section + bytes(round_up(len(section)) - len(section))
-
-
-def _pwrite(fd: int, data: bytes, at: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, at)
-        data, at = data[written:], at + written

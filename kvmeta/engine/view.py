@@ -39,6 +39,11 @@ class Found(NamedTuple):
     locations: NDArray[np.uint64]
     failed: NDArray[np.uint8]
 
+    def absent(self) -> NDArray[np.bool_]:
+        """Return bool[n]: neither found nor failed."""
+        answered: NDArray[np.bool_] = (self.found | self.failed).view(np.bool_)
+        return ~answered
+
 
 class ColdReads:
     """Decides, batch by batch, whether to ask for pages before the lookup (`lookup.ask`).

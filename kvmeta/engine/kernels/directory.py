@@ -42,18 +42,23 @@ _PAGE, _LOW32, _BLOCK = U(PAGE_BYTES), U(0xFFFFFFFF), U(BLOCK_BYTES)
 
 
 @njit
+def check_page(segment, page):
+    """Read row page `page` (0 is the first), note its state and return it."""
+    address = field(segment, SEG_BASE) + (page + U(1)) * _PAGE
+    stored = load_u64(address + U(PAYLOAD_BYTES))
+    good = page_checksum(address, field(segment, SEG_SEED), page + U(1)) == stored
+    state = PAGE_GOOD if good else PAGE_DAMAGED
+    store_u8(field(segment, SEG_STATES) + page, state)
+    return state
+
+
+@njit
 def page_is_good(segment, page):
     """Verify row page `page` (0 is the first) at its first touch; return False where it is damaged."""
-    state = field(segment, SEG_STATES) + page
-    seen = load_u8(state)
-    if seen == PAGE_UNREAD:
-        address = field(segment, SEG_BASE) + (page + U(1)) * _PAGE
-        good = page_checksum(address, field(segment, SEG_SEED), page + U(1)) == load_u64(
-            address + U(PAYLOAD_BYTES)
-        )
-        seen = PAGE_GOOD if good else PAGE_DAMAGED
-        store_u8(state, seen)
-    return seen == PAGE_GOOD
+    state = load_u8(field(segment, SEG_STATES) + page)
+    if state == PAGE_UNREAD:
+        state = check_page(segment, page)
+    return state == PAGE_GOOD
 
 
 @njit
@@ -70,16 +75,35 @@ def row_address(segment, page, row):
 
 
 @njit
+def row_high(segment, page, row):
+    """Return the high half of the mixed ID of a row."""
+    stored = load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3)
+    return field(segment, SEG_COLUMNS) + stored
+
+
+@njit
+def row_low(segment, page, row):
+    """Return the low half of the mixed ID of a row."""
+    return load_u64(row_address(segment, page, row) + field(segment, SEG_COLUMNS + 6))
+
+
+@njit
+def range_of(segment, high):
+    """Return the number of the hash range of `high` in the segment's table."""
+    bits = field(segment, SEG_RANGE_BITS)  # may be 0, and shifting a u8 by 64 is undefined
+    return ((high >> U(1)) >> (U(63) - bits)) - field(segment, SEG_RANGE_FIRST)
+
+
+@njit
 def bucket_of(segment, high):
     """Return (bucket, place in it as a fraction of 2**32, whether the hash range has any row)."""
-    bits = field(segment, SEG_RANGE_BITS)
-    which = ((high >> U(1)) >> (U(63) - bits)) - field(segment, SEG_RANGE_FIRST)
+    which = range_of(segment, high)
     if which >= field(segment, SEG_RANGE_COUNT):
         return U(0), U(0), False
     pair = load_u64(field(segment, SEG_RANGES) + which * U(4))
     first = pair & _LOW32
     count = (pair >> U(32)) - first
-    scaled = ((high << bits) >> U(32)) * count
+    scaled = ((high << field(segment, SEG_RANGE_BITS)) >> U(32)) * count
     return first + (scaled >> U(32)), scaled & _LOW32, count > U(0)
 
 
@@ -138,19 +162,12 @@ def find_row(segment, high, low, start, first, end):
             return ABSENT
     if load_u64(at + field(segment, SEG_COLUMNS + 6)) == low:
         return at
-    return _find_among_equal(segment, target, low, row, first, end)
+    return _find_among_equal(segment, high, low, row, first, end)
 
 
 @njit
-def row_low(segment, page, row):
-    """Return the low half of the mixed ID of a row."""
-    return load_u64(row_address(segment, page, row) + field(segment, SEG_COLUMNS + 6))
-
-
-@njit
-def _find_among_equal(segment, target, low, row, first, end):
+def _find_among_equal(segment, high, low, row, first, end):
     """Look at the neighbours with the same high half, which only 64 equal hash bits bring about."""
-    mask = field(segment, SEG_COLUMNS + 3)
     for down in (True, False):
         at = row
         while True:
@@ -165,7 +182,7 @@ def _find_among_equal(segment, target, low, row, first, end):
             page = row_page(segment, at)
             if not page_is_good(segment, page):
                 return DAMAGED
-            if load_u64(row_address(segment, page, at)) & mask != target:
+            if row_high(segment, page, at) != high:
                 break
             if row_low(segment, page, at) == low:
                 return row_address(segment, page, at)
@@ -186,14 +203,9 @@ def lower_bound(segment, high, lenient):
     if any_row:
         row, end = bucket_rows(segment, bucket)
     else:  # an empty range inside the segment: its first bucket starts where its rows would
-        which = ((high >> U(1)) >> (U(63) - field(segment, SEG_RANGE_BITS))) - field(segment, SEG_RANGE_FIRST)
-        row = U(
-            load_u32(
-                field(segment, SEG_BUCKETS) + U(load_u32(field(segment, SEG_RANGES) + which * U(4))) * U(4)
-            )
-        )
+        bucket = U(load_u32(field(segment, SEG_RANGES) + range_of(segment, high) * U(4)))
+        row = U(load_u32(field(segment, SEG_BUCKETS) + bucket * U(4)))
         end = row
-    target = high - field(segment, SEG_COLUMNS)
     while row < end:
         page = row_page(segment, row)
         if not page_is_good(segment, page):
@@ -201,7 +213,7 @@ def lower_bound(segment, high, lenient):
                 return np.int64(-1)
             row = (page + U(1)) * field(segment, SEG_PAGE_ROWS)
             continue
-        if load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3) >= target:
+        if row_high(segment, page, row) >= high:
             break
         row += U(1)
     return np.int64(row)
@@ -253,9 +265,7 @@ def fill_filter(segment):
     for r in range(field(segment, SEG_ROWS)):
         row = U(r)
         page = row_page(segment, row)
-        high = field(segment, SEG_COLUMNS) + (
-            load_u64(row_address(segment, page, row)) & field(segment, SEG_COLUMNS + 3)
-        )
+        high = row_high(segment, page, row)
         block = filter_block(segment, row_low(segment, page, row))
         bits = high * U(0x9E3779B97F4A7C15)
         for _ in range(6):
@@ -270,10 +280,7 @@ def count_ranges(segment, ranges):
     ranges[:] = 0
     for r in range(field(segment, SEG_ROWS)):
         row = U(r)
-        high = field(segment, SEG_COLUMNS) + (
-            load_u64(row_address(segment, row_page(segment, row), row)) & field(segment, SEG_COLUMNS + 3)
-        )
-        which = ((high >> U(1)) >> (U(63) - field(segment, SEG_RANGE_BITS))) - field(segment, SEG_RANGE_FIRST)
+        which = range_of(segment, row_high(segment, row_page(segment, row), row))
         ranges[which + U(1)] += 1
     buckets = 0
     for i in range(1, len(ranges)):
@@ -289,10 +296,7 @@ def fill_buckets(segment, buckets):
     rows = field(segment, SEG_ROWS)
     for r in range(rows):
         row = U(r)
-        high = field(segment, SEG_COLUMNS) + (
-            load_u64(row_address(segment, row_page(segment, row), row)) & field(segment, SEG_COLUMNS + 3)
-        )
-        bucket, _, _ = bucket_of(segment, high)
+        bucket, _, _ = bucket_of(segment, row_high(segment, row_page(segment, row), row))
         while at <= bucket:
             buckets[at] = row
             at += U(1)

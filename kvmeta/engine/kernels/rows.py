@@ -90,6 +90,13 @@ def pack(rows, columns, row_bytes, page_rows, first_page, seed, out):
 
 
 @njit
+def _layout(segment, which):
+    """Return the base, shift, byte offset and mask of a column."""
+    at = SEG_COLUMNS + 4 * which
+    return field(segment, at), field(segment, at + 1), field(segment, at + 2), field(segment, at + 3)
+
+
+@njit
 def unpack(segment, first, end, lenient, out):
     """Unpack rows [first, end) of a segment to `out`; return their number, or -1 - p where page p is damaged.
 
@@ -97,49 +104,14 @@ def unpack(segment, first, end, lenient, out):
     """
     page_rows = field(segment, SEG_PAGE_ROWS)
     row_bytes = field(segment, SEG_ROW_BYTES)
-    base0, base1, base2 = (
-        field(segment, SEG_COLUMNS),
-        field(segment, SEG_COLUMNS + 4),
-        field(segment, SEG_COLUMNS + 8),
-    )
-    base3, base4, base5 = (
-        field(segment, SEG_COLUMNS + 12),
-        field(segment, SEG_COLUMNS + 16),
-        field(segment, SEG_COLUMNS + 20),
-    )
-    base6, base7 = field(segment, SEG_COLUMNS + 24), field(segment, SEG_COLUMNS + 28)
-    s2, s3, s4 = (
-        field(segment, SEG_COLUMNS + 9),
-        field(segment, SEG_COLUMNS + 13),
-        field(segment, SEG_COLUMNS + 17),
-    )
-    s5, s6, s7 = (
-        field(segment, SEG_COLUMNS + 21),
-        field(segment, SEG_COLUMNS + 25),
-        field(segment, SEG_COLUMNS + 29),
-    )
-    at1, at2, at3 = (
-        field(segment, SEG_COLUMNS + 6),
-        field(segment, SEG_COLUMNS + 10),
-        field(segment, SEG_COLUMNS + 14),
-    )
-    at4, at5, at6 = (
-        field(segment, SEG_COLUMNS + 18),
-        field(segment, SEG_COLUMNS + 22),
-        field(segment, SEG_COLUMNS + 26),
-    )
-    at7 = field(segment, SEG_COLUMNS + 30)
-    m0, m2, m3 = (
-        field(segment, SEG_COLUMNS + 3),
-        field(segment, SEG_COLUMNS + 11),
-        field(segment, SEG_COLUMNS + 15),
-    )
-    m4, m5, m6 = (
-        field(segment, SEG_COLUMNS + 19),
-        field(segment, SEG_COLUMNS + 23),
-        field(segment, SEG_COLUMNS + 27),
-    )
-    m7 = field(segment, SEG_COLUMNS + 31)
+    base0, _, _, m0 = _layout(segment, 0)
+    base1, _, at1, _ = _layout(segment, 1)
+    base2, s2, at2, m2 = _layout(segment, 2)
+    base3, s3, at3, m3 = _layout(segment, 3)
+    base4, s4, at4, m4 = _layout(segment, 4)
+    base5, s5, at5, m5 = _layout(segment, 5)
+    base6, s6, at6, m6 = _layout(segment, 6)
+    base7, s7, at7, m7 = _layout(segment, 7)
     row, o = U(first), 0
     stop = U(end)
     while row < stop:

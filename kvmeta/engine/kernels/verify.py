@@ -2,13 +2,9 @@
 
 import numpy as np
 
-from kvmeta.engine.kernels.hashing import page_checksum
+from kvmeta.engine.kernels.directory import check_page
 from kvmeta.engine.kernels.layout import (
-    PAGE_BYTES,
     PAGE_DAMAGED,
-    PAGE_GOOD,
-    PAYLOAD_BYTES,
-    SEG_BASE,
     SEG_BUCKETS,
     SEG_PAGE_ROWS,
     SEG_RANGE_BITS,
@@ -16,10 +12,8 @@ from kvmeta.engine.kernels.layout import (
     SEG_RANGE_FIRST,
     SEG_RANGES,
     SEG_ROWS,
-    SEG_SEED,
-    SEG_STATES,
 )
-from kvmeta.engine.kernels.memory import field, load_u32, load_u64, njit, store_u8
+from kvmeta.engine.kernels.memory import field, load_u32, njit
 
 U = np.uint64
 
@@ -29,15 +23,7 @@ def verify_pages(segment, first, end):
     """Read row pages [first, end) whatever is known of them, note their states, return the damaged count."""
     damaged = 0
     for p in range(first, end):
-        address = field(segment, SEG_BASE) + U(p + 1) * U(PAGE_BYTES)
-        state = field(segment, SEG_STATES) + U(p)
-        good = page_checksum(address, field(segment, SEG_SEED), U(p + 1)) == load_u64(
-            address + U(PAYLOAD_BYTES)
-        )
-        if good:
-            store_u8(state, PAGE_GOOD)
-        else:
-            store_u8(state, PAGE_DAMAGED)
+        if check_page(segment, U(p)) == PAGE_DAMAGED:
             damaged += 1
     return damaged
 
@@ -76,12 +62,11 @@ def page_range(segment, page):
             low = middle
         else:
             high = middle
-    end = low
+    end = low  # several buckets may start at the page's first row: the empty ones before it hold nothing
     while end < buckets and U(load_u32(field(segment, SEG_BUCKETS) + end * U(4))) <= last_row:
         end += U(1)
     first = _bucket_start(segment, low)
     last = U(0xFFFFFFFFFFFFFFFF)
     if end < buckets:
         last = _bucket_start(segment, end) - U(1)
-    # several buckets may start at the page's first row: the empty ones before it hold nothing
     return first, last

@@ -28,13 +28,19 @@ def _segment_at(run, segments, high):
 
 
 @njit
+def _all_rows(run, segments):
+    if field(run, RUN_SEGMENTS) == U(0):
+        return np.int64(0)
+    last = field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS) - U(1)
+    return np.int64(segments[last, SEG_PRIOR] + segments[last, SEG_ROWS])
+
+
+@njit
 def rows_below(run, segments, high):
     """Return how many rows of a run have a high half < `high`; an estimate next to a damaged page."""
     s = _segment_at(run, segments, high)
     if s == field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS):
-        if field(run, RUN_SEGMENTS) == U(0):
-            return np.int64(0)
-        return np.int64(segments[s - U(1), SEG_PRIOR] + segments[s - U(1), SEG_ROWS])
+        return _all_rows(run, segments)
     if high <= segments[s, SEG_FIRST]:
         return np.int64(segments[s, SEG_PRIOR])
     return np.int64(segments[s, SEG_PRIOR]) + lower_bound(entry(segments, s), high, True)
@@ -72,14 +78,6 @@ def cut(runs, segments, first, last, rows_max):
             if count > rows_max - rows_max // 16:
                 break
     return max(low, first + U(1)) - U(1)
-
-
-@njit
-def _all_rows(run, segments):
-    if field(run, RUN_SEGMENTS) == U(0):
-        return np.int64(0)
-    last = field(run, RUN_SEGMENT) + field(run, RUN_SEGMENTS) - U(1)
-    return np.int64(segments[last, SEG_PRIOR] + segments[last, SEG_ROWS])
 
 
 @njit

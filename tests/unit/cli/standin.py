@@ -152,8 +152,8 @@ class StandInStore:
             raise NotFoundError(f"no dataset {name!r}")
         return self.kept[name]
 
-    def compact(self, *, progress=None, **options):
-        self.compactions.append(options)
+    def compact(self, *, discard_damaged=False, progress=None):
+        self.compactions.append({"discard_damaged": True} if discard_damaged else {})
 
     def verify(self, *, progress=None):
         if progress is not None:
