@@ -12,9 +12,12 @@ with kvmeta.open("./catalog") as store:
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from typing import TYPE_CHECKING
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")  # read when grpc is imported, by whomever
+from typing import TYPE_CHECKING, Any, cast
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
 from kvmeta.errors import (
@@ -40,6 +43,7 @@ from kvmeta.version import Version, split
 from kvmeta.volumes import Volume, Volumes
 
 if TYPE_CHECKING:
+    from kvmeta.client.options import ClientOptions
     from kvmeta.engine.options import EngineOptions
 
 __version__ = "0.1.0"
@@ -49,6 +53,7 @@ split_version = split
 __all__ = [
     "ID",
     "LOCATION",
+    "ClientOptions",
     "CorruptionError",
     "Damage",
     "Dataset",
@@ -90,21 +95,46 @@ __all__ = [
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name == "ClientOptions":  # imports grpc, which embedded users need not wait for
+        from kvmeta.client.options import ClientOptions
+
+        return ClientOptions
+    if name == "aio":
+        return importlib.import_module("kvmeta.aio")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def open(  # noqa: A001 - kvmeta.open is the name users expect
-    target: str | os.PathLike[str], mode: str = "a", *, options: EngineOptions | None = None
+    target: str | os.PathLike[str],
+    mode: str = "a",
+    *,
+    options: EngineOptions | ClientOptions | None = None,
 ) -> Store:
-    """Open the store at `target`, a directory.
+    """Open the store at `target`: a directory, or "kvmeta://host:port" for a server.
 
     mode "a": made if missing, one writer; "r": never creates, any number beside the writer, the state at open
-    (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. `options` are limits of
-    the engine. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError, ….
+    (`refresh` reads it anew, and a fork may go on using it); "x": must not exist yet. A server is there or it
+    is not: "a" writes, "r" refuses to. `options` are EngineOptions for a directory, ClientOptions for a
+    server. Raises KvmetaError: FormatError, StoreLockedError, CorruptionError, NotFoundError,
+    UnavailableError, ….
     """
     if not isinstance(target, (str, os.PathLike)) or not os.fspath(target):
-        raise InputError(f"open: expected the path of a directory, got {target!r}")
+        raise InputError(f'open: expected the path of a directory or "kvmeta://host:port", got {target!r}')
     text = os.fspath(target)
-    if "://" in text:
-        scheme = text.split("://", 1)[0]
-        raise UnsupportedError(f"{text}: cannot open a {scheme}:// store; give the path of a directory")
+    scheme = text.split("://", 1)[0] if "://" in text else ""
+    if scheme and scheme != "kvmeta":
+        raise UnsupportedError(
+            f"{text}: cannot open a {scheme}:// store; give the path of a directory or kvmeta://host:port"
+        )
+    is_for_servers = options is not None and type(options).__name__ == "ClientOptions"
+    if options is not None and is_for_servers != bool(scheme):
+        wanted = "ClientOptions for a server" if scheme else "EngineOptions for a directory"
+        raise InputError(f"options: expected {wanted}, got {type(options).__name__}")
+    if scheme:
+        from kvmeta.remote import RemoteStore
+
+        return RemoteStore(text, mode, cast("ClientOptions | None", options))
     missing = [name for name in ("numba", "rocksdict") if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineNotInstalledError(
@@ -112,4 +142,4 @@ def open(  # noqa: A001 - kvmeta.open is the name users expect
         )
     from kvmeta.embedded import EmbeddedStore
 
-    return EmbeddedStore(text, mode, options)
+    return EmbeddedStore(text, mode, cast("EngineOptions | None", options))

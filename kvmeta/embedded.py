@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
-from kvmeta.engine import commit, filenames, recovery, scan
+from kvmeta.engine import commit, filenames, recovery
+from kvmeta.engine import scan as scanning
 from kvmeta.engine import verify as verification
 from kvmeta.engine.commit import Write
 from kvmeta.engine.distinct import Distinct
@@ -29,6 +30,7 @@ from kvmeta.store import (
     Dataset,
     DatasetStats,
     Progress,
+    Scan,
     Store,
     StoreStats,
     VerifyReport,
@@ -196,26 +198,32 @@ class EmbeddedDataset(Dataset):
 
         return self._engine.load(self._engine.tree(self.name), columns())
 
-    def _scan(
-        self, page_rows: int, sample: float, tag: int | None, after: bytes | None, shard: tuple[int, int]
-    ) -> Iterator[ScanPage]:
-        over = scan.stretch(shard, sample)
-        engine, name = self._engine, self.name
-        engine.tree(name)
+    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
+        self._engine.tree(self.name)
 
         def pages() -> Iterator[ScanPage]:
-            cursor, done = after, False
+            step, done = scan, False
             while not done:
-                page = scan.page(engine.tree(name), engine.keys, over, cursor, page_rows, tag)
-                cursor, done = page.cursor, page.done
-                if len(page.ids):
-                    ids = page.ids.reshape(-1).view(ID)
-                    yield ScanPage(ids, _as_locations(page.locations), page.versions, page.cursor)
+                page, done = self.scan_page(step)
+                step = replace(step, after=page.cursor)
+                if len(page):
+                    yield page
 
         return pages()
 
-    def _volume(self, number: int) -> Volume:
-        return _volume(self._engine.manifest, number)
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
+        """Return the next page of a scan and whether nothing follows.
+
+        It looks at a bounded number of rows, so it may be empty and yet not the last.
+        """
+        over = scanning.stretch(scan.shard, scan.sample)
+        tree = self._engine.tree(self.name)
+        page = scanning.page(tree, self._engine.keys, over, scan.after, scan.page_rows, scan.tag)
+        ids = page.ids.reshape(-1).view(ID)
+        return ScanPage(ids, _as_locations(page.locations), page.versions, page.cursor), page.done
+
+    def _volumes(self, numbers: list[int]) -> list[Volume]:
+        return [_volume(self._engine.manifest, number) for number in numbers]
 
     def _distinct(self, ids: Ids, locations: Locations, *, last: bool) -> Distinct:
         return Distinct.of(_words(ids, 2), _words(locations, 3), self._engine.keys, last=last)

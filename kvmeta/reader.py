@@ -7,7 +7,7 @@ of small files therefore reads like a few large ones.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +15,14 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError, UnsupportedError, os_errors
+from kvmeta.errors import (
+    CorruptionError,
+    IncompleteBatchError,
+    KvmetaError,
+    UnavailableError,
+    UnsupportedError,
+    os_errors,
+)
 from kvmeta.volumes import Volume, local_path
 
 GAP_BYTES_MAX = 64 << 10
@@ -37,18 +44,35 @@ class Failures:
         self.first = self.first or error
 
 
-def read(
-    locations: NDArray[np.void], wanted: NDArray[np.bool_], volume: Callable[[int], Volume]
-) -> tuple[list[bytes | None], Failures]:
-    """Return the bytes at each of `locations` (LOCATION[n]) where `wanted`, else None; and what failed.
+def volume_numbers(locations: NDArray[np.void], wanted: NDArray[np.bool_]) -> list[int]:
+    """Return the numbers of the volumes that reading `locations` (LOCATION[n]) where `wanted` needs."""
+    numbers: list[int] = np.unique(locations["volume"][wanted]).tolist()
+    return numbers
 
-    `volume` resolves a number; its NotFoundError is raised before anything is read.
+
+def read(
+    locations: NDArray[np.void], wanted: NDArray[np.bool_], volumes: Iterable[Volume]
+) -> list[bytes | None]:
+    """Return the bytes at each of `locations` (LOCATION[n]) where `wanted`, else None.
+
+    `volumes` are those of `volume_numbers`. Files that cannot be read or do not match their checksum raise
+    IncompleteBatchError, whose `.failed` names them and whose `.partial` has the others.
     """
+    files, failures = _read(locations, wanted, {int(each): each for each in volumes})
+    if failures.first is not None:
+        count = int(failures.failed.sum())
+        message = f"{count} of {len(files)} files could not be read: {failures.first}"
+        raise IncompleteBatchError(message, failures.failed, files) from failures.first
+    return files
+
+
+def _read(
+    locations: NDArray[np.void], wanted: NDArray[np.bool_], volumes: dict[int, Volume]
+) -> tuple[list[bytes | None], Failures]:
     out: list[bytes | None] = [None] * len(locations)
     failures = Failures(len(locations))
     rows = np.flatnonzero(wanted)
     order = rows[np.lexsort((locations["offset"][rows], locations["volume"][rows]))]
-    volumes = {int(number): volume(int(number)) for number in np.unique(locations["volume"][order])}
     paths, failed_paths = _paths(volumes)
     extents = _extents(locations, order)
 

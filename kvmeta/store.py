@@ -6,6 +6,7 @@ kind adds the columns (`EmbeddedStore`).
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from kvmeta.location import Location, as_locations
 from kvmeta.volumes import Volume, Volumes
 
 OnError = Literal["raise", "mask"]
+CURSOR_BYTES = 16
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -98,6 +100,34 @@ class VerifyReport:
         return not self.damages
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What a scan was asked for, checked: the arguments of `Dataset.scan`."""
+
+    page_rows: int = 65_536
+    sample: float = 1.0
+    tag: int | None = None
+    after: bytes | None = None
+    shard: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        rows, tag, after = self.page_rows, self.tag, self.after
+        if not isinstance(rows, (int, np.integer)) or rows < 1:
+            raise InputError(f"page_rows: expected at least 1, got {rows}")
+        if not isinstance(self.sample, (int, float, np.floating)) or not 0 < self.sample <= 1:
+            raise InputError(f"sample: expected a share in (0, 1], got {self.sample}")
+        if tag is not None and not (isinstance(tag, (int, np.integer)) and 0 <= tag < 1 << 32):
+            raise InputError(f"tag: expected a number in [0, 2**32), got {tag}")
+        if after is not None and (not isinstance(after, bytes) or len(after) != CURSOR_BYTES):
+            raise InputError(f"after: expected a page's cursor ({CURSOR_BYTES} bytes), got {after!r}")
+        try:
+            index, count = (operator.index(each) for each in self.shard)
+        except (TypeError, ValueError):
+            raise InputError(f"shard: expected (i, n), got {self.shard!r}") from None
+        if not 0 <= index < count:
+            raise InputError(f"shard: expected (i, n) with 0 <= i < n, got {self.shard}")
+
+
 class Dataset(ABC):
     """A named keyspace. All methods take batches of any size and are thread-safe.
 
@@ -113,19 +143,12 @@ class Dataset(ABC):
         IDs that cannot be answered (damage) raise IncompleteBatchError with the rest in `.partial`; with
         on_error="mask" they are marked in `.failed` instead.
         """
-        if on_error not in ("raise", "mask"):
-            raise InputError(f'on_error: expected "raise" or "mask", got {on_error!r}')
-        hits = self._lookup(as_ids(ids))
-        if on_error == "raise" and hits.failed.any():
-            raise self._incomplete("looked up", hits.failed, hits)
-        return hits
+        check_on_error(on_error)
+        return answered(self.name, self._lookup(as_ids(ids)), on_error)
 
     def get(self, one_id: Any) -> Location | None:
         """Return one ID's location, or None. A str is a key."""
-        ids = as_ids(one_id)
-        if len(ids) != 1:
-            raise InputError(f"get takes one ID, got {len(ids)}; use lookup")
-        hits = self.lookup(ids)
+        hits = self.lookup(as_one_id(one_id))
         return Location(*hits.locations[0].tolist()) if hits.found[0] else None
 
     def put(self, ids: Any, locations: Any) -> None:
@@ -139,10 +162,7 @@ class Dataset(ABC):
     def insert(self, ids: Any, locations: Any) -> Inserted:
         """Set the location of each absent ID; of duplicates the first wins. Durable when it returns."""
         column = as_ids(ids)
-        result = self._insert(column, as_locations(locations, len(column)))
-        if result.failed.any():
-            raise self._incomplete("inserted", result.failed, result)
-        return result
+        return inserted(self.name, self._insert(column, as_locations(locations, len(column))))
 
     def delete(self, ids: Any) -> None:
         """Remove each ID, held or not; durable when it returns."""
@@ -155,11 +175,9 @@ class Dataset(ABC):
         """
         column = as_ids(ids)
         n = len(column)
-        result = self._relocate(column, as_locations(locations, n), as_versions(versions, n))
-        failed = result.outcomes == Outcome.FAILED
-        if failed.any():
-            raise self._incomplete("relocated", failed, result)
-        return result
+        return relocated(
+            self.name, self._relocate(column, as_locations(locations, n), as_versions(versions, n))
+        )
 
     def scan(
         self,
@@ -176,11 +194,7 @@ class Dataset(ABC):
         a page's cursor; `shard`: part i of n. Entries put or deleted meanwhile may or may not be seen; all
         others are seen exactly once.
         """
-        if not isinstance(page_rows, (int, np.integer)) or page_rows < 1:
-            raise InputError(f"page_rows: expected at least 1, got {page_rows}")
-        if tag is not None and not (isinstance(tag, (int, np.integer)) and 0 <= tag < 1 << 32):
-            raise InputError(f"tag: expected a number in [0, 2**32), got {tag}")
-        return self._scan(page_rows, sample, tag, after, shard)
+        return self._scan(Scan(page_rows, sample, tag, after, shard))
 
     def read(self, ids: Any) -> list[bytes | None]:
         """Return the bytes of each ID's file, None where the ID is absent.
@@ -190,12 +204,8 @@ class Dataset(ABC):
         raise IncompleteBatchError, whose `.failed` names them and whose `.partial` has the others.
         """
         hits = self.lookup(ids)
-        files, failures = reader.read(hits.locations, hits.found, self._volume)
-        if failures.first is not None:
-            count = int(failures.failed.sum())
-            message = f"{count} of {len(files)} files could not be read: {failures.first}"
-            raise IncompleteBatchError(message, failures.failed, files) from failures.first
-        return files
+        volumes = self._volumes(reader.volume_numbers(hits.locations, hits.found))
+        return reader.read(hits.locations, hits.found, volumes)
 
     @abstractmethod
     def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
@@ -224,21 +234,11 @@ class Dataset(ABC):
     ) -> Relocated: ...
 
     @abstractmethod
-    def _scan(
-        self, page_rows: int, sample: float, tag: int | None, after: bytes | None, shard: tuple[int, int]
-    ) -> Iterator[ScanPage]: ...
+    def _scan(self, scan: Scan) -> Iterator[ScanPage]: ...
 
     @abstractmethod
-    def _volume(self, number: int) -> Volume:
-        """Return a volume by number; NotFoundError."""
-
-    def _incomplete(self, done: str, failed: NDArray[np.bool_], partial: Any) -> IncompleteBatchError:
-        count = int(failed.sum())
-        message = (
-            f"dataset {self.name!r}: {count} of {len(failed)} IDs could not be {done}, "
-            "for pages that may hold them are damaged; run verify to see which"
-        )
-        return IncompleteBatchError(message, failed, partial)
+    def _volumes(self, numbers: list[int]) -> list[Volume]:
+        """Return volumes by number; NotFoundError where one is not registered."""
 
 
 class Store(ABC):
@@ -307,6 +307,50 @@ class Store(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise InputError where it is neither "raise" nor "mask"."""
+    if on_error not in ("raise", "mask"):
+        raise InputError(f'on_error: expected "raise" or "mask", got {on_error!r}')
+
+
+def as_one_id(one_id: Any) -> NDArray[np.void]:
+    """Return one ID in any form `as_ids` takes, as ID[1]."""
+    ids = as_ids(one_id)
+    if len(ids) != 1:
+        raise InputError(f"get takes one ID, got {len(ids)}; use lookup")
+    return ids
+
+
+def answered(dataset: str, hits: Hits, on_error: OnError) -> Hits:
+    """Return `hits`; with on_error="raise" raise IncompleteBatchError where IDs failed."""
+    if on_error == "raise" and hits.failed.any():
+        raise _incomplete(dataset, "looked up", hits.failed, hits)
+    return hits
+
+
+def inserted(dataset: str, result: Inserted) -> Inserted:
+    """Return an insert's result; raise IncompleteBatchError where IDs failed."""
+    if result.failed.any():
+        raise _incomplete(dataset, "inserted", result.failed, result)
+    return result
+
+
+def relocated(dataset: str, result: Relocated) -> Relocated:
+    """Return a relocate's result; raise IncompleteBatchError where IDs failed."""
+    failed = result.outcomes == Outcome.FAILED
+    if failed.any():
+        raise _incomplete(dataset, "relocated", failed, result)
+    return result
+
+
+def _incomplete(dataset: str, done: str, failed: NDArray[np.bool_], partial: Any) -> IncompleteBatchError:
+    message = (
+        f"dataset {dataset!r}: {int(failed.sum())} of {len(failed)} IDs could not be {done}, "
+        "for pages that may hold them are damaged; run verify to see which"
+    )
+    return IncompleteBatchError(message, failed, partial)
 
 
 def check_dataset_name(name: str) -> str:

@@ -15,7 +15,7 @@ from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.mixing import mix
-from kvmeta.store import Dataset, Store, StoreStats, VerifyReport, check_dataset_name, unregistered
+from kvmeta.store import Dataset, Scan, Store, StoreStats, VerifyReport, check_dataset_name, unregistered
 from kvmeta.version import MOVES_MAX, HybridClock, expiry
 from kvmeta.volumes import Volume, Volumes, normal_uri
 
@@ -93,14 +93,8 @@ class ModelDataset(Dataset):
             seen.add(key)
         return Relocated(outcomes == Outcome.RELOCATED, outcomes)
 
-    def _scan(
-        self, page_rows: int, sample: float, tag: int | None, after: bytes | None, shard: tuple[int, int]
-    ) -> Iterator[ScanPage]:
-        index, count = shard
-        if not 0 < sample <= 1 or not 0 <= index < count:
-            raise InputError(f"sample {sample}, shard {shard}")
-        if after is not None and len(after) != 16:
-            raise InputError(f"after: a cursor has 16 bytes, got {len(after)}")
+    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
+        (index, count), sample, tag, after = scan.shard, scan.sample, scan.tag, scan.after
         first, end = (index << 64) // count, ((index + 1) << 64) // count
         end = first + max(1, int((end - first) * Fraction(sample)))
         keys = [key for key in self._entries if self._live(key) is not None]
@@ -111,8 +105,8 @@ class ModelDataset(Dataset):
         rows = [row for row in rows if tag is None or self._tag(row[1]) == tag]
 
         def pages() -> Iterator[ScanPage]:
-            for start in range(0, len(rows), page_rows):
-                part = rows[start : start + page_rows]
+            for start in range(0, len(rows), scan.page_rows):
+                part = rows[start : start + scan.page_rows]
                 entries = [self._entries[key] for _, key in part]
                 yield ScanPage(
                     np.frombuffer(b"".join(key for _, key in part), ID),
@@ -135,8 +129,8 @@ class ModelDataset(Dataset):
             self._put(column, rows)
         return sum(len(column) for column, _ in ready)
 
-    def _volume(self, number: int) -> Volume:
-        return self._store.volumes.get(number)
+    def _volumes(self, numbers: list[int]) -> list[Volume]:
+        return [self._store.volumes.get(number) for number in numbers]
 
 
 class ModelVolumes(Volumes):

@@ -15,7 +15,9 @@ import pytest
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
+from tests.contract.bridge import BridgedStore
 from tests.contract.model import ModelStore
+from tests.serving import served
 
 SMALL = EngineOptions(
     batch_rows_max=256,
@@ -46,6 +48,9 @@ def locations(n: int, volume: int = 1, tag: int = 0) -> np.ndarray:
 
 class StoreContract:
     """What every store does. Subclasses give the `store` fixture."""
+
+    loads_whole = True
+    """Whether a load that fails leaves nothing."""
 
     def test_what_was_put_is_found(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
@@ -273,7 +278,7 @@ class StoreContract:
 
         with pytest.raises(RuntimeError, match="the caller's own"):
             ds.load(batches())
-        assert not ds.lookup(many(4000)).found.any()
+        assert ds.lookup(many(4000)).found.any() != self.loads_whole
 
     def test_datasets_are_apart_and_never_made_by_a_typo(self, store: kvmeta.Store) -> None:
         with pytest.raises(kvmeta.NotFoundError, match="typo"):
@@ -548,4 +553,39 @@ class TestEmbeddedWithTinyLimits(StoreContract):
     @pytest.fixture
     def store(self, tmp_path: Path) -> Iterator[kvmeta.Store]:
         with EmbeddedStore(tmp_path / "catalog", options=SMALL) as store:
+            yield store
+
+
+@pytest.fixture
+def small_store(tmp_path: Path) -> Iterator[EmbeddedStore]:
+    with EmbeddedStore(tmp_path / "catalog", options=SMALL) as store:
+        yield store
+
+
+class TestServer(StoreContract):
+    """One server, asked by the blocking SDK; batches are split into small messages."""
+
+    loads_whole = False
+
+    @pytest.fixture
+    def store(self, small_store: EmbeddedStore) -> Iterator[kvmeta.Store]:
+        options = kvmeta.ClientOptions(lookup_rows=100, compression="lz4")
+        with (
+            served(small_store, limits__batch_rows_max=256) as target,
+            kvmeta.open(target, options=options) as store,
+        ):
+            yield store
+
+
+class TestServerAsked(StoreContract):
+    """One server, asked by the asyncio SDK."""
+
+    loads_whole = False
+
+    @pytest.fixture
+    def store(self, small_store: EmbeddedStore) -> Iterator[kvmeta.Store]:
+        with (
+            served(small_store, limits__batch_rows_max=256) as target,
+            BridgedStore(target, kvmeta.ClientOptions(lookup_rows=100)) as store,
+        ):
             yield store

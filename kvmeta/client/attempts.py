@@ -1,0 +1,130 @@
+"""Which failed calls are tried again, and what the others mean: a pure function of statuses and the clock.
+
+    the server says that it did nothing (OVERLOADED, DRAINING), or it was never reached   any call is repeated
+    the connection broke                                                                  safe calls are
+    repeated anything else                                                                         that is the
+    answer
+
+An insert or a relocate whose answer is lost is never repeated: the second attempt would answer for the first.
+It raises OutcomeUnknownError. Pauses double from 50 ms to 2 s, each drawn at random from half of it on, so
+that clients do not come back in step.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from kvmeta.errors import (
+    DeadlineError,
+    InputError,
+    KvmetaError,
+    OutcomeUnknownError,
+    UnavailableError,
+    UnsupportedError,
+)
+from kvmeta.protocol import status
+from kvmeta.protocol.status import FAULT, NOT_STARTED, Refusal
+
+FIRST_PAUSE_S = 0.05
+PAUSE_S_MAX = 2.0
+_NEVER_REACHED = "failed to connect to all addresses"  # what gRPC says of a call that no connection took
+
+
+@dataclass(frozen=True)
+class Call:
+    """One message to a server.
+
+    `take` is given the reply. `repeatable`: sending it twice does what sending it once does. `writes`: it
+    changes the store.
+    """
+
+    method: str
+    request: Any
+    take: Callable[[Any], None]
+    repeatable: bool = True
+    writes: bool = False
+
+
+class Attempts:
+    """The attempts of one call, until its deadline `timeout_s` from now."""
+
+    def __init__(
+        self,
+        call: Call,
+        server: str,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        share: Callable[[], float] = random.random,
+    ) -> None:
+        self._call = call
+        self._server = server
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._share = share
+        self._end = clock() + timeout_s
+        self._pause_s = FIRST_PAUSE_S
+        self._maybe_done = False  # an attempt before may have taken effect
+
+    def left_s(self) -> float:
+        """Return the seconds until the deadline; at least one millisecond."""
+        return max(0.001, self._end - self._clock())
+
+    def after(self, failed: Any) -> float:
+        """Return how many seconds to pause before the next attempt; raise the error that ends the call."""
+        refusal = status.of_failed_call(failed)
+        not_started = refusal.reason in NOT_STARTED or _never_reached(refusal)
+        if not (not_started or (self._call.repeatable and _went_away(refusal))):
+            raise self._error(refusal)
+        self._maybe_done = self._maybe_done or not not_started
+        pause_s = self._pause_s * (0.5 + 0.5 * self._share())
+        if self._clock() + pause_s >= self._end:
+            late = f" (not done within {self._timeout_s:g} s)"
+            raise UnavailableError(f"{self._told(refusal)}{late}{self._maybe(self._maybe_done)}")
+        self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
+        return pause_s
+
+    def malformed(self, error: InputError) -> KvmetaError:
+        """Return the error for a reply that is not what the protocol says."""
+        text = f"{self._server} answered {self._call.method} with something malformed: {error}"
+        return OutcomeUnknownError(text) if self._call.writes else UnavailableError(text)
+
+    def _error(self, refusal: Refusal) -> KvmetaError:
+        """Return what a status means that is not followed by another attempt."""
+        code, told = refusal.code, self._told(refusal)
+        if refusal.reason not in ("", FAULT):
+            return refusal.error
+        if code == grpc.StatusCode.UNIMPLEMENTED:
+            return UnsupportedError(f"{told}; is the server older than the client?")
+        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT):
+            return InputError(told)
+        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+            return UnavailableError(told)
+        if self._call.writes and not self._call.repeatable:
+            return OutcomeUnknownError(f"{told}{self._maybe(True)}")
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineError(f"{told} (no answer within {self._timeout_s:g} s){self._maybe(True)}")
+        return (
+            OutcomeUnknownError(f"{told}{self._maybe(True)}") if self._call.writes else UnavailableError(told)
+        )
+
+    def _told(self, refusal: Refusal) -> str:
+        message = refusal.error.args[0] or refusal.code.name
+        return f"{self._server}, {self._call.method}: {message}"
+
+    def _maybe(self, maybe_done: bool) -> str:
+        return "; it may or may not have taken effect" if self._call.writes and maybe_done else ""
+
+
+def _never_reached(refusal: Refusal) -> bool:
+    return _went_away(refusal) and str(refusal.error).startswith(_NEVER_REACHED)
+
+
+def _went_away(refusal: Refusal) -> bool:
+    """Return whether the connection broke: no kvmeta server made the status."""
+    return not refusal.reason and refusal.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

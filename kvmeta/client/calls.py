@@ -1,0 +1,413 @@
+"""What is asked of a server, without saying how it is sent: one description, two SDKs.
+
+A *program* is a generator. It yields calls that may be under way at once; whoever runs it sends them, gives
+each reply to its call's `take`, and sends back one entry a call sent: None, or the error that ended it. After
+an error no further call of those yielded is sent. What the program returns is the operation's result.
+
+    remote.py, aio.py                          calls.py
+    run(program) ── next ────────────────────> yields Calls (encoded as they are taken)
+         │  send, a few in flight, try again
+         └─ errors ── send ──────────────────> raises, or returns columns
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
+from kvmeta.client.attempts import Call
+from kvmeta.client.distinct import Distinct, share_an_id, sorted_sums
+from kvmeta.client.options import ClientOptions
+from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableError
+from kvmeta.ids import ID, as_ids
+from kvmeta.location import LOCATION, as_locations
+from kvmeta.protocol import records, status
+from kvmeta.protocol.packed import STATE, VERSION, pack, unpack, unpack_up_to
+from kvmeta.store import (
+    CURSOR_BYTES,
+    Progress,
+    Scan,
+    StoreStats,
+    VerifyReport,
+    check_dataset_name,
+    unregistered,
+)
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.volumes import STATES, VOLUME_MAX, Volume, normal_uri
+
+T = TypeVar("T")
+Errors = Sequence[KvmetaError | None]
+Program = Generator[Iterable[Call], Errors, T]
+Ids = NDArray[np.void]
+Locations = NDArray[np.void]
+Versions = NDArray[np.uint64]
+
+_JOB_WAIT_S = 2.0
+_VOLUMES_MAX = 10_000  # named in one GetVolumes
+
+
+def _ignore(_: Any) -> None:
+    pass
+
+
+def describe() -> Program[pb.DescribeResponse]:
+    """Ask what the server is and accepts."""
+    reply: pb.DescribeResponse = yield from _ask("Describe", pb.DescribeRequest())
+    return reply
+
+
+@dataclass(frozen=True)
+class DatasetCalls:
+    """What a dataset asks, all columns checked before; `rows_max` is the server's limit for a message."""
+
+    name: str
+    options: ClientOptions
+    rows_max: int
+
+    def lookup(self, ids: Ids) -> Program[Hits]:
+        """Look up ID[n]; damage is told in `failed`."""
+        n = len(ids)
+        states, versions = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
+        locations = np.zeros(n, LOCATION)
+
+        def take(part: slice, reply: pb.LookupResponse) -> None:
+            rows = part.stop - part.start
+            states[part] = unpack(reply.states, STATE, rows, "states")
+            locations[part] = unpack(reply.locations, LOCATION, rows, "locations")
+            versions[part] = unpack(reply.versions, VERSION, rows, "versions")
+
+        def calls() -> Iterator[Call]:
+            for part in _parts(n, min(self.options.lookup_rows, self.rows_max)):
+                request = pb.LookupRequest(
+                    dataset=self.name, ids=self._pack(ids[part]), reply_compression=self.options.packing
+                )
+                yield Call("Lookup", request, partial(take, part))
+
+        _raise_first((yield calls()))
+        return Hits(states == 1, locations, versions, states == 2)
+
+    def put(self, ids: Ids, locations: Locations) -> Program[None]:
+        """Put ID[n]."""
+        yield from self._write(pb.OPERATION_PUT, ids, locations)
+
+    def delete(self, ids: Ids) -> Program[None]:
+        """Delete ID[n]."""
+        yield from self._write(pb.OPERATION_DELETE, ids, None)
+
+    def insert(self, ids: Ids, locations: Locations) -> Program[Inserted]:
+        """Insert ID[n]; damage is told in `failed`."""
+        written = yield from self._write(pb.OPERATION_INSERT, ids, locations)
+        inserted = (written.outcomes == Outcome.RELOCATED) & written.winners
+        failed = written.outcomes == Outcome.FAILED
+        return Inserted(inserted, written.locations, written.versions, failed)
+
+    def relocate(self, ids: Ids, locations: Locations, versions: Versions) -> Program[Relocated]:
+        """Relocate ID[n]; damage is told in `outcomes`."""
+        written = yield from self._write(pb.OPERATION_RELOCATE, ids, locations, versions)
+        outcomes = written.outcomes
+        outcomes[~written.winners] = Outcome.REPEATED
+        return Relocated(outcomes == Outcome.RELOCATED, outcomes)
+
+    def load(self, batches: Iterable[tuple[Any, Any]]) -> Program[int]:
+        """Put (ids, locations) batches in their order and return the rows put.
+
+        Messages under way at once may take effect in any order, so one that shares an ID with another waits
+        until that is done.
+        """
+        parts = self._checked_parts(batches)
+        held = next(parts, None)
+        rows = 0
+
+        def calls() -> Iterator[Call]:
+            nonlocal held, rows
+            flying: deque[NDArray[np.uint64]] = deque(maxlen=self.options.in_flight)
+            while held is not None:
+                ids, locations = held
+                sums = sorted_sums(ids)
+                if any(share_an_id(sums, other) for other in flying):
+                    return
+                flying.append(sums)
+                rows += len(ids)
+                yield self._write_call(pb.OPERATION_PUT, ids, locations)
+                held = next(parts, None)
+
+        while held is not None:
+            _raise_first((yield calls()))
+        return rows
+
+    def scan_page(self, scan: Scan) -> Program[tuple[ScanPage, bool]]:
+        """Return the next page, which may be empty, and whether it is the last."""
+        rows_max = min(scan.page_rows, self.rows_max)
+        request = pb.ScanRequest(
+            dataset=self.name,
+            page_rows=rows_max,
+            sample=float(scan.sample),
+            tag=scan.tag,
+            after=scan.after or b"",
+            shard_index=int(scan.shard[0]),
+            shard_count=int(scan.shard[1]),
+            reply_compression=self.options.packing,
+        )
+        pages: list[tuple[ScanPage, bool]] = []
+
+        def take(reply: pb.ScanResponse) -> None:
+            ids = unpack_up_to(reply.ids, ID, rows_max, "ids").copy()
+            locations = unpack(reply.locations, LOCATION, len(ids), "locations").copy()
+            versions = unpack(reply.versions, VERSION, len(ids), "versions").copy()
+            if len(reply.cursor) != CURSOR_BYTES:
+                raise InputError(f"cursor: {len(reply.cursor)} bytes")
+            pages.append((ScanPage(ids, locations, versions, reply.cursor), reply.done))
+
+        _raise_first((yield [Call("Scan", request, take)]))
+        return pages[0]
+
+    def _write(
+        self,
+        operation: pb.Operation,
+        ids: Ids,
+        locations: Locations | None,
+        versions: Versions | None = None,
+    ) -> Program[_Written]:
+        """Write ID[n] in messages of up to `rows_max`; an error's `.failed` marks all not acknowledged."""
+        first_wins = operation in (pb.OPERATION_INSERT, pb.OPERATION_RELOCATE)
+        place: NDArray[np.int64] | None = None
+        winners = np.ones(len(ids), np.bool_)
+        if len(ids) > self.rows_max:  # several messages, under way at once: no ID may be in two of them
+            distinct = Distinct.of(ids, last=not first_wins)
+            place, winners = distinct.place, distinct.winners()
+            ids = ids[distinct.kept]
+            locations = None if locations is None else locations[distinct.kept]
+            versions = None if versions is None else versions[distinct.kept]
+        written = _Written.empty(len(ids), first_wins)
+        parts = list(_parts(len(ids), self.rows_max))
+
+        def calls() -> Iterator[Call]:
+            for part in parts:
+                own = None if locations is None else locations[part]
+                seen = None if versions is None else versions[part]
+                take = partial(written.take, operation, part) if first_wins else _ignore
+                yield self._write_call(operation, ids[part], own, seen, take)
+
+        errors = yield calls()
+        failed = np.ones(len(ids), np.bool_)
+        for part, error in zip(parts, errors, strict=False):  # after an error no more are sent
+            failed[part] = error is not None
+        try:
+            _raise_first(errors)
+        except KvmetaError as error:
+            error.failed = failed if place is None else failed[place]
+            raise
+        return written.spread(place, winners)
+
+    def _write_call(
+        self,
+        operation: pb.Operation,
+        ids: Ids,
+        locations: Locations | None,
+        versions: Versions | None = None,
+        take: Callable[[Any], None] = _ignore,
+    ) -> Call:
+        request = pb.WriteRequest(
+            dataset=self.name,
+            operation=operation,
+            ids=self._pack(ids),
+            locations=None if locations is None else self._pack(locations),
+            versions=None if versions is None else self._pack(versions),
+            reply_compression=self.options.packing,
+        )
+        repeatable = operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE)
+        return Call("Write", request, take, repeatable, writes=True)
+
+    def _checked_parts(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Ids, Locations]]:
+        for ids, locations in batches:
+            column = as_ids(ids)
+            rows = as_locations(locations, len(column))
+            for part in _parts(len(column), self.rows_max):
+                yield column[part], rows[part]
+
+    def _pack(self, column: NDArray[Any]) -> pb.Packed:
+        return pack(column, self.options.packing)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What became of a write's rows: the columns of WriteResponse; `winners` as of `Distinct`."""
+
+    outcomes: NDArray[np.uint8]
+    locations: Locations
+    versions: Versions
+    winners: NDArray[np.bool_]
+
+    @staticmethod
+    def empty(n: int, has_columns: bool) -> _Written:
+        rows = n if has_columns else 0
+        return _Written(
+            np.zeros(rows, np.uint8),
+            np.zeros(rows, LOCATION),
+            np.zeros(rows, np.uint64),
+            np.ones(n, np.bool_),
+        )
+
+    def take(self, operation: pb.Operation, part: slice, reply: pb.WriteResponse) -> None:
+        rows = part.stop - part.start
+        self.outcomes[part] = unpack(reply.outcomes, STATE, rows, "outcomes")
+        if operation == pb.OPERATION_INSERT:
+            self.locations[part] = unpack(reply.locations, LOCATION, rows, "locations")
+            self.versions[part] = unpack(reply.versions, VERSION, rows, "versions")
+
+    def spread(self, place: NDArray[np.int64] | None, winners: NDArray[np.bool_]) -> _Written:
+        """Return the columns over the call's rows."""
+        if place is None or not len(self.outcomes):
+            return self
+        return _Written(self.outcomes[place], self.locations[place], self.versions[place], winners)
+
+
+@dataclass(frozen=True)
+class StoreCalls:
+    """What a store asks besides batches."""
+
+    def dataset(self, name: str) -> Program[None]:
+        """Raise NotFoundError where there is no dataset `name`."""
+        if name not in (yield from self.datasets()):
+            raise NotFoundError(f"no dataset {name!r}; create_dataset makes one")
+
+    def datasets(self) -> Program[list[str]]:
+        """List the datasets."""
+        reply = yield from _ask("ListDatasets", pb.ListDatasetsRequest())
+        return list(reply.names)
+
+    def create_dataset(self, name: str, ttl_s: float | None, bottom_filter: bool) -> Program[None]:
+        """Create a dataset."""
+        if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and ttl_s > 0):
+            raise InputError(f"ttl_s: expected a positive number of seconds, got {ttl_s}")
+        request = pb.CreateDatasetRequest(
+            name=check_dataset_name(name), ttl_s=ttl_s, bottom_filter=bool(bottom_filter)
+        )
+        yield from _ask("CreateDataset", request, repeatable=False, writes=True)
+
+    def drop_dataset(self, name: str) -> Program[None]:
+        """Remove a dataset."""
+        yield from _ask("DropDataset", pb.DropDatasetRequest(name=name), repeatable=False, writes=True)
+
+    def flush(self) -> Program[None]:
+        """Write what is in memory to runs."""
+        yield from _ask("Flush", pb.FlushRequest())
+
+    def stats(self) -> Program[StoreStats]:
+        """Return the store's figures."""
+        return records.stats((yield from _ask("Stats", pb.StatsRequest())))
+
+    def compact(self, discard_damaged: bool, progress: Progress | None) -> Program[None]:
+        """Merge each dataset's runs into one."""
+        yield from self._job(pb.JOB_KIND_COMPACT, discard_damaged, progress)
+
+    def verify(self, progress: Progress | None) -> Program[VerifyReport]:
+        """Read every page."""
+        job = yield from self._job(pb.JOB_KIND_VERIFY, False, progress)
+        reports, taken = [job.report], len(job.report.damages)
+        while taken < job.report.damages_total:
+            request = pb.GetJobRequest(id=job.id, damages_from=taken)
+            page = (yield from _ask("GetJob", request)).job.report
+            if not page.damages:
+                raise UnavailableError(
+                    f"verify: the server lists {taken} of {job.report.damages_total} damages"
+                )
+            reports.append(page)
+            taken += len(page.damages)
+        return records.report(reports)
+
+    def add_volume(self, uri: Any, name: str | None, size_bytes: int | None) -> Program[Volume]:
+        """Register a URI."""
+        request = pb.AddVolumeRequest(uri=normal_uri(uri), name=name, size_bytes=size_bytes)
+        reply = yield from _ask("AddVolume", request, writes=True)  # a known URI has its number already
+        return records.volume(reply.volume)
+
+    def volumes(self, names: Sequence[Any]) -> Program[list[Volume]]:
+        """Return volumes by number or URI."""
+        found: list[Volume] = []
+
+        def take(reply: pb.GetVolumesResponse) -> None:
+            found.extend(records.volume(volume) for volume in reply.volumes)
+
+        def calls() -> Iterator[Call]:
+            for part in _parts(len(names), _VOLUMES_MAX):
+                request = pb.GetVolumesRequest(volumes=[_volume_name(name) for name in names[part]])
+                yield Call("GetVolumes", request, take)
+
+        if names:
+            _raise_first((yield calls()))
+        return found
+
+    def list_volumes(self) -> Program[list[Volume]]:
+        """Return all volumes."""
+        found: list[Volume] = []
+        done = False
+        while not done:
+            after = int(found[-1]) if found else 0
+            reply = yield from _ask("ListVolumes", pb.ListVolumesRequest(after=after))
+            found += [records.volume(volume) for volume in reply.volumes]
+            done = reply.done or not reply.volumes
+        return found
+
+    def update_volume(self, volume: Any, uri: Any = None, state: str | None = None) -> Program[Volume]:
+        """Change a volume's URI or state."""
+        if state is not None and state not in STATES:
+            raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+        request = pb.UpdateVolumeRequest(
+            volume=_volume_name(volume),
+            uri=None if uri is None else normal_uri(uri),
+            state=pb.VOLUME_STATE_UNSPECIFIED if state is None else records.STATE_OF[state],
+        )
+        reply = yield from _ask(
+            "UpdateVolume", request, repeatable=uri is None or isinstance(volume, int), writes=True
+        )
+        return records.volume(reply.volume)
+
+    def _job(self, kind: pb.JobKind, discard_damaged: bool, progress: Progress | None) -> Program[pb.Job]:
+        start = pb.StartJobRequest(kind=kind, request_id=uuid.uuid4().hex, discard_damaged=discard_damaged)
+        job: pb.Job = (yield from _ask("StartJob", start, writes=True)).job
+        while job.state == pb.JOB_STATE_RUNNING:
+            if progress is not None:
+                progress(job.done, job.total)
+            job = (yield from _ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=_JOB_WAIT_S))).job
+        if job.state == pb.JOB_STATE_FAILED:
+            raise status.error_of(job.error.reason, job.error.message, dict(job.error.metadata))
+        if progress is not None:
+            progress(job.total, job.total)
+        return job
+
+
+def _volume_name(volume: Any) -> pb.VolumeName:
+    if isinstance(volume, int):
+        number = int(volume)
+        if not 0 < number <= VOLUME_MAX:
+            raise unregistered(number)
+        return pb.VolumeName(number=number)
+    return pb.VolumeName(uri=normal_uri(volume))
+
+
+def _ask(method: str, request: Any, *, repeatable: bool = True, writes: bool = False) -> Program[Any]:
+    """Make one call and return its reply."""
+    replies: list[Any] = []
+    _raise_first((yield [Call(method, request, replies.append, repeatable, writes)]))
+    return replies[0]
+
+
+def _raise_first(errors: Errors) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _parts(n: int, size: int) -> Iterator[slice]:
+    """Yield slices of up to `size` rows; one, empty, where n is 0: the server still checks the rest."""
+    for start in range(0, max(n, 1), size):
+        yield slice(start, min(start + size, n))

@@ -1,0 +1,76 @@
+"""How a client talks to a server, each setting with its reason; and what a target names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from kvmeta.errors import InputError
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+SCHEME = "kvmeta"
+DEFAULT_PORT = 7400
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Settings of one client. `kvmeta.open("kvmeta://host", options=kvmeta.ClientOptions(timeout_s=5))`."""
+
+    timeout_s: float = 30.0
+    """How long one message (a part of a batch, see `lookup_rows`) may take, attempts and pauses included."""
+
+    connect_timeout_s: float = 10.0
+    """How long opening may take: shorter, so that a wrong address is told soon."""
+
+    in_flight: int = 8
+    """Messages of one call under way at once: enough to keep a server's cores busy while replies are read."""
+
+    lookup_rows: int = 16_384
+    """IDs in one lookup message. Smaller ones overlap better, larger ones cost less; answers are the same."""
+
+    compression: Literal["none", "lz4"] = "none"
+    """lz4 compresses columns both ways, where that is shorter: for links slower than about 2 Gbit/s. IDs do
+    not shrink, locations do by half."""
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_s", "connect_timeout_s"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise InputError(f"{name}: expected a positive number of seconds, got {value!r}")
+        for name in ("in_flight", "lookup_rows"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name}: expected at least 1, got {value!r}")
+        if self.compression not in ("none", "lz4"):
+            raise InputError(f'compression: expected "none" or "lz4", got {self.compression!r}')
+
+    @property
+    def packing(self) -> pb.Compression:
+        """Return `compression` as the protocol has it."""
+        return pb.COMPRESSION_LZ4 if self.compression == "lz4" else pb.COMPRESSION_UNSPECIFIED
+
+    def channel_arguments(self) -> list[tuple[str, Any]]:
+        """Return gRPC's arguments for a channel."""
+        return [
+            ("grpc.max_receive_message_length", 64 << 20),  # the server bounds its replies
+            ("grpc.enable_retries", 0),  # ours know which calls are safe to repeat
+            ("grpc.use_local_subchannel_pool", 1),  # a store has a connection of its own
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 1000),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+
+
+def address_of(target: str) -> str:
+    """Return "host:port" of "kvmeta://host[:port]"; InputError where it is something else."""
+    expected = f'{target!r}: expected "{SCHEME}://host" or "{SCHEME}://host:port"'
+    try:
+        parts = urlsplit(target)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(f"{expected} ({error})") from None
+    extra = parts.username or parts.password or parts.query or parts.fragment or parts.path.strip("/")
+    if parts.scheme != SCHEME or not host or extra:
+        raise InputError(expected)
+    return f"[{host}]:{port or DEFAULT_PORT}" if ":" in host else f"{host}:{port or DEFAULT_PORT}"

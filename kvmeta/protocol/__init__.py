@@ -1,0 +1,1 @@
+"""What client and server share: columns as bytes, records as messages, errors as statuses."""

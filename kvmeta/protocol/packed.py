@@ -1,0 +1,73 @@
+"""Columns as the protocol has them: little-endian bytes, plain or as one LZ4 block where that is shorter.
+
+    plain:  value 0 | value 1 | …
+    lz4:    size of the values in bytes, u4 | one LZ4 block
+
+What comes from outside is checked before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lz4.block
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.errors import InputError
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+PLAIN = pb.COMPRESSION_UNSPECIFIED
+LZ4 = pb.COMPRESSION_LZ4
+
+STATE: np.dtype[np.uint8] = np.dtype(np.uint8)
+VERSION: np.dtype[np.uint64] = np.dtype("<u8")
+_SIZE_BYTES = 4
+
+
+def pack(column: NDArray[Any], compression: pb.Compression = PLAIN) -> pb.Packed:
+    """Return a C-contiguous column as a message; with LZ4 compressed where that is shorter."""
+    plain = column.tobytes()
+    if compression == LZ4:
+        block = lz4.block.compress(plain, store_size=True)
+        if len(block) < len(plain):
+            return pb.Packed(lz4=block)
+    return pb.Packed(plain=plain)
+
+
+def unpack(packed: pb.Packed, dtype: np.dtype[Any], rows: int, name: str) -> NDArray[Any]:
+    """Return column `name` as dtype[rows], read-only; InputError where it is not exactly that."""
+    column = unpack_up_to(packed, dtype, rows, name)
+    if len(column) != rows:
+        raise InputError(f"{name}: expected {rows} rows of {dtype.itemsize} bytes, got {len(column)} rows")
+    return column
+
+
+def unpack_up_to(packed: pb.Packed, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:
+    """Return column `name` as dtype[n], n <= rows_max, read-only; InputError where it is something else."""
+    form = packed.WhichOneof("form")
+    if form == "lz4":
+        data = _decompressed(packed.lz4, rows_max * dtype.itemsize, name)
+    else:
+        data = packed.plain
+        _check_size(len(data), rows_max * dtype.itemsize, name)
+    if len(data) % dtype.itemsize:
+        raise InputError(f"{name}: {len(data)} bytes are no multiple of the {dtype.itemsize} of a row")
+    return np.frombuffer(data, dtype)
+
+
+def _decompressed(block: bytes, bytes_max: int, name: str) -> bytes:
+    size = int.from_bytes(block[:_SIZE_BYTES], "little")
+    _check_size(size, bytes_max, name)
+    try:
+        data: bytes = lz4.block.decompress(block[_SIZE_BYTES:], uncompressed_size=size)
+    except (lz4.block.LZ4BlockError, ValueError) as error:
+        raise InputError(f"{name}: the LZ4 block is corrupt ({error})") from None
+    if len(data) != size:
+        raise InputError(f"{name}: the LZ4 block holds {len(data)} bytes, its size field says {size}")
+    return data
+
+
+def _check_size(size: int, bytes_max: int, name: str) -> None:
+    if size > bytes_max:
+        raise InputError(f"{name}: {size} bytes; at most {bytes_max} are taken here, so split the batch")

@@ -1,0 +1,297 @@
+"""The remote store: the public contract over one server, for callers that block.
+
+    RemoteDataset ── program (client/calls.py) ──> Connection.run ── gRPC, a few messages in flight ──> server
+
+A store may be used by any number of threads. After a fork the child makes a connection of its own; a pickled
+store connects anew where it is unpickled. So data-loader workers just use the store they are given.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches
+from kvmeta.client import calls
+from kvmeta.client.attempts import Attempts, Call
+from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
+from kvmeta.client.memory import keep_freed_memory
+from kvmeta.client.options import ClientOptions, address_of
+from kvmeta.errors import InputError, KvmetaError, ReadOnlyError
+from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.v1 import kvmeta_pb2_grpc as rpc
+from kvmeta.volumes import Volume, Volumes
+
+T = TypeVar("T")
+Ids = NDArray[np.void]
+Locations = NDArray[np.void]
+
+
+class Connection:
+    """A connection to one server, made when it is first used and anew after a fork."""
+
+    def __init__(self, target: str, options: ClientOptions) -> None:
+        self.target = target
+        self.options = options
+        self.address = address_of(target)
+        self._lock = threading.Lock()
+        self._pid = 0
+        self._closed = False
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+        self._limits: pb.DescribeResponse | None = None
+        keep_freed_memory()
+
+    def limits(self) -> pb.DescribeResponse:
+        """Return what the server accepts; asked once."""
+        if self._limits is None:
+            timeout_s = min(self.options.connect_timeout_s, self.options.timeout_s)
+            self._limits = self.run(calls.describe(), timeout_s)
+        return self._limits
+
+    def run(self, program: Program[T], timeout_s: float | None = None) -> T:
+        """Run a program to its end and return its result; one message may take `timeout_s`."""
+        errors: list[KvmetaError | None] | None = None
+        while True:
+            try:
+                yielded = next(program) if errors is None else program.send(errors)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            errors = self._perform(iter(yielded), timeout_s or self.options.timeout_s)
+
+    def close(self) -> None:
+        """Close the channel. Idempotent."""
+        with self._lock:
+            self._closed = True
+            if self._channel is not None and self._pid == os.getpid():
+                self._channel.close()
+
+    def check_open(self) -> None:
+        """Raise InputError where the store was closed."""
+        if self._closed:
+            raise InputError(f"the connection to {self.target} is closed")
+
+    def _perform(self, yielded: Iterator[Call], timeout_s: float) -> list[KvmetaError | None]:
+        """Send the calls, up to `in_flight` at once, until one fails; return an entry for each one sent."""
+        stub = self._connected()
+        first, second = next(yielded, None), next(yielded, None)
+        if first is None:
+            return []
+        if second is None:  # a blocking call is quicker than one that another thread ends
+            attempts = Attempts(first, self.address, timeout_s)
+            return [self._finish(stub, first, attempts, None)]
+        errors: list[KvmetaError | None] = []
+        flying: deque[tuple[Call, Attempts, grpc.Future[Any]] = deque()
+        try:
+            for call in chain((first, second), yielded):
+                if len(flying) == self.options.in_flight:
+                    errors.append(self._finish(stub, *flying.popleft()))
+                    if errors[-1] is not None:
+                        break
+                attempts = Attempts(call, self.address, timeout_s)
+                future = getattr(stub, call.method).future(call.request, timeout=attempts.left_s())
+                flying.append((call, attempts, future))
+            while flying:
+                errors.append(self._finish(stub, *flying.popleft()))
+        finally:
+            for _, _, future in flying:  # an interrupt: nobody waits for these any more
+                future.cancel()
+        return errors
+
+    def _finish(
+        self, stub: Any, call: Call, attempts: Attempts, future: grpc.Future[Any] | None
+    ) -> KvmetaError | None:
+        """See a call through, attempt by attempt; return the error that ended it."""
+        while True:
+            try:
+                if future is not None:
+                    reply = future.result()
+                else:
+                    reply = getattr(stub, call.method)(call.request, timeout=attempts.left_s())
+            except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
+                if self._closed:
+                    return InputError(f"the connection to {self.target} was closed meanwhile")
+                if not isinstance(failed, grpc.RpcError):
+                    raise
+                try:
+                    time.sleep(attempts.after(failed))
+                except KvmetaError as error:
+                    return error
+                future = None
+                continue
+            try:
+                call.take(reply)
+            except InputError as error:
+                return attempts.malformed(error)
+            return None
+
+    def _connected(self) -> Any:
+        with self._lock:
+            self.check_open()
+            if self._pid != os.getpid():  # not of this process: a channel does not survive a fork
+                self._channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
+                self._stub = rpc.StoreServiceStub(self._channel)
+                self._pid = os.getpid()
+            return self._stub
+
+
+class RemoteStore(Store):
+    """A store behind a server. mode "r" refuses writes here, whatever the server would say."""
+
+    def __init__(self, target: str, mode: str = "a", options: ClientOptions | None = None) -> None:
+        if mode not in ("a", "r"):
+            raise InputError(f'mode: expected "a" or "r" for a server, got {mode!r}')
+        self.mode = mode
+        self.connection = Connection(target, options or ClientOptions())
+        self.connection.limits()
+        self.volumes = RemoteVolumes(self)
+
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, str, ClientOptions]]:
+        return RemoteStore, (self.connection.target, self.mode, self.connection.options)
+
+    def __repr__(self) -> str:
+        return f'<kvmeta store {self.connection.target}, mode "{self.mode}">'
+
+    def run(self, program: Program[T], *, writes: bool = False) -> T:
+        """Run a program over the connection."""
+        if writes and self.mode == "r":
+            self.connection.check_open()
+            raise ReadOnlyError(f'{self.connection.target} was opened with mode="r"')
+        return self.connection.run(program)
+
+    def dataset(self, name: str = "default") -> RemoteDataset:
+        """Return a dataset; NotFoundError if there is none of that name."""
+        self.run(StoreCalls().dataset(name))
+        return RemoteDataset(self, name)
+
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
+    ) -> RemoteDataset:
+        """Create a dataset; its options are fixed from now on."""
+        self.run(StoreCalls().create_dataset(name, ttl_s, bottom_filter), writes=True)
+        return RemoteDataset(self, name)
+
+    def drop_dataset(self, name: str) -> None:
+        """Remove a dataset and all its entries."""
+        self.run(StoreCalls().drop_dataset(name), writes=True)
+
+    def datasets(self) -> list[str]:
+        """Return the names of the datasets, sorted."""
+        return self.run(StoreCalls().datasets())
+
+    def flush(self) -> None:
+        """Write what is in memory to the runs on disk; it was durable before."""
+        self.run(StoreCalls().flush(), writes=True)
+
+    def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
+        """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
+        self.run(StoreCalls().compact(discard_damaged, progress), writes=True)
+
+    def verify(self, *, progress: Progress | None = None) -> VerifyReport:
+        """Read every segment page and report what is not as it was written: a job of the server."""
+        return self.run(StoreCalls().verify(progress))
+
+    def stats(self) -> StoreStats:
+        """Return figures about the store; `path` is the server's."""
+        return self.run(StoreCalls().stats())
+
+    def refresh(self) -> None:
+        """Do nothing: a server always answers with its current state."""
+        self.connection.check_open()
+
+    def close(self) -> None:
+        """Close the connection. Idempotent."""
+        self.connection.close()
+
+
+class RemoteDataset(Dataset):
+    """A dataset behind a server."""
+
+    def __init__(self, store: RemoteStore, name: str) -> None:
+        self._store = store
+        self.name = name
+        connection = store.connection
+        self._calls = DatasetCalls(name, connection.options, connection.limits().batch_rows_max)
+
+    def __reduce__(self) -> tuple[type[RemoteDataset], tuple[RemoteStore, str]]:
+        return RemoteDataset, (self._store, self.name)
+
+    def __repr__(self) -> str:
+        return f"<kvmeta dataset {self.name!r} of {self._store.connection.target}>"
+
+    def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
+        """Put (ids, locations) batches, several messages in flight, and return the rows put.
+
+        Unlike an embedded load it is not visible whole at its end: what was put before a failure stays. Later
+        batches win over earlier ones.
+        """
+        return self._store.run(self._calls.load(as_batches(batches)), writes=True)
+
+    def _lookup(self, ids: Ids) -> Hits:
+        return self._store.run(self._calls.lookup(ids))
+
+    def _put(self, ids: Ids, locations: Locations) -> None:
+        self._store.run(self._calls.put(ids, locations), writes=True)
+
+    def _insert(self, ids: Ids, locations: Locations) -> Inserted:
+        return self._store.run(self._calls.insert(ids, locations), writes=True)
+
+    def _delete(self, ids: Ids) -> None:
+        self._store.run(self._calls.delete(ids), writes=True)
+
+    def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
+        return self._store.run(self._calls.relocate(ids, locations, versions), writes=True)
+
+    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
+        def pages() -> Iterator[ScanPage]:
+            step, done = scan, False
+            while not done:
+                page, done = self._store.run(self._calls.scan_page(step))
+                step = replace(step, after=page.cursor)
+                if len(page):
+                    yield page
+
+        return pages()
+
+    def _volumes(self, numbers: list[int]) -> list[Volume]:
+        return self._store.run(StoreCalls().volumes(numbers))
+
+
+class RemoteVolumes(Volumes):
+    """The server's table of volumes."""
+
+    def __init__(self, store: RemoteStore) -> None:
+        self._store = store
+
+    def add(self, uri: str | Path, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
+        """Register `uri` and return its volume; a URI known already returns the one it has."""
+        return self._store.run(StoreCalls().add_volume(uri, name, size_bytes), writes=True)
+
+    def get(self, volume: int | str | Path) -> Volume:
+        """Return a volume by number or URI; NotFoundError if it is not registered."""
+        return self._store.run(StoreCalls().volumes([volume]))[0]
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, by number."""
+        return self._store.run(StoreCalls().list_volumes())
+
+    def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
+        """Let `volume` stand for another URI from now on; every entry in it follows."""
+        return self._store.run(StoreCalls().update_volume(volume, uri=uri), writes=True)
+
+    def set_state(self, volume: int | str | Path, state: str) -> Volume:
+        """Set a volume "online" or "offline"."""
+        return self._store.run(StoreCalls().update_volume(volume, state=state), writes=True)

@@ -1,0 +1,1 @@
+"""Generated from protos/kvmeta/v1/kvmeta.proto by `make protos`; never edited."""

@@ -1,0 +1,245 @@
+"""What a server answers: one function a call, request in, response out. No gRPC, no threads.
+
+Whatever is wrong is raised as a KvmetaError; columns are views of the request's bytes until the engine copies
+them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kvmeta
+from kvmeta.batch import Outcome
+from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
+from kvmeta.errors import IncompleteBatchError, InputError
+from kvmeta.ids import ID, ids_from_keys
+from kvmeta.location import LOCATION
+from kvmeta.protocol import records
+from kvmeta.protocol.packed import VERSION, pack, unpack, unpack_up_to
+from kvmeta.store import Scan
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.volumes import Volume
+from kvmeta_server.config import Limits
+
+EXISTS = 6
+"""Of a write's outcomes: an insert found the ID held. The others are those of `Outcome`."""
+FOUND, FAILED = 1, 2
+"""Of a lookup's states."""
+VOLUMES_MAX = 10_000
+"""Volumes in one message: about 2 MB with long URIs."""
+
+_ID_BYTES = 16
+
+
+class Answers:
+    """The answers of one store."""
+
+    def __init__(self, store: EmbeddedStore, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+
+    def describe(self, _: pb.DescribeRequest) -> pb.DescribeResponse:
+        """Say what the server is and accepts."""
+        identity = self._store.engine.identity
+        return pb.DescribeResponse(
+            version=kvmeta.__version__,
+            store_id=identity.store_id,
+            seed=identity.seed,
+            batch_rows_max=self._limits.batch_rows_max,
+            message_bytes_max=self._limits.message_bytes_max,
+            read_only=self._store.engine.read_only,
+        )
+
+    def lookup(self, request: pb.LookupRequest) -> pb.LookupResponse:
+        """Look up a batch; damage is a state, not an error."""
+        hits = self._dataset(request.dataset).lookup(self._ids(request.ids), on_error="mask")
+        states = hits.found.view(np.uint8)
+        if hits.failed.any():
+            states = np.where(hits.failed, np.uint8(FAILED), states)
+        packing = request.reply_compression
+        return pb.LookupResponse(
+            states=pack(states, packing),
+            locations=pack(hits.locations, packing),
+            versions=pack(hits.versions, packing),
+        )
+
+    def write(self, request: pb.WriteRequest) -> pb.WriteResponse:
+        """Write a batch, which is atomic: it is one chunk of the engine."""
+        dataset = self._dataset(request.dataset)
+        ids = self._ids(request.ids)
+        operation, packing = request.operation, request.reply_compression
+        if operation == pb.OPERATION_DELETE:
+            dataset.delete(ids)
+            return pb.WriteResponse()
+        if operation not in (pb.OPERATION_PUT, pb.OPERATION_INSERT, pb.OPERATION_RELOCATE):
+            raise InputError(f"operation: expected PUT, INSERT, DELETE or RELOCATE, got {operation}")
+        locations = unpack(request.locations, LOCATION, len(ids), "locations")
+        if operation == pb.OPERATION_PUT:
+            dataset.put(ids, locations)
+            return pb.WriteResponse()
+        if operation == pb.OPERATION_INSERT:
+            return _insert(dataset, ids, locations, packing)
+        versions = unpack(request.versions, VERSION, len(ids), "versions")
+        return _relocate(dataset, ids, locations, versions, packing)
+
+    def scan(self, request: pb.ScanRequest) -> pb.ScanResponse:
+        """Return the next page of a scan."""
+        rows_max = self._limits.batch_rows_max
+        scan = Scan(
+            page_rows=min(request.page_rows or rows_max, rows_max),
+            sample=request.sample if request.HasField("sample") else 1.0,
+            tag=request.tag if request.HasField("tag") else None,
+            after=request.after or None,
+            shard=(request.shard_index, request.shard_count or 1),
+        )
+        page, done = self._dataset(request.dataset).scan_page(scan)
+        packing = request.reply_compression
+        return pb.ScanResponse(
+            ids=pack(page.ids, packing),
+            locations=pack(page.locations, packing),
+            versions=pack(page.versions, packing),
+            cursor=page.cursor,
+            done=done,
+        )
+
+    def get(self, request: pb.GetRequest) -> pb.GetResponse:
+        """Return one entry."""
+        hits = self._dataset(request.dataset).lookup(_entry_id(request.entry))
+        if not hits.found[0]:
+            return pb.GetResponse()
+        volume, length, offset, checksum, tag = hits.locations[0].tolist()
+        location = pb.Location(volume=volume, length=length, offset=offset, checksum=checksum, tag=tag)
+        return pb.GetResponse(location=location, version=int(hits.versions[0]))
+
+    def put(self, request: pb.PutRequest) -> pb.PutResponse:
+        """Set one entry."""
+        if not request.HasField("location"):
+            raise InputError("location: missing")
+        given = request.location
+        row = kvmeta.Location(given.volume, given.length, given.offset, given.checksum, given.tag)
+        self._dataset(request.dataset).put(_entry_id(request.entry), row)
+        return pb.PutResponse()
+
+    def delete(self, request: pb.DeleteRequest) -> pb.DeleteResponse:
+        """Remove one entry."""
+        self._dataset(request.dataset).delete(_entry_id(request.entry))
+        return pb.DeleteResponse()
+
+    def create_dataset(self, request: pb.CreateDatasetRequest) -> pb.CreateDatasetResponse:
+        """Create a dataset."""
+        ttl_s = request.ttl_s if request.HasField("ttl_s") else None
+        self._store.create_dataset(request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter)
+        return pb.CreateDatasetResponse()
+
+    def drop_dataset(self, request: pb.DropDatasetRequest) -> pb.DropDatasetResponse:
+        """Remove a dataset."""
+        self._store.drop_dataset(request.name)
+        return pb.DropDatasetResponse()
+
+    def list_datasets(self, _: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
+        """Return the datasets' names."""
+        return pb.ListDatasetsResponse(names=self._store.datasets())
+
+    def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
+        """Register a volume."""
+        volume = self._store.volumes.add(
+            _absolute_uri(request.uri),
+            name=request.name if request.HasField("name") else None,
+            size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
+        )
+        return pb.AddVolumeResponse(volume=records.volume_message(volume))
+
+    def get_volumes(self, request: pb.GetVolumesRequest) -> pb.GetVolumesResponse:
+        """Return some volumes."""
+        if len(request.volumes) > VOLUMES_MAX:
+            raise InputError(f"volumes: at most {VOLUMES_MAX} in one call, got {len(request.volumes)}")
+        found = [records.volume_message(self._volume(name)) for name in request.volumes]
+        return pb.GetVolumesResponse(volumes=found)
+
+    def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
+        """Return the next volumes by number."""
+        volumes = [volume for volume in self._store.volumes.list() if int(volume) > request.after]
+        found = [records.volume_message(volume) for volume in volumes[:VOLUMES_MAX]]
+        return pb.ListVolumesResponse(volumes=found, done=len(volumes) <= VOLUMES_MAX)
+
+    def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
+        """Change a volume."""
+        volume = self._volume(request.volume)
+        if request.HasField("uri"):
+            volume = self._store.volumes.move(volume, _absolute_uri(request.uri))
+        if request.state != pb.VOLUME_STATE_UNSPECIFIED:
+            names = {state: name for name, state in records.STATE_OF.items()}
+            volume = self._store.volumes.set_state(volume, names.get(request.state, str(request.state)))
+        return pb.UpdateVolumeResponse(volume=records.volume_message(volume))
+
+    def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
+        """Write what is in memory to runs."""
+        self._store.flush()
+        return pb.FlushResponse()
+
+    def stats(self, _: pb.StatsRequest) -> pb.StatsResponse:
+        """Return figures about the store."""
+        return records.stats_message(self._store.stats())
+
+    def _dataset(self, name: str) -> EmbeddedDataset:
+        return self._store.dataset(name or "default")
+
+    def _ids(self, packed: pb.Packed) -> NDArray[np.void]:
+        return unpack_up_to(packed, ID, self._limits.batch_rows_max, "ids")
+
+    def _volume(self, name: pb.VolumeName) -> Volume:
+        which = name.WhichOneof("name")
+        if which is None:
+            raise InputError("volume: expected a number or a URI")
+        return self._store.volumes.get(name.number if which == "number" else _absolute_uri(name.uri))
+
+
+def _insert(
+    dataset: EmbeddedDataset, ids: NDArray[np.void], locations: NDArray[np.void], packing: pb.Compression
+) -> pb.WriteResponse:
+    try:
+        result = dataset.insert(ids, locations)
+    except IncompleteBatchError as error:
+        result = error.partial
+    outcomes = np.where(result.inserted, np.uint8(Outcome.RELOCATED), np.uint8(EXISTS))
+    outcomes[result.failed] = Outcome.FAILED
+    return pb.WriteResponse(
+        outcomes=pack(outcomes, packing),
+        locations=pack(result.locations, packing),
+        versions=pack(result.versions, packing),
+    )
+
+
+def _relocate(
+    dataset: EmbeddedDataset,
+    ids: NDArray[np.void],
+    locations: NDArray[np.void],
+    versions: NDArray[Any],
+    packing: pb.Compression,
+) -> pb.WriteResponse:
+    try:
+        result = dataset.relocate(ids, locations, versions)
+    except IncompleteBatchError as error:
+        result = error.partial
+    return pb.WriteResponse(outcomes=pack(result.outcomes, packing))
+
+
+def _entry_id(entry: pb.EntryName) -> NDArray[np.void]:
+    which = entry.WhichOneof("name")
+    if which is None:
+        raise InputError("entry: expected an id or a key")
+    if which == "key":
+        return ids_from_keys([entry.key])
+    if len(entry.id) != _ID_BYTES:
+        raise InputError(f"entry: an id has exactly {_ID_BYTES} bytes, got {len(entry.id)}")
+    return np.frombuffer(entry.id, ID)
+
+
+def _absolute_uri(uri: str) -> str:
+    """Return `uri`; a path would be one of the server's working directory, which no client can mean."""
+    if "://" not in uri:
+        raise InputError(f"uri: expected an absolute URI such as file:///data/shard.tar, got {uri!r}")
+    return uri

@@ -1,0 +1,13 @@
+"""A call that is refused before anything was done for it: the caller may come again."""
+
+from __future__ import annotations
+
+from kvmeta.errors import UnavailableError
+
+
+class Refused(UnavailableError):  # noqa: N818 - what it is, not what went wrong
+    """`reason` is OVERLOADED or DRAINING."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

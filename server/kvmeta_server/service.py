@@ -1,0 +1,180 @@
+"""The gRPC service: bytes in, a lane's answer out. Errors become statuses here and nowhere else.
+
+raw request ── admission ── lane thread: parse, answer, serialise ── raw response
+                   │                │
+                   └── KvmetaError ─┴── status with ErrorInfo (kvmeta/protocol/status.py)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.message import DecodeError, Message
+
+from kvmeta.errors import DeadlineError, InputError, KvmetaError
+from kvmeta.protocol import status
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta_server.admission import Admission
+from kvmeta_server.answers import Answers
+from kvmeta_server.config import Limits
+from kvmeta_server.jobs import Jobs
+from kvmeta_server.lanes import Answer, Lane
+from kvmeta_server.logs import Log
+from kvmeta_server.refusal import Refused
+
+DESCRIPTOR = pb.DESCRIPTOR.services_by_name["StoreService"]
+
+_Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class _Lanes(Protocol):
+    """The lanes by name; see `serving.py`."""
+
+    lookups: Lane
+    writes: Lane
+    others: Lane
+
+
+class Service:
+    """The calls of kvmeta.v1.StoreService."""
+
+    def __init__(
+        self, answers: Answers, jobs: Jobs, lanes: _Lanes, admission: Admission, limits: Limits, log: Log
+    ) -> None:
+        self._admission = admission
+        self._limits = limits
+        self._log = log
+        lookups, writes, others = lanes.lookups, lanes.writes, lanes.others
+        self._answers: dict[str, tuple[Lane, Callable[[Any], Message]]] = {
+            "Describe": (others, answers.describe),
+            "Lookup": (lookups, answers.lookup),
+            "Get": (lookups, answers.get),
+            "Write": (writes, answers.write),
+            "Put": (writes, answers.put),
+            "Delete": (writes, answers.delete),
+            "Scan": (others, answers.scan),
+            "CreateDataset": (others, answers.create_dataset),
+            "DropDataset": (others, answers.drop_dataset),
+            "ListDatasets": (others, answers.list_datasets),
+            "AddVolume": (others, answers.add_volume),
+            "GetVolumes": (others, answers.get_volumes),
+            "ListVolumes": (others, answers.list_volumes),
+            "UpdateVolume": (others, answers.update_volume),
+            "Flush": (others, answers.flush),
+            "Stats": (others, answers.stats),
+        }
+        self._waits: dict[str, Callable[[Any], Awaitable[Message]]] = {
+            "StartJob": jobs.start,
+            "GetJob": jobs.get,
+        }
+
+    def handler(self) -> Any:
+        """Return the handler of every call of the protocol; KeyError where one has no answer."""
+        handlers = {}
+        for method in DESCRIPTOR.methods:
+            request = message_factory.GetMessageClass(method.input_type)
+            if method.name in self._waits:
+                behaviour = self._waiting(method.name, request, self._waits[method.name])
+            else:
+                lane, answer = self._answers[method.name]
+                behaviour = self._answering(method.name, lane, _on_bytes(request, answer))
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour)
+        return grpc.method_handlers_generic_handler(DESCRIPTOR.full_name, handlers)
+
+    def _answering(self, name: str, lane: Lane, answer: Answer) -> _Behaviour:
+        return self._guarded(name, lambda raw: lane.answer(answer, raw))
+
+    def _waiting(
+        self, name: str, request: type[Message], answer: Callable[[Any], Awaitable[Message]]
+    ) -> _Behaviour:
+        async def waited(raw: bytes) -> bytes:
+            return (await answer(_parsed(request, raw))).SerializeToString()
+
+        return self._guarded(name, waited)
+
+    def _guarded(self, name: str, answer: Callable[[bytes], Awaitable[bytes]]) -> _Behaviour:
+        """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
+        admission = self._admission
+
+        async def behaviour(raw: bytes, context: Any) -> bytes:
+            try:
+                left_s = self._time_left(context)
+                peer, held = context.peer(), len(raw)
+                admission.admit(peer, held)
+                context.add_done_callback(lambda _: admission.release(peer, held))
+                if left_s is None:
+                    async with asyncio.timeout(self._limits.deadline_s):
+                        response = await answer(raw)
+                else:  # gRPC itself ends the call at its deadline
+                    response = await answer(raw)
+                held += len(response)
+                admission.hold(peer, len(response))
+                return response
+            except TimeoutError as error:
+                told = error if isinstance(error, DeadlineError) else self._late(name)
+                raise await self._abort(context, told) from None
+            except KvmetaError as error:
+                raise await self._abort(context, error) from None
+            except Exception as error:
+                if isinstance(error, grpc.aio.AbortError):
+                    raise
+                self._log.fault(name, error)
+                message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
+                raise await self._abort_with(
+                    context, grpc.StatusCode.INTERNAL, status.FAULT, message
+                ) from None
+
+        return behaviour
+
+    def _time_left(self, context: Any) -> float | None:
+        left_s = context.time_remaining()
+        if left_s is not None and math.isfinite(left_s):
+            return float(left_s)
+        if self._limits.deadline_required:
+            raise InputError("this server takes no call without a deadline; set one")
+        return None
+
+    def _late(self, name: str) -> DeadlineError:
+        allowed = f"the {self._limits.deadline_s:g} s that a call without a deadline may take"
+        return DeadlineError(f"{name}: not done within {allowed}")
+
+    async def _abort(self, context: Any, error: KvmetaError) -> BaseException:
+        if isinstance(error, Refused):
+            self._log.debug("refused", reason=error.reason, message=str(error), peer=context.peer())
+            return await self._abort_with(context, grpc.StatusCode.UNAVAILABLE, error.reason, str(error))
+        code, told = status.of_error(error)
+        return await _aborted(context, code, told.message, told.SerializeToString())
+
+    async def _abort_with(
+        self, context: Any, code: grpc.StatusCode, reason: str, message: str
+    ) -> BaseException:
+        told = status.status(code, reason, message)
+        return await _aborted(context, code, told.message, told.SerializeToString())
+
+
+async def _aborted(context: Any, code: grpc.StatusCode, message: str, details: bytes) -> BaseException:
+    """End the call; return what must be raised for it."""
+    try:
+        await context.abort(code, message, ((status.DETAILS_KEY, details),))
+    except grpc.aio.AbortError as error:
+        return error
+    raise AssertionError("an abort that returns")
+
+
+def _on_bytes(request: type[Message], answer: Callable[[Any], Message]) -> Answer:
+    def answered(raw: bytes) -> bytes:
+        return answer(_parsed(request, raw)).SerializeToString()
+
+    return answered
+
+
+def _parsed(request: type[Message], raw: bytes) -> Message:
+    try:
+        return request.FromString(raw)
+    except DecodeError as error:
+        raise InputError(f"not a {request.DESCRIPTOR.name}: {error}") from None

@@ -1,0 +1,91 @@
+"""Servers for tests: in this process, on a loop of their own; and as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvmeta.embedded import EmbeddedStore
+from kvmeta_server import config
+from kvmeta_server.logs import Log
+from kvmeta_server.serving import Server
+
+
+@contextmanager
+def served(store: EmbeddedStore, **settings: Any) -> Iterator[str]:
+    """Serve `store` on a loop of its own and give its target; a setting is its path with __ for the dot."""
+    pairs = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    chosen = config.load(None, {}, {"data": "unused", "listen": "127.0.0.1:0"}, pairs)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> Server:
+        server = Server(chosen, store, Log("text", "error"))
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
+    try:
+        yield f"kvmeta://{server.address}"
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+class ServerProcess:
+    """`kvmeta serve` in a process of its own; `target` is what clients open."""
+
+    def __init__(self, data: Path, *arguments: str, port: int = 0, before: tuple[str, ...] = ()) -> None:
+        command = [*before, sys.executable, "-m", "kvmeta", "serve", "--data", str(data)]
+        command += ["--listen", f"127.0.0.1:{port}", "--log-format", "json", *arguments]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+        self.events: list[dict[str, Any]] = []
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(240) or not self.target:
+            raise AssertionError(f"the server did not get ready: {self.events}")
+
+    @property
+    def target(self) -> str:
+        """Return kvmeta://host:port, empty before the server is ready."""
+        return next((f"kvmeta://{each['address']}" for each in self.events if each["event"] == "ready"), "")
+
+    def stop(self, how: int = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end and return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        status = self.process.wait(90)
+        self._reader.join(10)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+    def __enter__(self) -> ServerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGKILL)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            try:
+                self.events.append(json.loads(line))
+            except ValueError:
+                self.events.append({"event": "text", "line": line.rstrip()})
+            if self.events[-1]["event"] == "ready":
+                self._ready.set()
+        self._ready.set()
