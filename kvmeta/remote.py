@@ -94,7 +94,7 @@ class Connection:
             attempts = Attempts(first, self.address, timeout_s)
             return [self._finish(stub, first, attempts, None)]
         errors: list[KvmetaError | None] = []
-        flying: deque[tuple[Call, Attempts, grpc.Future[Any]] = deque()
+        flying: deque[tuple[Call, Attempts, grpc.Future[Any]]] = deque()
         try:
             for call in chain((first, second), yielded):
                 if len(flying) == self.options.in_flight:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-_EPILOG = "Settings: docs/operating.md. Later ones win: kvmeta.toml, KVMETA_SERVE_… variables, --set, the
-other flags."
+_EPILOG = (
+    "Settings: docs/operating.md. Later ones win: the file, KVMETA_SERVE_… variables, --set, the other flags."
+)
 
 
 @click.command(short_help="Serve a store to clients over gRPC.", epilog=_EPILOG)

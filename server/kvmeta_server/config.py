@@ -1,5 +1,4 @@
-"""The server's settings: defaults < kvmeta.toml < environment < flags, each checked, each error with its
-path.
+"""The server's settings: defaults < kvmeta.toml < environment < flags; every error names its path.
 
 [limits]
 calls_max = 512          # KVMETA_SERVE_LIMITS_CALLS_MAX=512, --set limits.calls_max=512
@@ -110,8 +109,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 def load(
     file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any], settings: Sequence[str] = ()
 ) -> Config:
-    """Return the settings: those of `file`, then of the environment, then `settings` (KEY=VALUE), then
-    `flags`.
+    """Return the settings of `file`, the environment, `settings` (KEY=VALUE) and `flags`; later ones win.
 
     Raises InputError with the path of what is wrong.
     """
