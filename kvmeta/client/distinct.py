@@ -33,7 +33,8 @@ class Distinct:
         fresh = np.ones(n, np.bool_)
         fresh[1:] = (in_order[1:] != in_order[:-1]).any(axis=1)
         firsts = np.flatnonzero(fresh)
-        winners = order[np.append(firsts[1:], n) - 1] if last else order[firsts]
+        lasts = np.append(firsts, n)[1:] - 1
+        winners = order[lasts if last else firsts]
         winner = np.empty(n, np.int64)
         winner[order] = winners[np.cumsum(fresh) - 1]
         kept = np.sort(winners)

@@ -56,12 +56,14 @@ class Gathering:
     async def _answer(self, batch: list[tuple[bytes, asyncio.Future[tuple[Hits, int]]]]) -> None:
         try:
             hits = await self._lookup(np.frombuffer(b"".join([raw for raw, _ in batch]), ID))
-        except BaseException as error:
+        except asyncio.CancelledError:
+            for _, answer in batch:
+                answer.cancel()
+            raise
+        except Exception as error:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
             return
         for row, (_, answer) in enumerate(batch):
             if not answer.done():  # its caller may have been cancelled

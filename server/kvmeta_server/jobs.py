@@ -70,11 +70,6 @@ class Jobs:
                 await asyncio.wait_for(job.ended.wait(), min(request.wait_s, WAIT_S_MAX))
         return pb.GetJobResponse(job=_message(job, request.damages_from))
 
-    def wait(self) -> None:
-        """Wait until no job runs. Called when the event loop has ended."""
-        for thread in list(self._threads.values()):
-            thread.join()
-
     def _start(self, request: pb.StartJobRequest) -> _Job:
         if request.kind not in (pb.JOB_KIND_COMPACT, pb.JOB_KIND_VERIFY):
             raise InputError(f"kind: expected COMPACT or VERIFY, got {request.kind}")
@@ -106,7 +101,8 @@ class Jobs:
         except Exception as raised:  # noqa: BLE001 - a job's end is told to whoever asks for it
             self._log.fault("job", raised)
             error = KvmetaError(f"a fault of the server, {type(raised).__name__}; its log says more")
-        self._loop.call_soon_threadsafe(self._end, job, error)
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            self._loop.call_soon_threadsafe(self._end, job, error)
 
     def _end(self, job: _Job, error: KvmetaError | None) -> None:
         job.error = error

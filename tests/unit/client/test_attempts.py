@@ -1,0 +1,121 @@
+"""Which calls are tried again, when, and what the others raise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+import kvmeta
+from kvmeta.client.attempts import PAUSE_S_MAX, Attempts, Call
+from kvmeta.protocol import status
+from tests.unit.protocol.test_status import Failed, sent
+
+Code = grpc.StatusCode
+READ = Call("Lookup", None, print)
+PUT = Call("Write", None, print, repeatable=True, writes=True)
+INSERT = Call("Write", None, print, repeatable=False, writes=True)
+BROKEN = Failed(Code.UNAVAILABLE, "Socket closed")
+UNREACHED = Failed(Code.UNAVAILABLE, "failed to connect to all addresses; last error: refused")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def attempts(call: Call, timeout_s: float = 10.0, clock: Clock | None = None) -> Attempts:
+    return Attempts(call, "server:7400", timeout_s, clock or Clock(), lambda: 1.0)
+
+
+def refused(reason: str) -> Failed:
+    return sent(Code.UNAVAILABLE, status.status(Code.UNAVAILABLE, reason, "not now"))
+
+
+def fault() -> Failed:
+    return sent(Code.INTERNAL, status.status(Code.INTERNAL, status.FAULT, "a fault"))
+
+
+@pytest.mark.parametrize("call", [READ, PUT, INSERT])
+@pytest.mark.parametrize("failed", [refused(status.OVERLOADED), refused(status.DRAINING), UNREACHED])
+def test_what_was_not_begun_is_tried_again(call: Call, failed: Failed) -> None:
+    assert attempts(call).after(failed) > 0
+
+
+@pytest.mark.parametrize("call", [READ, PUT])
+@pytest.mark.parametrize("failed", [BROKEN, Failed(Code.CANCELLED, "stream reset")])
+def test_a_safe_call_is_tried_again_when_the_connection_breaks(call: Call, failed: Failed) -> None:
+    assert attempts(call).after(failed) > 0
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [BROKEN, Failed(Code.CANCELLED, ""), Failed(Code.DEADLINE_EXCEEDED, ""), Failed(Code.INTERNAL, ""),
+     Failed(Code.UNKNOWN, ""), fault()],
+)  # fmt: skip
+def test_an_insert_without_an_answer_is_never_tried_again(failed: Failed) -> None:
+    with pytest.raises(kvmeta.OutcomeUnknownError, match="may or may not have taken effect"):
+        attempts(INSERT).after(failed)
+
+
+@pytest.mark.parametrize(
+    ("call", "failed", "kind"),
+    [
+        (READ, Failed(Code.DEADLINE_EXCEEDED, ""), kvmeta.DeadlineError),
+        (PUT, Failed(Code.DEADLINE_EXCEEDED, ""), kvmeta.DeadlineError),
+        (READ, Failed(Code.INTERNAL, "x"), kvmeta.UnavailableError),
+        (PUT, Failed(Code.INTERNAL, "x"), kvmeta.OutcomeUnknownError),
+        (READ, fault(), kvmeta.UnavailableError),
+        (PUT, fault(), kvmeta.OutcomeUnknownError),
+        (PUT, Failed(Code.UNIMPLEMENTED, "x"), kvmeta.UnsupportedError),
+        (INSERT, Failed(Code.RESOURCE_EXHAUSTED, "message larger than max"), kvmeta.InputError),
+        (INSERT, Failed(Code.UNAUTHENTICATED, "who"), kvmeta.UnavailableError),
+        (INSERT, sent(*status.of_error(kvmeta.StorageFullError("full"))), kvmeta.StorageFullError),
+        (READ, sent(*status.of_error(kvmeta.UnavailableError("no device"))), kvmeta.UnavailableError),
+    ],
+)
+def test_every_other_end_has_its_type(call: Call, failed: Failed, kind: type[Exception]) -> None:
+    with pytest.raises(kvmeta.KvmetaError) as raised:
+        attempts(call).after(failed)
+    assert type(raised.value) is kind
+
+
+def test_pauses_double_up_to_a_limit_and_end_at_the_deadline() -> None:
+    clock = Clock()
+    tries = attempts(READ, 10.0, clock)
+    pauses = []
+    with pytest.raises(
+        kvmeta.UnavailableError, match="server:7400, Lookup: Socket closed .not done within 10 s"
+    ):
+        while True:
+            pauses.append(tries.after(BROKEN))
+            clock.now += pauses[-1]
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, PAUSE_S_MAX, PAUSE_S_MAX, PAUSE_S_MAX]
+
+
+def test_a_put_that_is_given_up_says_whether_it_may_have_taken_effect() -> None:
+    for first, told in ((BROKEN, True), (UNREACHED, False)):
+        clock = Clock()
+        tries = attempts(PUT, 1.0, clock)
+        tries.after(first)
+        clock.now += 1
+        with pytest.raises(kvmeta.UnavailableError) as raised:
+            tries.after(UNREACHED)
+        assert ("may or may not have taken effect" in str(raised.value)) == told
+
+
+def test_a_deadline_that_has_passed_leaves_a_moment() -> None:
+    clock = Clock()
+    tries = attempts(READ, 1.0, clock)
+    clock.now += 5
+    assert tries.left_s() == 0.001
+
+
+def test_a_malformed_reply_to_a_write_leaves_its_outcome_unknown() -> None:
+    error: Any = kvmeta.InputError("states: 3 rows")
+    assert isinstance(attempts(READ).malformed(error), kvmeta.UnavailableError)
+    assert isinstance(attempts(PUT).malformed(error), kvmeta.OutcomeUnknownError)

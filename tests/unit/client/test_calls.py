@@ -1,0 +1,179 @@
+"""The programs, run by hand: what is asked, in which messages, and what errors do to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvmeta
+from kvmeta.client.attempts import Call
+from kvmeta.client.calls import DatasetCalls, StoreCalls
+from kvmeta.client.options import ClientOptions
+from kvmeta.protocol.packed import STATE, VERSION, pack, unpack_up_to
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
+LOCATIONS = np.zeros(10, kvmeta.LOCATION)
+Answer = Callable[[Call], Any]
+
+
+def run(program: Any, answer: Answer, sent: list[Call] | None = None) -> Any:
+    """Run a program; `answer` returns a reply or an error for each call, one after the other."""
+    errors: Any = None
+    while True:
+        try:
+            yielded: Iterable[Call] = next(program) if errors is None else program.send(errors)
+        except StopIteration as end:
+            return end.value
+        errors = []
+        for call in yielded:
+            if sent is not None:
+                sent.append(call)
+            reply = answer(call)
+            if isinstance(reply, kvmeta.KvmetaError):
+                errors.append(reply)
+                break
+            call.take(reply)
+            errors.append(None)
+
+
+def dataset(rows_max: int = 4, **options: Any) -> DatasetCalls:
+    return DatasetCalls("default", ClientOptions(**options), rows_max)
+
+
+def rows_of(call: Call) -> int:
+    return len(call.request.ids.plain) // 16
+
+
+def found(call: Call) -> pb.LookupResponse:
+    n = rows_of(call)
+    first = unpack_up_to(call.request.ids, np.dtype("V16"), n, "ids").view(">u8").reshape(-1, 2)[:, 1]
+    locations = np.zeros(n, kvmeta.LOCATION)
+    locations["offset"] = first
+    return pb.LookupResponse(
+        states=pack(np.ones(n, STATE)), locations=pack(locations), versions=pack(np.full(n, 9, VERSION))
+    )
+
+
+def test_a_lookup_is_split_and_put_together_in_order() -> None:
+    sent: list[Call] = []
+    hits = run(dataset(lookup_rows=3).lookup(IDS), found, sent)
+    assert [rows_of(call) for call in sent] == [3, 3, 3, 1]
+    assert hits.locations["offset"].tolist() == list(range(10))
+    assert hits.found.all()
+
+
+def test_a_lookup_never_exceeds_what_the_server_takes() -> None:
+    sent: list[Call] = []
+    run(dataset(rows_max=4).lookup(IDS), found, sent)
+    assert [rows_of(call) for call in sent] == [4, 4, 2]
+
+
+def test_an_empty_batch_is_still_asked() -> None:
+    sent: list[Call] = []
+    assert len(run(dataset().lookup(IDS[:0]), found, sent)) == 0
+    assert len(sent) == 1
+
+
+def test_a_short_column_in_a_reply_is_an_input_error_of_its_taker() -> None:
+    with pytest.raises(kvmeta.InputError, match="states: expected 4 rows"):
+        run(dataset().lookup(IDS[:4]), lambda call: pb.LookupResponse())
+
+
+def test_a_put_that_fails_in_its_middle_names_what_is_not_acknowledged() -> None:
+    def answer(call: Call) -> Any:
+        return (
+            kvmeta.StorageFullError("full")
+            if IDS[5].tobytes() in call.request.ids.plain
+            else pb.WriteResponse()
+        )
+
+    with pytest.raises(kvmeta.StorageFullError) as raised:
+        run(dataset().put(IDS, LOCATIONS), answer)
+    assert raised.value.failed is not None
+    assert raised.value.failed.tolist() == [False] * 4 + [True] * 6
+
+
+def test_of_repeated_ids_over_several_messages_the_right_one_is_sent() -> None:
+    ids = np.concatenate([IDS, IDS])
+    for last in (True, False):
+        sent: list[Call] = []
+        locations = np.zeros(20, kvmeta.LOCATION)
+        locations["offset"] = np.arange(20)
+        calls = dataset()
+        if last:
+            run(calls.put(ids, locations), lambda call: pb.WriteResponse(), sent)
+        else:
+            result = run(calls.insert(ids, locations), inserted, sent)
+            assert result.inserted.tolist() == [True] * 10 + [False] * 10
+        offsets = [unpack_up_to(call.request.locations, kvmeta.LOCATION, 4, "l")["offset"] for call in sent]
+        assert np.concatenate(offsets).tolist() == list(range(10, 20) if last else range(10))
+
+
+def inserted(call: Call) -> pb.WriteResponse:
+    n = rows_of(call)
+    return pb.WriteResponse(
+        outcomes=pack(np.zeros(n, STATE)),
+        locations=call.request.locations,
+        versions=pack(np.ones(n, VERSION)),
+    )
+
+
+def test_puts_may_be_repeated_and_inserts_may_not() -> None:
+    sent: list[Call] = []
+    calls = dataset(rows_max=10)
+    run(calls.put(IDS, LOCATIONS), lambda call: pb.WriteResponse(), sent)
+    run(calls.delete(IDS), lambda call: pb.WriteResponse(), sent)
+    run(calls.insert(IDS, LOCATIONS), inserted, sent)
+    assert [(call.repeatable, call.writes) for call in sent] == [(True, True), (True, True), (False, True)]
+
+
+def test_a_load_waits_where_a_message_shares_an_id_with_one_under_way() -> None:
+    groups: list[int] = []
+    program = dataset(rows_max=10).load(
+        [(IDS[:5], LOCATIONS[:5]), (IDS[5:], LOCATIONS[5:]), (IDS[4:6], LOCATIONS[:2])]
+    )
+    yielded: Any = next(program)
+    while True:
+        calls = list(yielded)
+        groups.append(len(calls))
+        try:
+            yielded = program.send([None] * len(calls))
+        except StopIteration as end:
+            assert end.value == 12
+            break
+    assert groups == [2, 1]
+
+
+def test_a_job_is_asked_for_until_it_ends_and_its_damages_page_by_page() -> None:
+    asked: list[Call] = []
+    damage = pb.Damage(path="/x", dataset="default", reason="bad")
+
+    def answer(call: Call) -> Any:
+        running = pb.Job(id="1", state=pb.JOB_STATE_RUNNING, done=1, total=2)
+        if call.method == "StartJob":
+            return pb.StartJobResponse(job=running)
+        if len(asked) < 4:
+            return pb.GetJobResponse(job=running)
+        report = pb.VerifyReport(segments=1, pages=1, damages=[damage], damages_total=3)
+        return pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=report))
+
+    report = run(StoreCalls().verify(None), answer, asked)
+    assert len(report.damages) == 3
+    assert [call.request.damages_from for call in asked[4:]] == [1, 2]
+
+
+def test_a_failed_job_raises_what_it_failed_with() -> None:
+    error = pb.JobError(reason="STORAGE_FULL", message="no room")
+    job = pb.Job(id="1", state=pb.JOB_STATE_FAILED, error=error)
+    with pytest.raises(kvmeta.StorageFullError, match="no room"):
+        run(StoreCalls().compact(False, None), lambda call: pb.StartJobResponse(job=job))
+
+
+@pytest.mark.parametrize("number", [0, -1, 1 << 32])
+def test_a_number_that_can_be_no_volume_is_not_found(number: int) -> None:
+    with pytest.raises(kvmeta.NotFoundError):
+        run(StoreCalls().volumes([number]), lambda call: None)

@@ -1,0 +1,87 @@
+"""The table of errors and statuses, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import kvmeta
+from kvmeta import errors
+from kvmeta.protocol import status
+
+CLASSES = [
+    each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.KvmetaError)
+]
+
+
+def made(kind: type[errors.KvmetaError]) -> errors.KvmetaError:
+    if kind is errors.IncompleteBatchError:
+        return kind("a message", np.zeros(1, np.bool_), None)
+    return kind("a message")
+
+
+class Failed:
+    """What gRPC raises, as the client sees it."""
+
+    def __init__(self, code: Any, details: str, trailing: Any = ()) -> None:
+        self._told = code, details, trailing
+
+    def code(self) -> Any:
+        return self._told[0]
+
+    def details(self) -> Any:
+        return self._told[1]
+
+    def trailing_metadata(self) -> Any:
+        return self._told[2]
+
+
+def sent(code: Any, told: Any) -> Failed:
+    return Failed(code, told.message, ((status.DETAILS_KEY, told.SerializeToString()),))
+
+
+def test_every_error_has_a_row_of_its_own() -> None:
+    assert {kind for kind, _, _ in status.TABLE} == set(CLASSES)
+    assert len({reason for _, _, reason in status.TABLE}) == len(CLASSES)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_comes_back_as_what_it_was(kind: type[errors.KvmetaError]) -> None:
+    refusal = status.of_failed_call(sent(*status.of_error(made(kind))))
+    expected = errors.CorruptionError if kind is errors.IncompleteBatchError else kind
+    assert type(refusal.error) is expected
+    assert str(refusal.error) == "a message"
+    assert refusal.reason == status.reason_of(made(kind))
+
+
+def test_a_special_class_never_hides_behind_a_general_one() -> None:
+    for i, (kind, _, _) in enumerate(status.TABLE):
+        assert not any(issubclass(kind, earlier) for earlier, _, _ in status.TABLE[:i])
+
+
+def test_corruption_keeps_its_path_and_ranges() -> None:
+    error = errors.CorruptionError("damaged", "/store/1.seg", [(1, 2), (1 << 127, (1 << 128) - 1)])
+    back = status.of_failed_call(sent(*status.of_error(error))).error
+    assert isinstance(back, kvmeta.CorruptionError)
+    assert (back.path, back.ranges) == (error.path, error.ranges)
+
+
+def test_long_messages_and_many_ranges_fit_the_metadata() -> None:
+    error = errors.CorruptionError("x" * 100_000, "p" * 100_000, [(i, i) for i in range(10_000)])
+    assert status.of_error(error)[1].ByteSize() < 8000
+    assert status.of_error(errors.InputError("bad \udcff name"))[1].message == "bad \\udcff name"
+
+
+def test_a_status_without_error_info_is_none_of_ours() -> None:
+    refusal = status.of_failed_call(Failed(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+    assert refusal == (grpc.StatusCode.UNAVAILABLE, "", refusal.error)
+    assert type(refusal.error) is kvmeta.KvmetaError
+
+
+def test_a_reason_of_a_newer_server_is_still_an_error() -> None:
+    told = status.status(grpc.StatusCode.ABORTED, "SOMETHING_NEW", "later")
+    refusal = status.of_failed_call(sent(grpc.StatusCode.ABORTED, told))
+    assert (type(refusal.error), refusal.reason) == (kvmeta.KvmetaError, "SOMETHING_NEW")
