@@ -88,13 +88,15 @@ def test_pauses_double_up_to_a_limit_and_end_at_the_deadline() -> None:
     clock = Clock()
     tries = attempts(READ, 10.0, clock)
     pauses = []
+    for _ in range(8):
+        pauses.append(tries.after(BROKEN))
+        clock.now += pauses[-1]
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, PAUSE_S_MAX, PAUSE_S_MAX]
+    clock.now += PAUSE_S_MAX
     with pytest.raises(
-        kvmeta.UnavailableError, match="server:7400, Lookup: Socket closed .not done within 10 s"
+        kvmeta.UnavailableError, match=r"server:7400, Lookup: Socket closed \(not done within"
     ):
-        while True:
-            pauses.append(tries.after(BROKEN))
-            clock.now += pauses[-1]
-    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, PAUSE_S_MAX, PAUSE_S_MAX, PAUSE_S_MAX]
+        tries.after(BROKEN)
 
 
 def test_a_put_that_is_given_up_says_whether_it_may_have_taken_effect() -> None:

@@ -136,15 +136,16 @@ def test_a_load_waits_where_a_message_shares_an_id_with_one_under_way() -> None:
     program = dataset(rows_max=10).load(
         [(IDS[:5], LOCATIONS[:5]), (IDS[5:], LOCATIONS[5:]), (IDS[4:6], LOCATIONS[:2])]
     )
+    ended = None
     yielded: Any = next(program)
-    while True:
+    while ended is None:
         calls = list(yielded)
         groups.append(len(calls))
         try:
             yielded = program.send([None] * len(calls))
         except StopIteration as end:
-            assert end.value == 12
-            break
+            ended = end.value
+    assert ended == 12
     assert groups == [2, 1]
 
 

@@ -36,8 +36,8 @@ def test_what_names_no_server_is_refused(target: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"timeout_s": 0}, {"timeout_s": "1"}, {"connect_timeout_s": float("inf")}, {"in_flight": 0}, {"lookup_rows": 1.5},
-     {"compression": "gzip"}],
+    [{"timeout_s": 0}, {"timeout_s": "1"}, {"connect_timeout_s": float("inf")}, {"in_flight": 0},
+     {"lookup_rows": 1.5}, {"compression": "gzip"}],
 )  # fmt: skip
 def test_wrong_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(kvmeta.InputError, match=next(iter(wrong))):
