@@ -43,6 +43,7 @@ from kvmeta.version import Version, split
 from kvmeta.volumes import Volume, Volumes
 
 if TYPE_CHECKING:
+    from kvmeta import aio
     from kvmeta.client.options import ClientOptions
     from kvmeta.engine.options import EngineOptions
 
@@ -84,6 +85,7 @@ __all__ = [
     "Volume",
     "Volumes",
     "__version__",
+    "aio",
     "as_ids",
     "ids_from_hex",
     "ids_from_ints",

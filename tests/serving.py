@@ -23,8 +23,15 @@ from kvmeta_server.serving import Server
 @contextmanager
 def served(store: EmbeddedStore, **settings: Any) -> Iterator[str]:
     """Serve `store` on a loop of its own and give its target; a setting is its path with __ for the dot."""
+    with running(store, **settings) as server:
+        yield f"kvmeta://{server.address}"
+
+
+@contextmanager
+def running(store: EmbeddedStore, **settings: Any) -> Iterator[Server]:
+    """Serve `store` as `served` does, and give the server."""
     pairs = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    chosen = config.load(None, {}, {"data": "unused", "listen": "127.0.0.1:0"}, pairs)
+    chosen = config.load(None, {}, {"data": "unused"}, ["listen=127.0.0.1:0", *pairs])
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -36,7 +43,7 @@ def served(store: EmbeddedStore, **settings: Any) -> Iterator[str]:
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
     try:
-        yield f"kvmeta://{server.address}"
+        yield server
     finally:
         asyncio.run_coroutine_threadsafe(server.stop(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)

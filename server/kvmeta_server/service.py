@@ -82,7 +82,7 @@ class Service:
                 behaviour = self._waiting(method.name, request, self._waits[method.name])
             else:
                 lane, answer = self._answers[method.name]
-                behaviour = self._answering(method.name, lane, _on_bytes(request, answer))
+                behaviour = self._answering(method.name, lane, on_bytes(request, answer))
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour)
         return grpc.method_handlers_generic_handler(DESCRIPTOR.full_name, handlers)
 
@@ -166,7 +166,9 @@ async def _aborted(context: Any, code: grpc.StatusCode, message: str, details: b
     raise AssertionError("an abort that returns")
 
 
-def _on_bytes(request: type[Message], answer: Callable[[Any], Message]) -> Answer:
+def on_bytes(request: type[Message], answer: Callable[[Any], Message]) -> Answer:
+    """Return `answer` as a function of bytes; InputError where they are no such request."""
+
     def answered(raw: bytes) -> bytes:
         return answer(_parsed(request, raw)).SerializeToString()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kvmeta
+from kvmeta.engine.options import EngineOptions
 
 
 def run(code: str) -> str:
@@ -24,7 +25,15 @@ def test_every_public_name_exists_and_is_listed_in_order() -> None:
 
 def test_the_sdk_imports_neither_numba_nor_rocksdict() -> None:
     heavy = ["numba", "llvmlite", "rocksdict", "rich", "click", "pyarrow", "kvmeta.engine"]
-    assert run(f"import sys, kvmeta; print([m for m in {heavy} if m in sys.modules])").strip() == "[]"
+    heavy += ["kvmeta.embedded", "kvmeta_server", "uvloop"]
+    for imported in ("kvmeta", "kvmeta.remote", "kvmeta.aio"):
+        code = f"import sys, {imported}; print([m for m in {heavy} if m in sys.modules])"
+        assert run(code).strip() == "[]"
+
+
+def test_grpc_is_imported_only_by_who_needs_a_server() -> None:
+    assert run("import sys, kvmeta; print('grpc' in sys.modules)").strip() == "False"
+    assert run("import kvmeta; print(kvmeta.ClientOptions().in_flight, kvmeta.aio.__name__)").split()[1]
 
 
 def test_every_error_is_a_kvmeta_error() -> None:
@@ -43,6 +52,18 @@ def test_a_missing_engine_names_the_pip_command(tmp_path: Path, monkeypatch: pyt
         kvmeta.open(tmp_path / "store")
 
 
-def test_a_url_is_not_a_directory() -> None:
-    with pytest.raises(kvmeta.UnsupportedError, match="kvmeta://"):
-        kvmeta.open("kvmeta://localhost:7400")
+def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    for target, options, kind, told in (
+        ("s3://bucket/store", None, kvmeta.UnsupportedError, "s3:// store"),
+        ("kvmeta://", None, kvmeta.InputError, "kvmeta://host"),
+        ("kvmeta://localhost/path", None, kvmeta.InputError, "kvmeta://host"),
+        ("kvmeta://localhost", EngineOptions(), kvmeta.InputError, "ClientOptions for a server"),
+        (tmp_path / "store", kvmeta.ClientOptions(), kvmeta.InputError, "EngineOptions for a directory"),
+        ("", None, kvmeta.InputError, "expected"),
+    ):
+        with pytest.raises(kind, match=told):
+            kvmeta.open(target, options=options)
+    with pytest.raises(kvmeta.InputError, match="mode"):
+        kvmeta.open("kvmeta://localhost", mode="x")
+    with pytest.raises(kvmeta.UnsupportedError, match="asyncio.to_thread"):
+        kvmeta.aio.open(str(tmp_path))

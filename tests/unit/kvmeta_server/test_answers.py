@@ -1,0 +1,183 @@
+"""What a server answers, without a network: right requests, wrong ones, and bytes that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import message_factory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kvmeta
+from kvmeta.embedded import EmbeddedStore
+from kvmeta.protocol.packed import LZ4, pack
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta_server.answers import Answers
+from kvmeta_server.config import Limits
+from kvmeta_server.service import DESCRIPTOR, on_bytes
+
+IDS = kvmeta.ids_from_ints(np.arange(8, dtype=np.uint64))
+LOCATIONS = np.zeros(8, kvmeta.LOCATION)
+LOCATIONS["volume"], LOCATIONS["length"] = 3, 7
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answers]:
+    path: Path = tmp_path_factory.mktemp("answers") / "store"
+    with EmbeddedStore(path) as store:
+        yield Answers(store, Limits(batch_rows_max=8))
+
+
+def write(operation: pb.Operation, **columns: Any) -> pb.WriteRequest:
+    return pb.WriteRequest(operation=operation, **{name: pack(column) for name, column in columns.items()})
+
+
+def test_an_entry_by_key_and_by_id_is_the_same(answers: Answers) -> None:
+    location = pb.Location(volume=1, length=2, offset=3, checksum=4, tag=5)
+    answers.put(pb.PutRequest(entry=pb.EntryName(key="a key"), location=location))
+    raw = kvmeta.ids_from_keys(["a key"]).tobytes()
+    got = answers.get(pb.GetRequest(entry=pb.EntryName(id=raw)))
+    assert got.location == location
+    assert got.version > 0
+    answers.delete(pb.DeleteRequest(entry=pb.EntryName(id=raw)))
+    assert not answers.get(pb.GetRequest(entry=pb.EntryName(key="a key"))).HasField("location")
+
+
+def test_a_batch_is_answered_in_the_form_asked_for(answers: Answers) -> None:
+    answers.write(write(pb.OPERATION_PUT, ids=IDS, locations=LOCATIONS))
+    got = answers.lookup(pb.LookupRequest(ids=pack(IDS), reply_compression=LZ4))
+    assert got.locations.WhichOneof("form") == "lz4"
+    assert answers.lookup(pb.LookupRequest(ids=pack(IDS))).locations.plain == LOCATIONS.tobytes()
+
+
+NINE = np.zeros(9, "V16")
+WRONG: list[tuple[str, Any, type[Exception], str]] = [
+    ("write", write(pb.OPERATION_UNSPECIFIED, ids=IDS), kvmeta.InputError, "operation: expected PUT"),
+    ("write", write(99, ids=IDS), kvmeta.InputError, "operation: expected PUT.*99"),
+    (
+        "write",
+        write(pb.OPERATION_PUT, ids=IDS),
+        kvmeta.InputError,
+        "locations: expected 8 rows of 24 bytes, got 0",
+    ),
+    (
+        "write",
+        write(pb.OPERATION_PUT, ids=IDS, locations=LOCATIONS[:7]),
+        kvmeta.InputError,
+        "expected 8 rows",
+    ),
+    (
+        "write",
+        write(pb.OPERATION_RELOCATE, ids=IDS, locations=LOCATIONS),
+        kvmeta.InputError,
+        "versions: expected 8",
+    ),
+    ("write", write(pb.OPERATION_DELETE, ids=NINE), kvmeta.InputError, "ids: 144 bytes; at most 128"),
+    ("lookup", pb.LookupRequest(ids=pack(NINE)), kvmeta.InputError, "split the batch"),
+    (
+        "lookup",
+        pb.LookupRequest(ids=pb.Packed(plain=b"short")),
+        kvmeta.InputError,
+        "ids: 5 bytes are no multiple",
+    ),
+    (
+        "lookup",
+        pb.LookupRequest(ids=pb.Packed(lz4=b"\x10\0\0\0\xff")),
+        kvmeta.InputError,
+        "LZ4 block is corrupt",
+    ),
+    ("lookup", pb.LookupRequest(dataset="typo"), kvmeta.NotFoundError, "typo"),
+    ("scan", pb.ScanRequest(after=b"short"), kvmeta.InputError, "after"),
+    ("scan", pb.ScanRequest(sample=2.0), kvmeta.InputError, "sample"),
+    ("scan", pb.ScanRequest(shard_index=3, shard_count=3), kvmeta.InputError, "shard"),
+    ("get", pb.GetRequest(), kvmeta.InputError, "entry: expected an id or a key"),
+    ("get", pb.GetRequest(entry=pb.EntryName(id=b"short")), kvmeta.InputError, "exactly 16 bytes, got 5"),
+    ("put", pb.PutRequest(entry=pb.EntryName(key="k")), kvmeta.InputError, "location: missing"),
+    ("create_dataset", pb.CreateDatasetRequest(name="a/b"), kvmeta.InputError, "dataset name"),
+    ("create_dataset", pb.CreateDatasetRequest(name="t", ttl_s=-1), kvmeta.InputError, "ttl_s"),
+    ("drop_dataset", pb.DropDatasetRequest(name="default"), kvmeta.InputError, "default"),
+    ("add_volume", pb.AddVolumeRequest(uri="relative/path"), kvmeta.InputError, "absolute URI"),
+    (
+        "get_volumes",
+        pb.GetVolumesRequest(volumes=[pb.VolumeName(number=9)]),
+        kvmeta.NotFoundError,
+        "volume 9",
+    ),
+    ("get_volumes", pb.GetVolumesRequest(volumes=[pb.VolumeName()]), kvmeta.InputError, "a number or a URI"),
+    (
+        "update_volume",
+        pb.UpdateVolumeRequest(volume=pb.VolumeName(uri="s3://x/y")),
+        kvmeta.NotFoundError,
+        "s3://x/y",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "kind", "told"), WRONG, ids=lambda each: str(each)[:30].split("\n")[0]
+)
+def test_a_wrong_request_is_refused_with_what_is_wrong(
+    answers: Answers, name: str, request_: Any, kind: type[Exception], told: str
+) -> None:
+    with pytest.raises(kind, match=told):
+        getattr(answers, name)(request_)
+
+
+def test_nothing_of_a_refused_write_is_done(answers: Answers) -> None:
+    ids = kvmeta.ids_from_ints([1000, 1001])
+    with pytest.raises(kvmeta.InputError):
+        answers.write(write(pb.OPERATION_PUT, ids=ids, locations=LOCATIONS[:1]))
+    assert not any(answers.lookup(pb.LookupRequest(ids=pack(ids))).states.plain)
+
+
+def on_raw(answers: Answers, name: str) -> Callable[[bytes], bytes]:
+    method = DESCRIPTOR.methods_by_name[name]
+    snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+    return on_bytes(message_factory.GetMessageClass(method.input_type), getattr(answers, snake))
+
+
+FUZZED = ("Lookup", "Write", "Scan", "Get", "Put", "Delete", "GetVolumes", "AddVolume", "UpdateVolume")
+SEEDS = {
+    "Lookup": pb.LookupRequest(dataset="default", ids=pack(IDS), reply_compression=LZ4),
+    "Write": write(pb.OPERATION_RELOCATE, ids=IDS, locations=LOCATIONS, versions=np.ones(8, np.uint64)),
+    "Scan": pb.ScanRequest(page_rows=4, sample=0.5, tag=1, after=bytes(16), shard_index=0, shard_count=2),
+    "Get": pb.GetRequest(entry=pb.EntryName(id=bytes(16))),
+    "Put": pb.PutRequest(entry=pb.EntryName(key="key"), location=pb.Location(volume=1, offset=1 << 60)),
+    "Delete": pb.DeleteRequest(entry=pb.EntryName(key="key")),
+    "GetVolumes": pb.GetVolumesRequest(volumes=[pb.VolumeName(number=1), pb.VolumeName(uri="s3://a/b")]),
+    "AddVolume": pb.AddVolumeRequest(uri="s3://a/b", name="b", size_bytes=1),
+    "UpdateVolume": pb.UpdateVolumeRequest(volume=pb.VolumeName(number=1), uri="s3://c/d", state=1),
+}
+
+
+@pytest.mark.parametrize("name", FUZZED)
+@given(data=st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_mutated_bytes_are_answered_or_refused_by_a_typed_error(
+    answers: Answers, name: str, data: st.DataObject
+) -> None:
+    raw = bytearray(SEEDS[name].SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, max(0, len(raw) - 1)))
+        change = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if change == "flip" and raw:
+            raw[place] ^= data.draw(st.integers(1, 255))
+        elif change == "cut":
+            del raw[place:]
+        else:
+            raw[place:place] = data.draw(st.binary(max_size=8))
+    with suppress(kvmeta.KvmetaError):
+        on_raw(answers, name)(bytes(raw))
+
+
+@pytest.mark.parametrize("name", FUZZED)
+@given(raw=st.binary(max_size=100))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_answered_or_refused_by_a_typed_error(answers: Answers, name: str, raw: bytes) -> None:
+    with suppress(kvmeta.KvmetaError):
+        on_raw(answers, name)(raw)

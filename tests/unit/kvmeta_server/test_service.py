@@ -1,0 +1,275 @@
+"""The service over a real connection: limits, deadlines, statuses, clients that go away."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import lz4.block
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kvmeta
+from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
+from kvmeta.protocol import status
+from kvmeta.protocol.packed import pack
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.v1 import kvmeta_pb2_grpc as rpc
+from kvmeta_server.service import DESCRIPTOR
+from kvmeta_server.serving import Server
+from tests.serving import running
+
+Code = grpc.StatusCode
+INVALID = Code.INVALID_ARGUMENT
+IDS = kvmeta.ids_from_ints(np.arange(8, dtype=np.uint64))
+FIRST = pb.LookupRequest(ids=pack(IDS))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
+    path: Path = tmp_path_factory.mktemp("service") / "store"
+    with EmbeddedStore(path) as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def server(store: EmbeddedStore) -> Iterator[Server]:
+    with running(store, limits__deadline_s=0.5) as server:
+        yield server
+
+
+@pytest.fixture
+def stub(server: Server) -> Iterator[rpc.StoreServiceStub]:
+    with connected(server) as channel:
+        yield rpc.StoreServiceStub(channel)
+
+
+def connected(server: Server) -> grpc.Channel:
+    return grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
+
+
+def ends(call: Callable[..., Any], request: Any, **options: Any) -> status.Refusal:
+    with pytest.raises(grpc.RpcError) as raised:
+        call(request, **{"timeout": 10, **options})
+    return status.of_failed_call(raised.value)
+
+
+def reason_of(call: Callable[..., Any], request: Any) -> str:
+    """Return the reason that a call ends with, "" where it is answered."""
+    try:
+        call(request, timeout=10)
+    except grpc.RpcError as error:
+        return status.of_failed_call(error).reason or error.code().name
+    return ""
+
+
+def settled(server: Server) -> None:
+    """Wait until no call is counted any more."""
+    end = time.monotonic() + 10
+    while server.admission.calls or server.admission.bytes:
+        assert time.monotonic() < end, "a call is counted for ever"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let lookups wait for an event."""
+    go, plain = threading.Event(), EmbeddedDataset._lookup
+
+    def lookup(self: EmbeddedDataset, ids: Any) -> Any:
+        go.wait(20)
+        return plain(self, ids)
+
+    monkeypatch.setattr(EmbeddedDataset, "_lookup", lookup)
+    yield go
+    go.set()
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "code", "reason", "told"),
+    [
+        ("Lookup", pb.LookupRequest(ids=pb.Packed(plain=b"x")), INVALID, "INPUT", "ids: 1 bytes"),
+        ("Lookup", pb.LookupRequest(dataset="typo"), Code.NOT_FOUND, "NOT_FOUND", "typo"),
+        ("Lookup", pb.LookupRequest(ids=pack(np.zeros(65_537, "V16"))), INVALID, "INPUT", "split"),
+        ("Write", pb.WriteRequest(ids=pack(IDS)), INVALID, "INPUT", "operation"),
+        ("Lookup", pb.LookupRequest(ids=pb.Packed(lz4=b"\x10\0\0\0x")), INVALID, "INPUT", "LZ4"),
+        ("GetJob", pb.GetJobRequest(id="x"), Code.NOT_FOUND, "NOT_FOUND", "no job"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_ends_with_its_status_and_reason(
+    stub: Any, method: str, request_: Any, code: grpc.StatusCode, reason: str, told: str
+) -> None:
+    refusal = ends(getattr(stub, method), request_)
+    assert (refusal.code, refusal.reason) == (code, reason)
+    assert told in str(refusal.error)
+
+
+def test_every_call_of_the_protocol_is_answered(stub: Any) -> None:
+    for method in DESCRIPTOR.methods:
+        call = getattr(stub, method.name)
+        request = getattr(pb, method.input_type.name)()
+        assert reason_of(call, request) in ("", "INPUT", "NOT_FOUND"), method.name
+
+
+def test_bytes_that_are_no_message_are_an_input_error(server: Server) -> None:
+    with connected(server) as channel:
+        call = channel.unary_unary("/kvmeta.v1.StoreService/Lookup")
+        refusal = ends(call, b"\xff\xff\xff")
+        assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INPUT")
+        assert ends(channel.unary_unary("/kvmeta.v1.StoreService/Nothing"), b"").code == Code.UNIMPLEMENTED
+
+
+@settings(max_examples=100)
+@given(raw=st.binary(max_size=64))
+def test_any_bytes_end_in_a_reply_or_a_reason(server: Server, raw: bytes) -> None:
+    with connected(server) as channel:
+        call = channel.unary_unary("/kvmeta.v1.StoreService/Write")
+        assert reason_of(call, raw) in ("", "INPUT", "NOT_FOUND")
+
+
+def test_a_message_over_the_limit_never_reaches_the_store(stub: Any) -> None:
+    refusal = ends(stub.Lookup, pb.LookupRequest(ids=pb.Packed(plain=bytes(5 << 20))))
+    assert refusal.code == Code.RESOURCE_EXHAUSTED
+    assert "larger than max" in str(refusal.error)
+
+
+def test_a_bomb_is_not_unpacked(stub: Any) -> None:
+    zeros = bytes(64 << 20)
+    by_grpc = ends(
+        stub.Lookup, pb.LookupRequest(ids=pb.Packed(plain=zeros)), compression=grpc.Compression.Gzip
+    )
+    assert by_grpc.code == Code.RESOURCE_EXHAUSTED
+    ours = ends(stub.Lookup, pb.LookupRequest(ids=pb.Packed(lz4=lz4.block.compress(zeros, store_size=True))))
+    assert (ours.code, ours.reason) == (Code.INVALID_ARGUMENT, "INPUT")
+
+
+def test_a_call_without_a_deadline_gets_one(stub: Any, server: Server, slow: threading.Event) -> None:
+    refusal = ends(stub.Lookup, FIRST, timeout=None)
+    assert (refusal.code, refusal.reason) == (Code.DEADLINE_EXCEEDED, "DEADLINE")
+    assert "0.5 s that a call without a deadline may take" in str(refusal.error)
+    slow.set()
+    settled(server)
+
+
+def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:
+    with running(store, limits__deadline_required=True) as server, connected(server) as channel:
+        stub: Any = rpc.StoreServiceStub(channel)
+        refusal = ends(stub.Lookup, FIRST, timeout=None)
+        assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INPUT")
+        assert "deadline" in str(refusal.error)
+        assert stub.Lookup(FIRST, timeout=5).states.plain
+
+
+def test_what_is_too_much_at_once_is_refused_and_done_later(
+    store: EmbeddedStore, slow: threading.Event
+) -> None:
+    with running(store, limits__calls_max=16) as server, connected(server) as channel:
+        stub: Any = rpc.StoreServiceStub(channel)
+        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(4)]
+        while server.admission.calls < 4:
+            time.sleep(0.01)
+        refusal = ends(stub.Lookup, FIRST)
+        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
+        assert "this connection has 4 calls in flight" in str(refusal.error)
+        with kvmeta.open(
+            f"kvmeta://{server.address}"
+        ) as other:  # is refused nothing, for it has its own share
+            assert other.datasets()
+        slow.set()
+        assert all(future.result().states.plain for future in futures)
+        settled(server)
+
+
+def test_the_sdk_comes_again_where_a_server_is_full(store: EmbeddedStore, slow: threading.Event) -> None:
+    with running(store, limits__calls_max=4) as server, kvmeta.open(f"kvmeta://{server.address}") as client:
+        entries = client.dataset()
+        threads = [threading.Thread(target=entries.lookup, args=(IDS,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        threading.Timer(0.3, slow.set).start()
+        for thread in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(server: Server, slow: threading.Event) -> None:
+    with connected(server) as channel:
+        stub: Any = rpc.StoreServiceStub(channel)
+        future = stub.Lookup.future(FIRST, timeout=20)
+        while not server.admission.calls:
+            time.sleep(0.01)
+        future.cancel()
+    slow.set()
+    settled(server)
+
+
+def test_a_fault_is_told_without_its_inside_and_the_server_goes_on(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedDataset, "_lookup", lambda self, ids: 1 // 0)
+        refusal = ends(stub.Lookup, FIRST)
+    assert (refusal.code, refusal.reason) == (Code.INTERNAL, "FAULT")
+    assert "ZeroDivisionError; its log says more" in str(refusal.error)
+    assert stub.Lookup(FIRST, timeout=10).states.plain
+
+
+def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub: Any) -> None:
+    host, port = server.address.rsplit(":", 1)
+    for junk in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0" * 1000,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall(junk)
+            raw.settimeout(10)
+            while raw.recv(4096):
+                pass
+    assert stub.Lookup(FIRST, timeout=10).states.plain
+
+
+def test_health_and_reflection_say_what_is_served(server: Server) -> None:
+    with connected(server) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", DESCRIPTOR.full_name):
+            reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        listed = next(iter(reflection.ServerReflectionInfo(ask, timeout=10)))
+        assert DESCRIPTOR.full_name in [each.name for each in listed.list_services_response.service]
+
+
+def test_a_second_server_on_a_port_is_told(server: Server, store: EmbeddedStore) -> None:
+    with (
+        pytest.raises(kvmeta.UnavailableError, match="cannot listen on"),
+        running(store, listen=server.address),
+    ):
+        pass
+
+
+def test_a_draining_server_lets_calls_end_and_refuses_new_ones(
+    store: EmbeddedStore, slow: threading.Event
+) -> None:
+    with running(store) as server, connected(server) as channel:
+        stub: Any = rpc.StoreServiceStub(channel)
+        stub.Describe(pb.DescribeRequest(), timeout=10)
+        settled(server)
+        future = stub.Lookup.future(FIRST, timeout=20)
+        while not server.admission.calls:
+            time.sleep(0.01)
+        server.admission.drain()
+        refusal = ends(stub.Describe, pb.DescribeRequest())
+        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "DRAINING")
+        slow.set()
+        assert future.result().states.plain
