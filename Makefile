@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
+PROTOS_VENV := .venv-protos
+PROTOS_MARK := $(PROTOS_VENV)/.installed
 
-.PHONY: help venv demo test test-system bench-engine bench-engine-full lint types layers format check clean
+.PHONY: help venv demo test test-system bench-engine bench-engine-full lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -43,6 +45,18 @@ types: $(MARK) ## mypy, strict
 layers: $(MARK) ## imports point one way
 	$(BIN)/lint-imports
 
+protos: $(PROTOS_MARK) ## check the protocol and generate kvmeta/v1 from it
+	protos/generate.sh $(PROTOS_VENV)/bin
+
+protos-check: $(PROTOS_MARK) ## the protocol breaks no promise, and kvmeta/v1 is what it generates
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && protos/generate.sh $(PROTOS_VENV)/bin "$$out" && \
+	diff -r -x __init__.py -x __pycache__ "$$out/kvmeta/v1" kvmeta/v1
+
+$(PROTOS_MARK): protos/requirements.txt
+	$(PYTHON) -m venv $(PROTOS_VENV)
+	$(PROTOS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 format: $(MARK) ## let ruff lay out the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -50,4 +64,4 @@ format: $(MARK) ## let ruff lay out the code
 check: lint types layers ## everything but the tests
 
 clean: ## remove what was made here
-	rm -rf $(VENV) demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
