@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answers = _measure(stores, growth_judged=given.form == "full")
     if given.form == "tiny":
         answers = [replace(answer, judged=False) for answer in answers]
-    print(f"kvmeta engine, {given.form}: {_machine_line()}\n")
+    print(f"kvmeta engine, {given.form}: {machine_line()}\n")
     print(table.table(answers))
     table.write(given.results, given.form, asdict(sizes), answers)
     missed = table.misses(answers)
@@ -86,7 +86,8 @@ def _measure(stores: Stores, *, growth_judged: bool) -> list[Answer]:
     return answers
 
 
-def _machine_line() -> str:
+def machine_line() -> str:
+    """Return what is measured on, for the first line of a report."""
     machine = table.machine()
     memory = machine["memory_bytes"] / (1 << 30)
     return f"{machine['cpu']}, {machine['cores']} cores, {memory:.0f} GiB, Python {machine['python']}"

@@ -1,4 +1,7 @@
-"""The README's measured table, made from bench/results/engine.json: `python -m bench.readme`.
+"""The README's measured tables, made from the files in bench/results: `python -m bench.readme`.
+
+    engine.json     <!-- measured: make bench-engine-full -->
+    service.json    <!-- measured: make bench-service-full -->
 
 A test checks that the README holds what this makes, so neither can drift from the other.
 """
@@ -7,18 +10,39 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results" / "engine.json"
+RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(<!-- measured: make bench-engine-full -->\n).*?(<!-- end of measured -->)", re.DOTALL)
 
-# What a newcomer wants to know; all of it is in the results file.
-ROWS = (
+
+@dataclass(frozen=True)
+class Block:
+    """One measured table: its benchmark, its rows (key of an answer, label), and who shares the cores."""
+
+    name: str
+    rows: tuple[tuple[str, str], ...]
+    sharers: str
+
+    @property
+    def results(self) -> Path:
+        """Return the path of the benchmark's results."""
+        return RESULTS / f"{self.name}.json"
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """Return what matches the block between its markers."""
+        opening = f"<!-- measured: make bench-{self.name}-full -->\n"
+        return re.compile(f"({opening}).*?(<!-- end of measured -->)", re.DOTALL)
+
+
+# What a newcomer wants to know; all of it is in the results files.
+ENGINE_ROWS = (
     ("lookup", "lookup, 60M rows, batches of 4,096, one thread"),
     ("two-threads", "two threads against one"),
     ("growth", "cost of a lookup at 60M rows against 4M"),
@@ -33,36 +57,67 @@ ROWS = (
     ("memory", "memory besides memtable and page cache"),
     ("open", "opening 60M rows"),
 )
+SERVICE_ROWS = (
+    ("lookup-4096", "lookups from one client process, 60M rows, batches of 4,096"),
+    ("lookup-16384", "the same, batches of 16,384"),
+    ("redis-lookup-4096", "times as fast as Redis MGET (redis-py, hiredis), batches of 4,096"),
+    ("redis-lookup-16384", "the same, batches of 16,384"),
+    ("echo-lookup-4096", "share of what a gRPC echo of as many bytes carries, batches of 4,096"),
+    ("echo-lookup-16384", "the same, batches of 16,384"),
+    ("put-4096", "durable puts, batches of 4,096, with flushes and merges"),
+    ("put-16384", "the same, batches of 16,384"),
+    ("redis-put-4096", "times as fast as Redis MSET with `appendfsync always`, batches of 4,096"),
+    ("redis-put-16384", "the same, batches of 16,384"),
+    ("single", "one get against a gRPC echo, p50"),
+    ("crowd", "p99 against p50 of 64 callers, batches of 256"),
+    ("flood-memory", "server's memory under 1,000 idle connections and 300 slow calls, more by"),
+    ("flood-p99", "a healthy client's p99 under them, times"),
+)
+BLOCKS = (
+    Block("engine", ENGINE_ROWS, "the caller"),
+    Block("service", SERVICE_ROWS, "the clients"),
+)
 
 
-def measured(results: dict[str, Any]) -> str:
+def measured(block: Block, results: dict[str, Any]) -> str:
     """Return the block's Markdown for the full form of the benchmark."""
     form = results["full"]
     machine = form["machine"]
     answers = {answer["key"]: answer for answer in form["answers"]}
     lines = ["| | median | least to most |", "|---|---|---|"]
-    for key, label in ROWS:
+    for key, label in block.rows:
         figure = answers[key]["measured"]
         spread = f"{number(figure['min'])} to {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
         lines.append(f"| {label} | {number(figure['median'])} {figure['unit']} | {spread} |")
     lines.append("")
     lines.append(
-        f"{machine['cpu']}, {machine['cores']} cores shared with the caller, {machine['kernel']}, "
+        f"{machine['cpu']}, {machine['cores']} cores shared with {block.sharers}, {machine['kernel']}, "
         f"Python {machine['python']}, {form['date'][:10]}; medians of interleaved rounds. "
-        "`make bench-engine` repeats it (quick form)."
+        f"`make bench-{block.name}` repeats it (quick form)."
     )
     return "\n".join(lines) + "\n"
 
 
-def updated(readme: str, results: dict[str, Any]) -> str:
-    """Return the README with its block made anew."""
-    block = measured(results)
-    return BLOCK.sub(lambda match: match[1] + block + match[2], readme)
+def updated(readme: str, block: Block, results: dict[str, Any]) -> str:
+    """Return the README with a block made anew."""
+    text = measured(block, results)
+    return block.pattern.sub(lambda match: match[1] + text + match[2], readme)
+
+
+def read(block: Block) -> dict[str, Any] | None:
+    """Return the block's results, None where the full form has not been run."""
+    results = json.loads(block.results.read_text()) if block.results.exists() else {}
+    return results if "full" in results else None
 
 
 def main() -> None:
-    """Write the README's block."""
-    README.write_text(updated(README.read_text(), json.loads(RESULTS.read_text())))
+    """Write the README's blocks."""
+    readme = README.read_text()
+    for block in BLOCKS:
+        results = read(block)
+        if results is not None:
+            readme = updated(readme, block, results)
+    README.write_text(readme)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from typing import Any
 
 import kvmeta
 
-_LIBRARIES = ("numpy", "numba", "llvmlite", "rocksdict", "lz4")
+_LIBRARIES = (
+    "numpy", "numba", "llvmlite", "rocksdict", "lz4", "grpcio", "protobuf", "uvloop", "redis", "hiredis",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,15 @@ def machine() -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "kvmeta": kvmeta.__version__,
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "libraries": {name: version for name in _LIBRARIES if (version := _version_of(name))},
     }
+
+
+def _version_of(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:  # a peer that is left out
+        return ""
 
 
 def _line_of(path: Path, name: str) -> str:

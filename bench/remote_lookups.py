@@ -1,0 +1,212 @@
+"""How fast one client process looks up over the network: against the targets, an echo and Redis.
+
+All subjects are asked in turn from one client process, round after round, each with fresh random batches:
+
+    kvmeta     "threads": 8 threads, each `ds.lookup(batch)`, one message a batch
+               "in one call": one thread, `ds.lookup` of 16 batches at once, up to 8 messages in flight
+    echo       the same two ways, the same messages built and parsed; "raw": bytes in, bytes out, 8 threads
+    redis      MGET from one thread and from several
+
+kvmeta is judged by its better way, against the echo asked in the same way and against Redis's better one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import numpy as np
+
+import kvmeta
+from bench import servers
+from bench.echo import LOOKUP
+from bench.table import Answer, Series, ratio
+from bench.timing import Progress
+from bench.workers import Worker, together_s
+from bench.workloads import Batch, Catalogue, Queries
+from kvmeta.protocol.packed import pack
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+IN_FLIGHT = 8
+CALL_BATCHES = 16
+REDIS_THREADS = 4
+BATCHES = ((4096, 3.0, 7, 0.4), (16_384, 4.5, 10, 0.2))
+"""Rows of a batch, and the targets: M IDs/s, times Redis, share of the echo."""
+
+_WAYS = ("threads", "in one call")
+_ECHOES = ("echo, threads", "echo, in one call", "echo, raw")
+_REDIS = ("redis, 1 thread", f"redis, {REDIS_THREADS} threads")
+_WARM_ROWS = 16_384
+
+
+class Warmer:
+    """A client that reads a store into memory before others measure."""
+
+    def __init__(self, target: str) -> None:
+        self._dataset = kvmeta.open(target).dataset()
+
+    def warm(self, rows: int, seed: int) -> None:
+        """Look up every fourth entry, one call after the other, so that each page has been touched."""
+        catalogue = Catalogue(seed)
+        for first in range(0, rows, 4 * _WARM_ROWS):
+            indices = np.arange(first, min(rows, first + 4 * _WARM_ROWS), 4, dtype=np.uint64)
+            batch = Batch(catalogue.ids_of(indices), indices, np.ones(len(indices), np.bool_))
+            hits = self._dataset.lookup(batch.ids)
+            Queries(catalogue, rows).check(batch, hits.found, hits.locations)
+
+
+def warm(target: str, rows: int, seed: int) -> None:
+    """Read the store behind `target` into memory."""
+    with Worker(Warmer, target) as warmer, Progress("warming the server"):
+        warmer.call("warm", rows, seed)
+
+
+class Asker:
+    """The client: everything that is asked, connected."""
+
+    def __init__(
+        self, target: str, rows: int, seed: int, echo: str, redis_port: int, redis_rows: int
+    ) -> None:
+        self._catalogue = Catalogue(seed)
+        self._queries = Queries(self._catalogue, rows)
+        self._random = np.random.default_rng(11)
+        self._dataset = kvmeta.open(target).dataset()
+        self._in_one_call = {}
+        for batch_rows, *_ in BATCHES:
+            options = kvmeta.ClientOptions(lookup_rows=batch_rows, in_flight=IN_FLIGHT)
+            self._in_one_call[batch_rows] = kvmeta.open(target, options=options).dataset()
+        channel = grpc.insecure_channel(echo, kvmeta.ClientOptions().channel_arguments())
+        self._echo = channel.unary_unary(
+            LOOKUP, pb.LookupRequest.SerializeToString, pb.LookupResponse.FromString
+        )
+        self._raw_echo = channel.unary_unary(LOOKUP)
+        self._channel = channel
+        if redis_port:
+            from bench.redis_peer import Table
+
+            self._redis = Table(redis_port)
+            self._redis_queries = Queries(self._catalogue, redis_rows)
+
+    def load_redis(self, rows: int) -> int:
+        """Fill Redis and return the bytes it then uses."""
+        self._redis.load(self._catalogue, rows)
+        if self._redis.entries() != rows:
+            raise AssertionError(f"redis does not hold {rows} entries")
+        return self._redis.memory_bytes()
+
+    def round(self, subject: str, batch_rows: int, ids: int) -> float:
+        """Ask `ids` IDs of a subject and return how many millions it answers a second."""
+        queries = self._redis_queries if subject in _REDIS else self._queries
+        batches = [queries.batch(self._random, batch_rows) for _ in range(max(1, ids // batch_rows))]
+        if subject in _WAYS:
+            spent_s = self._kvmeta_s(subject, batch_rows, batches)
+        elif subject in _ECHOES:
+            spent_s = self._echo_s(subject, batch_rows, batches)
+        else:
+            spent_s = self._redis_s(subject, batches)
+        return len(batches) * batch_rows / spent_s / 1e6
+
+    def _kvmeta_s(self, subject: str, batch_rows: int, batches: list[Batch]) -> float:
+        if subject == "threads":
+            dataset = self._dataset
+            spent_s = together_s(lambda batch: dataset.lookup(batch.ids), batches, IN_FLIGHT)
+        else:
+            dataset = self._in_one_call[batch_rows]
+            spent_s = together_s(dataset.lookup, _joined(batches), 1)
+        checked = batches[-2:]
+        hits = dataset.lookup(np.concatenate([batch.ids for batch in checked]))
+        for i, batch in enumerate(checked):
+            part = slice(i * batch_rows, (i + 1) * batch_rows)
+            self._queries.check(batch, hits.found[part], hits.locations[part])
+        return spent_s
+
+    def _echo_s(self, subject: str, batch_rows: int, batches: list[Batch]) -> float:
+        if subject == "echo, raw":
+            request = _request(batches[0].ids).SerializeToString()
+            return together_s(lambda _: self._raw_echo(request, timeout=30), batches, IN_FLIGHT)
+        if subject == "echo, threads":
+            return together_s(lambda batch: self._echo(_request(batch.ids), timeout=30), batches, IN_FLIGHT)
+
+        def in_one_call(ids: Any) -> None:
+            flying: deque[Any] = deque()
+            for start in range(0, len(ids), batch_rows):
+                if len(flying) == IN_FLIGHT:
+                    flying.popleft().result()
+                flying.append(self._echo.future(_request(ids[start : start + batch_rows]), timeout=30))
+            for future in flying:
+                future.result()
+
+        return together_s(in_one_call, _joined(batches), 1)
+
+    def _redis_s(self, subject: str, batches: list[Batch]) -> float:
+        threads = 1 if subject == _REDIS[0] else REDIS_THREADS
+        spent_s = together_s(lambda batch: self._redis.lookup(batch.ids), batches, threads)
+        hits = self._redis.lookup(batches[-1].ids)
+        self._redis_queries.check(batches[-1], hits.found, hits.locations)
+        return spent_s
+
+
+def _joined(batches: list[Batch]) -> list[Any]:
+    """Return the IDs of 16 batches at a time."""
+    starts = range(0, len(batches), CALL_BATCHES)
+    return [np.concatenate([b.ids for b in batches[start : start + CALL_BATCHES]]) for start in starts]
+
+
+def _request(ids: Any) -> pb.LookupRequest:
+    return pb.LookupRequest(dataset="default", ids=pack(ids))
+
+
+def answers(target: str, echo: str, redis: servers.Redis | None, sizes: Any, seed: int) -> Iterator[Answer]:
+    """Measure and yield the answers about lookups from one client process."""
+    counts = dict.fromkeys(_WAYS, sizes.lookup_ids) | dict.fromkeys(_ECHOES, sizes.echo_ids)
+    if redis is not None:
+        counts |= dict.fromkeys(_REDIS, sizes.redis_ids)
+    rates: dict[tuple[str, int], list[float]] = {}
+    redis_bytes = 0
+    warm(target, sizes.rows, seed)
+    with ExitStack() as stack:
+        port = 0 if redis is None else redis.port
+        asker = stack.enter_context(Worker(Asker, target, sizes.rows, seed, echo, port, sizes.redis_rows))
+        if redis is not None:
+            with Progress(f"redis, {sizes.redis_rows:,} rows, load"):
+                redis_bytes = asker.call("load_redis", sizes.redis_rows)
+        with Progress("lookups", sizes.lookup_rounds) as progress:
+            for done in range(sizes.lookup_rounds):
+                for batch_rows, *_ in BATCHES:
+                    for subject, ids in counts.items():
+                        rate = asker.call("round", subject, batch_rows, ids)
+                        rates.setdefault((subject, batch_rows), []).append(rate)
+                progress(done + 1)
+    for batch_rows, *targets in BATCHES:
+        series = {name: Series(name, "M IDs/s", tuple(rates[name, batch_rows])) for name in counts}
+        yield from _judged(series, batch_rows, targets, sizes, redis_bytes)
+
+
+def _judged(
+    series: dict[str, Series], batch_rows: int, targets: list[float], sizes: Any, redis_bytes: int
+) -> Iterator[Answer]:
+    rate, times, share = targets
+    ours, other = sorted((series[way] for way in _WAYS), key=lambda each: -each.median)
+    size = f"batches of {batch_rows:,}"
+    yield Answer(
+        f"lookup-{batch_rows}", f"lookups, {sizes.rows:,} rows, {size} ({ours.name})", rate,
+        ours, at_least=True, beside=[other],
+    )  # fmt: skip
+    alike = series[f"echo, {ours.name}"]
+    yield Answer(
+        f"echo-lookup-{batch_rows}", f"share of a gRPC echo's rate, {size} ({ours.name})", share,
+        ratio("share", ours, alike), at_least=True, beside=[series[name] for name in _ECHOES],
+    )  # fmt: skip
+    if redis_bytes:
+        theirs = max((series[name] for name in _REDIS), key=lambda each: each.median)
+        memory = Series(
+            f"redis's memory, {sizes.redis_rows:,} rows", "B/entry", (redis_bytes / sizes.redis_rows,)
+        )
+        yield Answer(
+            f"redis-lookup-{batch_rows}", f"times as fast as Redis MGET, {size} ({theirs.name})", times,
+            ratio("times", ours, theirs), at_least=True,
+            beside=[*(series[name] for name in _REDIS), memory],
+        )  # fmt: skip
