@@ -18,7 +18,7 @@ CODES = {
     NOT_FOUND: "something asked for was not found: a file, a dataset, a volume, a store",
     USAGE: "wrong usage: an argument, an option or a file of a kind that cannot be handled",
     DAMAGED: "damaged or foreign bytes: in the store, in an archive",
-    UNAVAILABLE: "the store or a device is locked, full, read-only or does not answer",
+    UNAVAILABLE: "the store, its server or a device is locked, full, read-only or does not answer",
     SOFTWARE: "a fault of the program; KVMETA_DEBUG=1 shows where",
     INTERRUPTED: "interrupted",
 }
@@ -46,6 +46,7 @@ _WORDS = {  # what the API calls a thing -> what the command line calls it
     "; create_dataset makes one": "; kvmeta index --create-dataset makes one",
     "store.volumes.add": "kvmeta volumes add",
     'or open with mode="r"': "or use commands that only read",
+    "run verify to see": "run kvmeta verify to see",
 }
 
 

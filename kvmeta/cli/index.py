@@ -48,6 +48,9 @@ def index(
     SRC is a tar file, or a directory that is searched for *.tar. The store is made if it does not exist. The
     tars stay where they are and are read from there; running this again does no harm.
 
+    The tars are read by this command and registered by their paths on this machine. With a server as the
+    store, give the paths under which the machines that shall read the files find them too.
+
     What is not a regular file is skipped and counted: links, devices, pipes, sparse files. A leading "./" is
     removed from names. With --id path, <tar> is the path of the tar below the directory SRC, or its file name
     where SRC is the tar; two tars for which that is the same are refused.
@@ -56,6 +59,7 @@ def index(
     """
     from kvmeta.index import indexer
 
+    options.tell_of_compilation()  # reading tars has kernels of its own, whatever the store
     indexer.tar_files(sources, id_rule)  # a mistyped source must not leave a new store behind
     with options.open_store(store, "a") as opened:
         if create_dataset and dataset not in opened.datasets():

@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +68,24 @@ class Commands(click.Group):
         return loaded
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands; a plug-in is named with its package, for its help is not loaded."""
+        """List the commands; a plug-in is named with its package, for its help is not loaded.
+
+        Those of this package are as light as the built-in ones and show their help.
+        """
         rows = []
         for name in _BUILT_IN:
             command = self.get_command(ctx, name)
             rows.append((name, command.get_short_help_str(formatter.width) if command else ""))
         for name, point in sorted(_plugins().items()):
-            if name not in _BUILT_IN:
-                rows.append((name, f"(from {point.dist.name if point.dist else point.module})"))
+            if name in _BUILT_IN:
+                continue
+            package = point.dist.name if point.dist else point.module
+            told = f"(from {package})"
+            if package == "kvmeta":
+                with suppress(Failure):  # an installation that lacks a part still has its help
+                    command = self.get_command(ctx, name)
+                    told = command.get_short_help_str(formatter.width) if command else told
+            rows.append((name, told))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -154,7 +164,8 @@ def kvmeta_command() -> None:
     kvmeta get photos/cat.jpg --store catalog      ask where
     kvmeta cat photos/cat.jpg --store catalog      read it
 
-    KVMETA_STORE names the store where --store is not given; KVMETA_DEBUG=1 shows tracebacks.
+    --store is a directory, or kvmeta://HOST:PORT of a server (see kvmeta serve). KVMETA_STORE names the store
+    where --store is not given; KVMETA_DEBUG=1 shows tracebacks.
     """  # noqa: D301 - click looks for the backspace itself, to leave the lines after it as they are
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,19 +18,19 @@ if TYPE_CHECKING:
 _UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(["", "k", "m", "g", "t"])}
 
 
-def _store_path(_: click.Context, __: click.Parameter, path: str) -> str:
-    if not path:  # "$CATALOG" that is not set; the working directory is not what was meant
+def _store_target(_: click.Context, __: click.Parameter, target: str) -> str:
+    if not target:  # "$CATALOG" that is not set; the working directory is not what was meant
         raise click.BadParameter("the path is empty")
-    return path
+    return target
 
 
 store_option = click.option(
     "--store",
     envvar="KVMETA_STORE",
     required=True,
-    metavar="PATH",
-    callback=_store_path,
-    help="The store.  [env: KVMETA_STORE]",
+    metavar="PATH|URL",
+    callback=_store_target,
+    help="The store: its directory, or kvmeta://HOST:PORT of its server.  [env: KVMETA_STORE]",
 )
 dataset_option = click.option("--dataset", default="default", show_default=True, help="The dataset.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for scripts.")
@@ -35,23 +39,42 @@ progress_option = click.option(
 )
 
 
-def open_store(path: str, mode: str, must_exist: bool = False) -> Any:
-    """Return the store at `path`, a context manager; this imports the engine.
+def is_server(target: str) -> bool:
+    """Tell whether --store names a server, not a directory."""
+    return "://" in target
+
+
+def open_store(target: str, mode: str, must_exist: bool = False) -> Any:
+    """Return the store at `target`, a context manager; for a directory this imports the engine.
 
     With `must_exist`, mode "a" does not make a store that is missing: a mistyped path is told, not filled.
     """
     import kvmeta
 
+    if is_server(target):
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the errors say what gRPC's own lines would
+        return kvmeta.open(target, mode=mode)
     if must_exist:
-        kvmeta.open(path, mode="r").close()
-    store = kvmeta.open(path, mode=mode)
-    _tell_of_compilation()
+        kvmeta.open(target, mode="r").close()
+    store = kvmeta.open(target, mode=mode)
+    tell_of_compilation()
     return store
 
 
-def _tell_of_compilation() -> None:
+@contextmanager
+def told_that_it_goes_on(target: str) -> Iterator[None]:
+    """Where the block is interrupted while a server works for it, say that the server does not stop."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if is_server(target):
+            error.add_note("the server goes on with it")
+        raise
+
+
+def tell_of_compilation() -> None:
     """Say once on a terminal why the first command after an installation takes so long."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("numba") is None:
         return
     from numba.core import event
 

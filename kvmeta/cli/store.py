@@ -20,11 +20,16 @@ _LABELS = {"rows": "stored versions"}
 def stat(store: str, as_json: bool) -> None:
     """Show how many entries a store has and what they cost.
 
-    Stored versions count replaced entries until they are merged away; memtable rows are in the log.
+    Stored versions count replaced entries until they are merged away; memtable rows are in the log. Of a
+    server also its address and version are shown, and whether it refuses writes; the path is on its machine.
     """
     with options.open_store(store, "r") as opened:
         figures = dataclasses.asdict(opened.stats())
-    del figures["read_only"]  # this handle is, whatever the store
+        if options.is_server(store):
+            connection = opened.connection
+            figures = {"server": connection.address, "version": connection.limits().version, **figures}
+        else:
+            del figures["read_only"]  # this handle is, whatever the store
     if as_json:
         render.json_line(figures)
     else:
@@ -39,8 +44,15 @@ def stat(store: str, as_json: bool) -> None:
 @options.progress_option
 @options.json_option
 def verify(store: str, progress: bool | None, as_json: bool) -> None:
-    """Read every page of a store and check it; exit with 3 where one is damaged."""
-    with options.open_store(store, "r") as opened, progress_bar("verifying", progress) as update:
+    """Read every page of a store and check it; exit with 3 where one is damaged.
+
+    A server does this itself, as a job, and goes on with it if the command is interrupted.
+    """
+    with (
+        options.open_store(store, "r") as opened,
+        progress_bar("verifying", progress) as update,
+        options.told_that_it_goes_on(store),
+    ):
         found = opened.verify(progress=update)
         in_log = sum(each.memtable_rows for each in opened.stats().datasets)
     damages = [
@@ -96,6 +108,8 @@ def compact(store: str, discard_damaged: bool, yes: bool, progress: bool | None,
     """Merge a store's runs, so that lookups touch fewer of them and old entries give their space back.
 
     Damaged runs are left as they are; the command exits with 3 where there are some.
+
+    A server does this itself, as a job, and goes on with it if the command is interrupted.
     """
     if (
         discard_damaged
@@ -107,6 +121,7 @@ def compact(store: str, discard_damaged: bool, yes: bool, progress: bool | None,
     with (
         options.open_store(store, "a", must_exist=True) as opened,
         progress_bar("compacting", progress) as update,
+        options.told_that_it_goes_on(store),
     ):
         opened.compact(discard_damaged=discard_damaged, progress=update)
         left = sum(each.quarantined_runs for each in opened.stats().datasets)

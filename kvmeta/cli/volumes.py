@@ -19,7 +19,10 @@ def volumes() -> None:
 @options.store_option
 @options.json_option
 def list_volumes(store: str, as_json: bool) -> None:
-    """List the volumes of a store, and whether their files are there (null, - for what is no local file)."""
+    """List the volumes of a store, and whether their files are on this machine.
+
+    null or - stands for what is no local file.
+    """
     with options.open_store(store, "r") as opened:
         known = [{**_shown(volume), "exists": _exists(volume.uri)} for volume in opened.volumes.list()]
     if as_json:
@@ -45,7 +48,7 @@ def list_volumes(store: str, as_json: bool) -> None:
 @options.store_option
 @options.json_option
 def add(uri: str, store: str, as_json: bool) -> None:
-    """Register the volume at URI, a path or a file: URI, and print its number."""
+    """Register the volume at URI, a path on this machine or a file: URI, and print its number."""
     with options.open_store(store, "a", must_exist=True) as opened:
         volume = opened.volumes.add(uri)
         if as_json:
@@ -116,7 +119,8 @@ def _refuse_missing(uris: list[str]) -> None:
     if missing:
         more = f" (and {len(missing) - 1:,} more)" if len(missing) > 1 else ""
         raise Failure(
-            f"{missing[0]}: no such file{more}; nothing was changed. Move the files first, or say --force",
+            f"{missing[0]}: no such file on this machine{more}; nothing was changed. "
+            "Move the files first, or say --force",
             NOT_FOUND,
         )
 

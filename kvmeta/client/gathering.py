@@ -60,7 +60,7 @@ class Gathering:
             for _, answer in batch:
                 answer.cancel()
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - told to every get of the batch
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)

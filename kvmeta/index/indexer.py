@@ -3,8 +3,8 @@ r"""Register the members of tar files in a dataset: one volume a file, one entry
     tar file --scan--> Members --IDs--> (ids, locations) --gather--> put, up to 65,536 rows
     \__________ a thread beside __________/                  \_ the caller's thread _/
 
-The scan's kernels and the store's release the GIL, so the next archive is read while a batch is written. The
-run may be repeated: the same sources give the same entries, under the same volumes.
+The scan's kernels and the store's release the GIL, so the next archive is read while a batch is written, here
+or by a server. The run may be repeated: the same sources give the same entries, under the same volumes.
 """
 
 from __future__ import annotations
@@ -74,10 +74,13 @@ def index(
     `tag` (u4) is written to each location; with `checksums=False` the members' bytes are not read and their
     checksums are 0 (unknown). `progress` is called in the caller's thread after each batch.
 
+    The dataset may be embedded or a server's; the tars are read, and their paths are those, of this machine.
+
     Raises InputError for a wrong argument, a directory without *.tar, or two tars of one <tar> with "path";
     NotFoundError for a missing source; what `kvmeta.index.scan` raises, and what the dataset's put raises.
     An error ends the run, but the tars read to their end before it are put all the same, and its message
-    (on a KeyboardInterrupt a note) says how much is registered.
+    (on a KeyboardInterrupt a note) says how much is registered: at least how much where a put failed, for
+    part of it may have taken effect.
     """
     started = time.monotonic()
     if id not in get_args(IdRule):
@@ -202,6 +205,7 @@ class _Gathered:
                     self._put_whole()
             files, tars = self._registered
             told = (
+                f"{'at least ' if self._refused else ''}"
                 f"{files:,} file{'' if files == 1 else 's'} of {tars:,} tar{'' if tars == 1 else 's'} "
                 f"{'is' if files == 1 else 'are'} registered; run it again"
             )
