@@ -432,7 +432,7 @@ def test_a_volume_is_moved_by_its_path_and_only_to_a_file_that_is_there(run, cat
     old, new = tmp_path / "shards0" / "shard-000000.tar", tmp_path / "elsewhere.tar"
     refused = run("volumes", "move", old, new, "--store", catalog)
     assert refused.exit_code == 1
-    assert refused.stderr.startswith(f"kvmeta: {new}: no such file; nothing was changed")
+    assert refused.stderr.startswith(f"kvmeta: {new}: no such file on this machine; nothing was changed")
     old.rename(new)
     moved = run("volumes", "move", old, new, "--store", catalog)
     assert moved.stdout == f"volume 1 is now at {new.as_uri()}\n"
@@ -461,6 +461,12 @@ def test_a_move_of_neither_or_both_kinds_is_wrong_usage(run, catalog, words):
 def test_a_volume_is_not_added_to_a_store_that_is_not_there(run, opener):
     assert run("volumes", "add", "x.tar", "--store", "mistyped").exit_code == 1
     assert opener.stores == {}
+
+
+@pytest.mark.parametrize("line", [["compact"], ["volumes", "add", "x.tar"]])
+def test_a_server_is_not_looked_at_before_it_is_written_to(run, opener, line):
+    assert run(*line, "--store", "kvmeta://host:7400").exit_code == 0
+    assert opener.modes == ["a"]
 
 
 def test_an_empty_store_path_is_wrong_usage(run, opener):

@@ -21,6 +21,7 @@ def test_help_lists_the_commands_and_the_exit_codes(run):
     assert result.exit_code == 0
     for name in ("pack", "index", "get", "lookup", "cat", "scan", "stat", "verify", "compact", "volumes"):
         assert f"\n  {name} " in result.stdout
+    assert "\n  serve    Serve a store to clients over gRPC.\n" in result.stdout
     for code in failure.CODES:
         assert f"\n  {code} " in result.stdout
 
@@ -52,6 +53,9 @@ def test_every_kind_of_error_has_its_exit_code():
         (kvmeta.errors.FormatError("foreign"), 3),
         (kvmeta.errors.StoreLockedError("locked"), 4),
         (kvmeta.errors.StorageFullError("full"), 4),
+        (kvmeta.errors.UnavailableError("no server there"), 4),
+        (kvmeta.errors.DeadlineError("no answer in time"), 4),
+        (kvmeta.errors.OutcomeUnknownError("may or may not have taken effect"), 4),
         (type("NewError", (kvmeta.errors.UnavailableError,), {})("of a plug-in"), 4),
         (OSError(errno.EIO, "Input/output error", "/disk"), 4),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/disk"), 1),
@@ -99,6 +103,7 @@ def test_a_fault_of_the_program_names_the_exception_and_how_to_see_more(run, ope
         ("(it has: a); create_dataset makes one", "(it has: a); kvmeta index --create-dataset makes one"),
         ("register it with store.volumes.add", "register it with kvmeta volumes add"),
         ('Check it, or open with mode="r"', "Check it, or use commands that only read"),
+        ("are damaged; run verify to see which", "are damaged; run kvmeta verify to see which"),
     ],
 )
 def test_advice_is_given_in_the_words_of_the_command_line(run, opener, message, told):
@@ -170,7 +175,8 @@ def test_help_imports_nothing_heavy():
         "import sys; from kvmeta.cli.main import kvmeta_command\n"
         "try: kvmeta_command(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'numba', 'rocksdict', 'rich', 'kvmeta.embedded', 'kvmeta.index'} & set(sys.modules)))"
+        "heavy = {'numba', 'rocksdict', 'rich', 'grpc', 'msgspec', 'kvmeta.embedded', 'kvmeta.index'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(code).stdout.splitlines()[-1] == "[]"
 

@@ -1,18 +1,33 @@
-"""The commands over a real store: from a directory of files to its bytes, through damage and a lock."""
+"""The commands over a real store, in its directory and behind a server: files, damage, what each refuses."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 import kvmeta
+import kvmeta.remote
 from kvmeta.cli.main import kvmeta_command
+from kvmeta.embedded import EmbeddedStore
+from tests.serving import served
+
+
+@pytest.fixture(params=["path", "server"])
+def store(request, tmp_path):
+    """Give what --store names: the directory `catalog`, which is not there yet, or the server of one."""
+    if request.param == "path":
+        yield str(tmp_path / "catalog")
+        return
+    with EmbeddedStore(tmp_path / "catalog") as embedded, served(embedded) as target:
+        yield target
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(store, monkeypatch):
     monkeypatch.delenv("KVMETA_DEBUG", raising=False)
-    monkeypatch.setenv("KVMETA_STORE", str(tmp_path / "catalog"))
+    monkeypatch.setenv("KVMETA_STORE", store)
     return lambda *words, **named: CliRunner().invoke(kvmeta_command, [str(word) for word in words], **named)
 
 
@@ -39,23 +54,45 @@ def test_files_go_in_and_come_out(run, indexed):
     assert run("get", "photos").exit_code == 1
 
 
-def test_the_store_is_shown_compacted_and_verified(run, indexed):
-    assert run("compact").exit_code == 0
+def test_shards_are_registered_by_their_paths_on_this_machine(run, indexed, tmp_path):
+    listed = [json.loads(line) for line in run("volumes", "list", "--json").stdout.splitlines()]
+    assert [each["uri"] for each in listed] == [
+        shard.as_uri() for shard in sorted((tmp_path / "shards").iterdir())
+    ]
+    assert all(each["exists"] for each in listed)
+    assert run("volumes", "add", tmp_path / "later.tar").stdout == f"{len(listed) + 1}\n"
+
+
+def test_the_store_is_shown_compacted_and_verified(run, indexed, store):
+    assert run("compact", "--progress").exit_code == 0
     (stats,) = map(json.loads, run("stat", "--json").stdout.splitlines())
     assert stats["datasets"][0]["rows"] == 20
     assert run("verify").stdout == "ok: 1 page of 1 segment read, 0 damages\n"
+    assert run("verify", "--progress").exit_code == 0
     assert "default" in run("stat").stdout
+
+
+def test_stat_of_a_server_says_where_it_is_and_whether_it_takes_writes(run, indexed, store):
+    (stats,) = map(json.loads, run("stat", "--json").stdout.splitlines())
+    if "://" in store:
+        assert (stats["server"], stats["version"]) == (store.removeprefix("kvmeta://"), kvmeta.__version__)
+        assert stats["read_only"] is False
+    else:
+        assert {"server", "version", "read_only"}.isdisjoint(stats)
 
 
 def test_a_damaged_page_is_code_3(run, indexed, tmp_path):
     run("compact")
     segment = next((tmp_path / "catalog").rglob("*.seg"))
-    content = bytearray(segment.read_bytes())
-    content[4096 + 100] ^= 1
-    segment.write_bytes(content)
+    with segment.open("r+b") as file:  # in place: a server has the file mapped
+        file.seek(4096 + 100)
+        byte = file.read(1)[0]
+        file.seek(4096 + 100)
+        file.write(bytes([byte ^ 1]))
     result = run("verify", "--json")
     assert result.exit_code == 3
-    assert json.loads(result.stdout)["ok"] is False
+    report = json.loads(result.stdout)
+    assert (report["ok"], report["damages"][0]["path"]) == (False, str(segment))
 
 
 def test_files_of_a_moved_volume_are_found_once_that_is_said(run, indexed, tmp_path):
@@ -69,18 +106,72 @@ def test_files_of_a_moved_volume_are_found_once_that_is_said(run, indexed, tmp_p
     assert run("cat", *indexed).stdout_bytes == b"".join(indexed.values())
 
 
+def test_a_missing_dataset_is_told_in_the_words_of_the_command_line(run, indexed, tmp_path):
+    refused = run("index", tmp_path / "shards", "--dataset", "other")
+    assert refused.exit_code == 1
+    assert "kvmeta index --create-dataset makes one" in refused.stderr
+    assert run("index", tmp_path / "shards", "--dataset", "other", "--create-dataset").exit_code == 0
+
+
+# --- what only a directory, or only a server does ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("store", ["path"], indirect=True)
 def test_a_store_that_is_being_written_can_be_read_but_not_indexed_into(run, indexed, tmp_path):
     with kvmeta.open(tmp_path / "catalog"):
         assert run("get", "photos/d0/0.bin").exit_code == 0
         refused = run("index", tmp_path / "shards")
         assert refused.exit_code == 4
         assert "mode=" not in refused.stderr
-    refused = run("index", tmp_path / "shards", "--dataset", "other")
-    assert "kvmeta index --create-dataset makes one" in refused.stderr
 
 
+@pytest.mark.parametrize("store", ["path"], indirect=True)
 def test_a_missing_store_is_told_and_not_made(run, tmp_path):
     assert "mode=" not in run("stat").stderr
     assert run("stat").exit_code == 1
     assert run("compact").exit_code == 1
     assert not (tmp_path / "catalog").exists()
+
+
+@pytest.mark.parametrize("store", ["server"], indirect=True)
+def test_an_interrupted_command_says_that_the_server_goes_on(run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("verify", "compact"):
+        monkeypatch.setattr(kvmeta.remote.RemoteStore, name, interrupted)
+        result = run(name)
+        assert (result.exit_code, result.stderr) == (130, "kvmeta: interrupted; the server goes on with it\n")
+
+
+@pytest.mark.parametrize("store", ["server"], indirect=True)
+def test_over_a_server_neither_the_engine_nor_its_packages_are_imported(run, indexed, store):
+    key = next(iter(indexed))
+    lines = [
+        ["stat"], ["scan"], ["get", key], ["cat", key], ["lookup", "--ids", "/dev/null"], ["verify"],
+        ["compact"], ["volumes", "list"], ["volumes", "add", "/x.tar"],
+    ]  # fmt: skip
+    code = (
+        "import sys\n"
+        "from kvmeta.cli.main import kvmeta_command\n"
+        "for name in ('numba', 'rocksdict', 'rich'): sys.modules[name] = None\n"
+        f"for words in {lines!r}:\n"
+        f"    try: kvmeta_command([*words, '--store', {store!r}])\n"
+        "    except SystemExit as end: assert not end.code, (words, end.code)\n"
+        "print([name for name in sys.modules if name.startswith(('kvmeta.engine', 'kvmeta.embedded'))])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == b"[]"
+
+
+def test_a_server_that_is_not_there_is_code_4_and_a_wrong_url_code_2(monkeypatch):
+    def run(target):
+        return CliRunner().invoke(kvmeta_command, ["stat", "--store", target])
+
+    monkeypatch.setattr("kvmeta.remote.ClientOptions", lambda: kvmeta.ClientOptions(connect_timeout_s=0.2))
+    absent = run("kvmeta://127.0.0.1:1")
+    assert (absent.exit_code, absent.stderr.count("\n")) == (4, 1)
+    assert absent.stderr.startswith("kvmeta: 127.0.0.1:1, Describe: ")
+    assert run("kvmeta://host:port:7400").exit_code == 2
+    assert run("s3://bucket/catalog").exit_code == 2
