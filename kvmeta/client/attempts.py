@@ -1,9 +1,9 @@
 """Which failed calls are tried again, and what the others mean: a pure function of statuses and the clock.
 
-    the server says that it did nothing (OVERLOADED, DRAINING), or it was never reached   any call is repeated
-    the connection broke                                                                  safe calls are
-    repeated anything else                                                                         that is the
-    answer
+    the server says that it did nothing (OVERLOADED, DRAINING)   any call is repeated
+    it was never reached                                         any call is repeated
+    the connection broke                                         safe calls are repeated
+    anything else                                                that is the answer
 
 An insert or a relocate whose answer is lost is never repeated: the second attempt would answer for the first.
 It raises OutcomeUnknownError. Pauses double from 50 ms to 2 s, each drawn at random from half of it on, so
@@ -29,7 +29,7 @@ from kvmeta.errors import (
     UnsupportedError,
 )
 from kvmeta.protocol import status
-from kvmeta.protocol.status import FAULT, NOT_STARTED, Refusal
+from kvmeta.protocol.status import DEADLINE, FAULT, NOT_STARTED, Refusal
 
 FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
@@ -97,7 +97,7 @@ class Attempts:
     def _error(self, refusal: Refusal) -> KvmetaError:
         """Return what a status means that is not followed by another attempt."""
         code, told = refusal.code, self._told(refusal)
-        if refusal.reason not in ("", FAULT):
+        if refusal.reason not in ("", FAULT, DEADLINE):
             return refusal.error
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return UnsupportedError(f"{told}; is the server older than the client?")

@@ -51,7 +51,7 @@ Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 
 _JOB_WAIT_S = 2.0
-_VOLUMES_MAX = 10_000  # named in one GetVolumes
+_VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
 
 
 def _ignore(_: Any) -> None:
@@ -332,18 +332,14 @@ class StoreCalls:
 
     def volumes(self, names: Sequence[Any]) -> Program[list[Volume]]:
         """Return volumes by number or URI."""
+        asked = [_volume_name(name) for name in names]
         found: list[Volume] = []
-
-        def take(reply: pb.GetVolumesResponse) -> None:
-            found.extend(records.volume(volume) for volume in reply.volumes)
-
-        def calls() -> Iterator[Call]:
-            for part in _parts(len(names), _VOLUMES_MAX):
-                request = pb.GetVolumesRequest(volumes=[_volume_name(name) for name in names[part]])
-                yield Call("GetVolumes", request, take)
-
-        if names:
-            _raise_first((yield calls()))
+        while len(found) < len(asked):
+            request = pb.GetVolumesRequest(volumes=asked[len(found) :][:_VOLUMES_MAX])
+            reply = yield from _ask("GetVolumes", request)
+            if not reply.volumes:
+                raise UnavailableError(f"the server returned none of {len(request.volumes)} volumes")
+            found += [records.volume(volume) for volume in reply.volumes]
         return found
 
     def list_volumes(self) -> Program[list[Volume]]:

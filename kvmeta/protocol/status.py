@@ -41,7 +41,7 @@ TABLE: tuple[tuple[type[KvmetaError], grpc.StatusCode, str], ...] = (
 )
 """Error class, status code, reason; the most special class first."""
 
-OVERLOADED, DRAINING, FAULT = "OVERLOADED", "DRAINING", "FAULT"
+DEADLINE, OVERLOADED, DRAINING, FAULT = "DEADLINE", "OVERLOADED", "DRAINING", "FAULT"
 NOT_STARTED = frozenset({OVERLOADED, DRAINING})
 """Reasons by which a server says that it did nothing: any call may be sent again."""
 

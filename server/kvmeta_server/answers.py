@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 import kvmeta
 from kvmeta.batch import Outcome
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
-from kvmeta.errors import IncompleteBatchError, InputError
+from kvmeta.errors import CorruptionError, IncompleteBatchError, InputError
 from kvmeta.ids import ID, ids_from_keys
 from kvmeta.location import LOCATION
 from kvmeta.protocol import records
@@ -28,8 +29,8 @@ EXISTS = 6
 """Of a write's outcomes: an insert found the ID held. The others are those of `Outcome`."""
 FOUND, FAILED = 1, 2
 """Of a lookup's states."""
-VOLUMES_MAX = 10_000
-"""Volumes in one message: about 2 MB with long URIs."""
+VOLUMES_BYTES_MAX = 2 << 20
+"""Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
 _ID_BYTES = 16
 
@@ -107,7 +108,9 @@ class Answers:
 
     def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
-        hits = self._dataset(request.dataset).lookup(_entry_id(request.entry))
+        hits = self._dataset(request.dataset).lookup(_entry_id(request.entry), on_error="mask")
+        if hits.failed[0]:
+            raise CorruptionError("the page that may hold the entry is damaged; run verify to see which")
         if not hits.found[0]:
             return pb.GetResponse()
         volume, length, offset, checksum, tag = hits.locations[0].tolist()
@@ -153,17 +156,15 @@ class Answers:
         return pb.AddVolumeResponse(volume=records.volume_message(volume))
 
     def get_volumes(self, request: pb.GetVolumesRequest) -> pb.GetVolumesResponse:
-        """Return some volumes."""
-        if len(request.volumes) > VOLUMES_MAX:
-            raise InputError(f"volumes: at most {VOLUMES_MAX} in one call, got {len(request.volumes)}")
-        found = [records.volume_message(self._volume(name)) for name in request.volumes]
+        """Return the first of some volumes, as many as fit."""
+        found, _ = _fitting(self._volume(name) for name in request.volumes)
         return pb.GetVolumesResponse(volumes=found)
 
     def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         """Return the next volumes by number."""
-        volumes = [volume for volume in self._store.volumes.list() if int(volume) > request.after]
-        found = [records.volume_message(volume) for volume in volumes[:VOLUMES_MAX]]
-        return pb.ListVolumesResponse(volumes=found, done=len(volumes) <= VOLUMES_MAX)
+        after = (volume for volume in self._store.volumes.list() if int(volume) > request.after)
+        found, done = _fitting(after)
+        return pb.ListVolumesResponse(volumes=found, done=done)
 
     def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
         """Change a volume."""
@@ -225,6 +226,19 @@ def _relocate(
     except IncompleteBatchError as error:
         result = error.partial
     return pb.WriteResponse(outcomes=pack(result.outcomes, packing))
+
+
+def _fitting(volumes: Iterable[Volume]) -> tuple[list[pb.Volume], bool]:
+    """Return the first volumes, as many as fit a response (at least one), and whether that is all."""
+    found: list[pb.Volume] = []
+    size = 0
+    for volume in volumes:
+        message = records.volume_message(volume)
+        size += message.ByteSize()
+        if found and size > VOLUMES_BYTES_MAX:
+            return found, False
+        found.append(message)
+    return found, True
 
 
 def _entry_id(entry: pb.EntryName) -> NDArray[np.void]:

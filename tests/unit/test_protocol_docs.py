@@ -140,7 +140,7 @@ def test_the_limits_are_the_servers() -> None:
     assert f"(at most {jobs.WAIT_S_MAX:g};" in WORDS
     assert f"by pages of {jobs.DAMAGES_MAX:,}:" in WORDS
     assert f"beyond {jobs.ENDED_MAX}." in WORDS
-    assert f"up to {answers.VOLUMES_MAX:,} volumes" in WORDS
+    assert f"as many as fit {answers.VOLUMES_BYTES_MAX >> 20} MiB" in WORDS
     assert f"It is {CURSOR_BYTES} bytes:" in WORDS
 
 

@@ -65,5 +65,5 @@ def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
             kvmeta.open(target, options=options)
     with pytest.raises(kvmeta.InputError, match="mode"):
         kvmeta.open("kvmeta://localhost", mode="x")
-    with pytest.raises(kvmeta.UnsupportedError, match="asyncio.to_thread"):
+    with pytest.raises(kvmeta.UnsupportedError, match=r"asyncio.to_thread"):
         kvmeta.aio.open(str(tmp_path))

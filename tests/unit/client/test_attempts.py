@@ -55,7 +55,7 @@ def test_a_safe_call_is_tried_again_when_the_connection_breaks(call: Call, faile
 @pytest.mark.parametrize(
     "failed",
     [BROKEN, Failed(Code.CANCELLED, ""), Failed(Code.DEADLINE_EXCEEDED, ""), Failed(Code.INTERNAL, ""),
-     Failed(Code.UNKNOWN, ""), fault()],
+     Failed(Code.UNKNOWN, ""), fault(), sent(*status.of_error(kvmeta.DeadlineError("60 s")))],
 )  # fmt: skip
 def test_an_insert_without_an_answer_is_never_tried_again(failed: Failed) -> None:
     with pytest.raises(kvmeta.OutcomeUnknownError, match="may or may not have taken effect"):
