@@ -1,12 +1,24 @@
-"""`kvmeta serve`: the server, from the command line."""
+"""`kvmeta serve`: the server, from the command line.
+
+As light as the other commands to import: `kvmeta --help` reads its help from here.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from kvmeta_server.config import Config
+
+_NEEDS = ("grpc_health", "grpc_reflection", "msgspec", "structlog", "uvloop", "numba", "rocksdict")
 _EPILOG = (
     "Settings: docs/operating.md. Later ones win: the file, KVMETA_SERVE_… variables, --set, the other flags."
 )
@@ -47,7 +59,10 @@ def serve(
 
     Ready when the log says so, and when the gRPC health service says SERVING.
     """  # noqa: D301 - click looks for the backspace itself
-    from kvmeta_server import config, serving
+    _refuse_without_packages()
+    # gRPC's own lines on stderr are of no form that a reader of the log knows.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from kvmeta_server import config
 
     flags = {
         "data": data,
@@ -56,4 +71,47 @@ def serve(
         "log.format": log_format,
         "log.level": log_level,
     }
-    serving.serve(config.load(file, os.environ, flags, settings))
+    _serve(config.load(file, os.environ, flags, settings))
+
+
+def _serve(config: Config) -> None:
+    from kvmeta import __version__
+    from kvmeta.cli.failure import failure_of
+    from kvmeta_server import logs, serving
+
+    log = logs.Log(config.log.format, config.log.level)
+    logs.gather(log)
+    log.info("starting", version=__version__, data=config.data, listen=config.listen, pid=os.getpid())
+    try:
+        with _ended_by_sigterm():
+            serving.serve(config)
+    except Exception as error:
+        if config.log.format == "text":
+            raise
+        failure = failure_of(error)  # a reader of JSON shall find the reason in JSON
+        log.error("failed", message=failure.message, exit_code=failure.exit_code)
+        click.get_current_context().exit(failure.exit_code)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block in order while no event loop has taken the signal over: at the start."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_without_packages() -> None:
+    from kvmeta.errors import EngineNotInstalledError
+
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        raise EngineNotInstalledError(
+            f'kvmeta serve needs {", ".join(missing)}; run: pip install "kvmeta[server]"'
+        )

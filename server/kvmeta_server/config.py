@@ -2,16 +2,19 @@
 
 [limits]
 calls_max = 512          # KVMETA_SERVE_LIMITS_CALLS_MAX=512, --set limits.calls_max=512
+
+docs/operating.md lists them all; a test holds the two together.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -23,9 +26,22 @@ ROWS_MAX = 65_536
 _ROW_BYTES = 16 + 24 + 8
 _MARGIN_BYTES = 64 << 10
 
-_Count = Annotated[int, Meta(ge=1)]
-_Seconds = Annotated[float, Meta(ge=0)]
-_PositiveSeconds = Annotated[float, Meta(gt=0)]
+_LISTEN = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<name>[^\[\]:\s]+)):(?P<port>\d{1,5})")
+
+_SECONDS_MAX = 1_000_000  # gRPC counts milliseconds in 31 bits
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Bytes = Annotated[int, Meta(ge=1, le=1 << 40)]
+_MessageBytes = Annotated[int, Meta(ge=1, le=1 << 30)]  # gRPC and protobuf end at 2 GiB
+_Seconds = Annotated[float, Meta(ge=0, le=_SECONDS_MAX)]
+_PositiveSeconds = Annotated[float, Meta(gt=0, le=_SECONDS_MAX)]
+
+_KINDS = {  # what msgspec calls a type -> what a person would
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`str`": "text",
+    "`object`": "a table",
+}
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -34,10 +50,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     batch_rows_max: Annotated[int, Meta(ge=1, le=ROWS_MAX)] = ROWS_MAX
     """IDs in one message: a batch is atomic, so it is one chunk of the engine."""
 
-    message_bytes_max: _Count = 4 << 20
+    message_bytes_max: _MessageBytes = 4 << 20
     """Bytes of a request. 65,536 rows of a relocate have 3.1 MB."""
 
-    bytes_in_flight_max: _Count = 64 << 20
+    bytes_in_flight_max: _Bytes = 64 << 20
     """Bytes of requests and of responses not yet sent. One connection may hold a quarter."""
 
     calls_max: _Count = 1024
@@ -55,7 +71,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     connection_age_s: _Seconds = 0.0
     """After so long a connection is closed, its calls allowed to end. 0 = never."""
 
-    jobs_max: _Count = 2
+    jobs_max: Annotated[int, Meta(ge=1, le=64)] = 2
     """Jobs at work."""
 
     drain_s: _Seconds = 20.0
@@ -87,7 +103,7 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of a server."""
 
-    data: str
+    data: Annotated[str, Meta(min_length=1)]
     """The store's directory; made if missing."""
 
     listen: str = "127.0.0.1:7400"
@@ -106,6 +122,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self.listen.rpartition(":")[0].strip("[]")
 
 
+_TABLES = tuple(
+    name for name, kind in get_type_hints(Config).items() if kind in (Limits, Threads, LogSettings)
+)
+
+
 def load(
     file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any], settings: Sequence[str] = ()
 ) -> Config:
@@ -113,101 +134,130 @@ def load(
 
     Raises InputError with the path of what is wrong.
     """
-    tree: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    given = _Given()
     if file is not None:
-        _merge(tree, sources, _read(file), str(file))
+        for key, value in _read(file).items():
+            for path, each in _leaves(key, value):
+                given.set(path, each, f"{file}: ")
     for name, value in sorted(environment.items()):
         if name.startswith(ENVIRONMENT_PREFIX):
-            _set(tree, sources, _path_of(name), value, name)
+            given.set(_path_of(name), value, f"{name}: ")
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals:
+        if not equals or not key:
             raise InputError(f"--set {setting}: expected KEY=VALUE, such as limits.calls_max=512")
-        _set(tree, sources, key.split("."), value, f"--set {key}")
+        given.set(key.split("."), value, "--set ")
     for key, value in flags.items():
         if value is not None:
-            _set(tree, sources, key.split("."), value, f"--{key.replace('.', '-')}")
-    if "data" not in tree:
+            given.set(key.split("."), value, "--")
+    if "data" not in given.tree:
         raise InputError("data: missing; say where the store is, with --data DIR")
     try:
-        config = msgspec.convert(tree, Config, strict=False)
+        config = msgspec.convert(given.tree, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise InputError(_told(error, sources)) from None
-    _check(config)
+        raise InputError(_told(error, given)) from None
+    _check(config, given)
     return config
+
+
+class _Given:
+    """The settings given so far, as nested tables, and by whom each was given last."""
+
+    def __init__(self) -> None:
+        self.tree: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}
+
+    def set(self, path: list[str], value: Any, source: str) -> None:
+        """Set one setting; `source` is what an error puts before its path."""
+        *tables, last = path
+        tree = self.tree
+        for table in tables:
+            if not isinstance(tree.setdefault(table, {}), dict):
+                raise InputError(f"{self.place(table)}: expected a table, got {tree[table]!r}")
+            tree = tree[table]
+        tree[last] = value
+        self._sources[".".join(path)] = source
+
+    def place(self, path: str) -> str:
+        """Return `path` as its source names it: "kvmeta.toml: limits.calls_max", "--set limits.calls_max"."""
+        below = [key for key in self._sources if key == path or key.startswith(f"{path}.")]
+        return f"{self._sources[below[-1]] if below else ''}{path}"
+
+    def value(self, path: str) -> Any:
+        """Return what was given under `path`."""
+        value: Any = self.tree
+        for key in path.split("."):
+            value = value[key]
+        return value
 
 
 def _read(file: Path) -> dict[str, Any]:
     with os_errors("reading", file):
-        text = file.read_text("utf-8", "replace")
+        raw = file.read_bytes()
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: not TOML: {error}") from None
 
 
-def _merge(tree: dict[str, Any], sources: dict[str, str], given: Mapping[str, Any], source: str) -> None:
-    for key, value in given.items():
-        if isinstance(value, dict):
-            for inner, each in value.items():
-                _set(tree, sources, [key, inner], each, source)
-        else:
-            _set(tree, sources, [key], value, source)
-
-
-def _set(tree: dict[str, Any], sources: dict[str, str], path: list[str], value: Any, source: str) -> None:
-    *tables, last = path
-    for table in tables:
-        inner = tree.setdefault(table, {})
-        if not isinstance(inner, dict):
-            raise InputError(f"{source}: {table} is no table")
-        tree = inner
-    tree[last] = value
-    sources[".".join(path)] = source
+def _leaves(key: str, value: Any) -> list[tuple[list[str], Any]]:
+    if isinstance(value, dict) and value:
+        return [([key, inner], each) for inner, each in value.items()]
+    return [([key], value)]
 
 
 def _path_of(name: str) -> list[str]:
     """Return the path that an environment variable names: its table, if it starts with one, and its key."""
     key = name.removeprefix(ENVIRONMENT_PREFIX).lower()
-    for table in ("limits", "threads", "log"):
+    for table in _TABLES:
         if key.startswith(f"{table}_"):
             return [table, key.removeprefix(f"{table}_")]
     return [key]
 
 
-def _told(error: msgspec.ValidationError, sources: Mapping[str, str]) -> str:
-    """Return msgspec's message with the path first and where it was said."""
+def _told(error: msgspec.ValidationError, given: _Given) -> str:
+    """Return msgspec's message in our words: where it was said, what was expected, what came."""
     message, _, place = str(error).partition(" - at `$")
     path = place.rstrip("`").lstrip(".")
     if "unknown field" in message:
-        unknown = message.rsplit("`", 2)[1]
-        path, message = f"{path}.{unknown}".lstrip("."), "there is no such setting"
-    source = sources.get(path)
-    return f"{source + ': ' if source and source != f'--{path}' else ''}{path}: {message}"
+        path = f"{path}.{message.rsplit('`', 2)[1]}".lstrip(".")
+        return f"{given.place(path)}: there is no such setting"
+    expected = message.partition(", got ")[0].replace("Expected", "expected")
+    for kind, ours in _KINDS.items():
+        expected = expected.replace(kind, ours)
+    if "enum" in message:
+        table, _, key = path.partition(".")
+        choices = get_args(get_type_hints(get_type_hints(Config)[table])[key])
+        expected = f"expected one of {', '.join(choices)}"
+    return f"{given.place(path)}: {expected}, got {given.value(path)!r}"
 
 
-def _check(config: Config) -> None:
-    host, colon, port = config.listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65_535 or not host.strip("[]"):
-        raise InputError(f"listen: expected HOST:PORT, got {config.listen!r}")
+def _check(config: Config, given: _Given) -> None:
+    listen = given.place("listen")
+    parts = _LISTEN.fullmatch(config.listen)
+    if parts is None or int(parts["port"]) > 65_535 or (parts["v6"] and not _is_address(parts["v6"])):
+        hint = "; an IPv6 address goes in brackets: [::1]:7400" if config.listen.count(":") > 1 else ""
+        raise InputError(f"{listen}: expected HOST:PORT, got {config.listen!r}{hint}")
     if not config.insecure and not _is_loopback(config.host):
         raise InputError(
-            f"listen: {config.listen} can be reached by others, and everybody who reaches it may read and "
+            f"{listen}: {config.listen} can be reached by others, and everybody who reaches it may read and "
             "write, for there is no TLS yet; say --insecure if the network keeps strangers out"
         )
     least = config.limits.batch_rows_max * _ROW_BYTES + _MARGIN_BYTES
     if config.limits.message_bytes_max < least:
         raise InputError(
-            f"limits.message_bytes_max: {config.limits.message_bytes_max} bytes are too few for "
-            f"{config.limits.batch_rows_max} rows; give at least {least}, or lower limits.batch_rows_max"
+            f"{given.place('limits.message_bytes_max')}: {config.limits.message_bytes_max} bytes are too few "
+            f"for {config.limits.batch_rows_max} rows; give at least {least}, or lower limits.batch_rows_max"
         )
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True

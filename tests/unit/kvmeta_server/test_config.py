@@ -1,0 +1,185 @@
+"""Settings: what wins, what is refused, and how it is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from kvmeta.errors import InputError, NotFoundError
+from kvmeta_server import config
+from kvmeta_server.config import Config
+
+
+def load(file: Path | None = None, *settings: str, env: dict[str, str] | None = None, **flags: Any) -> Config:
+    return config.load(file, env or {}, {"data": "catalog", **flags}, settings)
+
+
+def refused(*args: Any, **named: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        load(*args, **named)
+    return str(caught.value)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        (tmp_path / "kvmeta.toml").write_text(text)
+        return tmp_path / "kvmeta.toml"
+
+    return write
+
+
+def test_the_defaults_listen_where_only_this_machine_reaches() -> None:
+    settings = load()
+    assert (settings.listen, settings.insecure, settings.host) == ("127.0.0.1:7400", False, "127.0.0.1")
+    assert settings.data == "catalog"
+
+
+def test_later_sources_win_file_then_environment_then_settings_then_flags(toml: Any) -> None:
+    file = toml(
+        'listen = "127.0.0.1:1"\n[limits]\ncalls_max = 1\njobs_max = 1\ndrain_s = 1\n[log]\nlevel = "debug"'
+    )
+    env = {
+        "KVMETA_SERVE_LIMITS_CALLS_MAX": "2",
+        "KVMETA_SERVE_LIMITS_JOBS_MAX": "2",
+        "KVMETA_SERVE_LISTEN": "127.0.0.1:2",
+        "UNRELATED": "x",
+    }
+    settings = load(file, "limits.jobs_max=3", "listen=127.0.0.1:3", env=env, listen="127.0.0.1:4")
+    assert (settings.limits.drain_s, settings.log.level) == (1.0, "debug")
+    assert settings.limits.calls_max == 2
+    assert settings.limits.jobs_max == 3
+    assert settings.listen == "127.0.0.1:4"
+
+
+def test_every_setting_has_a_variable() -> None:
+    def leaves(kind: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+        found = []
+        for field in msgspec.structs.fields(kind):
+            inner = isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
+            own = (*path, field.name)
+            found += leaves(field.type, own) if inner else [(own, field.default)]
+        return found
+
+    for path, default in leaves(Config):
+        value = {"data": "catalog"}.get(path[0], default)
+        env = {"KVMETA_SERVE_" + "_".join(path).upper(): str(value)}
+        got = config.load(None, env, {} if path[0] == "data" else {"data": "catalog"})
+        for name in path:
+            got = getattr(got, name)
+        assert got == value, path
+
+
+def test_a_store_must_be_named() -> None:
+    with pytest.raises(InputError, match="data: missing; say where the store is, with --data DIR"):
+        config.load(None, {}, {"data": None})
+    assert refused(data="") == "--data: expected text of length >= 1, got ''"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[limits]\ncalls_max = true", "limits.calls_max: expected a whole number, got True"),
+        ("[limits]\ncalls_max = 3.5", "limits.calls_max: expected a whole number, got 3.5"),
+        ("[limits]\ncalls_max = 0", "limits.calls_max: expected a whole number >= 1, got 0"),
+        ("[limits]\ndeadline_s = inf", "limits.deadline_s: expected a number <= 1000000.0, got inf"),
+        ("[limits]\ndeadline_s = nan", "limits.deadline_s: expected a number > 0.0, got nan"),
+        ("[limits]\ncall_max = 3", "limits.call_max: there is no such setting"),
+        ("[limit]\ncalls_max = 3", "limit: there is no such setting"),
+        ("[limits.calls_max]\nx = 3", "limits.calls_max: expected a whole number, got {'x': 3}"),
+        ("limits = 4", "limits: expected a table, got 4"),
+        ("listen = 7400", "listen: expected text, got 7400"),
+        ("insecure = 1.5", "insecure: expected true or false, got 1.5"),
+        ('[log]\nformat = "xml"', "log.format: expected one of text, json, got 'xml'"),
+        ("[threads]\nlookup = -1", "threads.lookup: expected a whole number >= 0, got -1"),
+        (
+            "[limits]\nmessage_bytes_max = 100",
+            "limits.message_bytes_max: 100 bytes are too few for 65536 rows",
+        ),
+        ("listen = ''", "listen: expected HOST:PORT, got ''"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_path(toml: Any, text: str, told: str) -> None:
+    file = toml(text)
+    assert refused(file).startswith(f"{file}: {told}")
+
+
+@pytest.mark.parametrize("raw", [b"x", b'data = "\xff"', b'data = "a" b'])
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / "odd").write_bytes(raw)
+    assert refused(tmp_path / "odd").startswith(f"{tmp_path / 'odd'}: not TOML: ")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="absent"):
+        load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("nonsense", "--set nonsense: expected KEY=VALUE, such as limits.calls_max=512"),
+        ("=3", "--set =3: expected KEY=VALUE, such as limits.calls_max=512"),
+        ("limits=3", "--set limits: expected a table, got '3'"),
+        ("limits.=3", "--set limits.: there is no such setting"),
+        ("nope.x=1", "--set nope: there is no such setting"),
+        ("limits.calls_max=many", "--set limits.calls_max: expected a whole number, got 'many'"),
+        (
+            "limits.deadline_required=maybe",
+            "--set limits.deadline_required: expected true or false, got 'maybe'",
+        ),
+        ("listen.x=1", "--set listen: expected text, got {'x': '1'}"),
+    ],
+)
+def test_what_is_wrong_in_a_setting_is_told_with_its_path(setting: str, told: str) -> None:
+    assert refused(None, setting) == told
+
+
+def test_a_setting_below_what_is_no_table_names_who_said_so(toml: Any) -> None:
+    file = toml("limits = 4")
+    assert refused(file, "limits.calls_max=3") == f"{file}: limits: expected a table, got 4"
+
+
+def test_what_is_wrong_in_a_variable_is_told_with_its_name_and_path() -> None:
+    name = "KVMETA_SERVE_LIMITS_CALLS_MAX"
+    assert refused(env={name: "x"}) == f"{name}: limits.calls_max: expected a whole number, got 'x'"
+    assert (
+        refused(env={"KVMETA_SERVE_LIMIT_X": "1"})
+        == "KVMETA_SERVE_LIMIT_X: limit_x: there is no such setting"
+    )
+
+
+@pytest.mark.parametrize("listen", ["[::1]:7400", "localhost:0", "127.0.0.9:65535"])
+def test_loopback_addresses_need_no_permission(listen: str) -> None:
+    assert load(listen=listen).listen == listen
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:7400", "[::]:7400", "10.0.0.1:1", "example.org:7400"])
+def test_an_address_that_others_reach_needs_insecure(listen: str) -> None:
+    assert "say --insecure" in refused(listen=listen)
+    assert load(listen=listen, insecure=True).listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["7400", ":7400", "host", "host:", "host:x", "127.0.0.1:65536", "a b:1", "[::1:1", "[x]:1", "::1:7400"],
+)
+def test_an_address_of_another_form_is_refused(listen: str) -> None:
+    assert refused(listen=listen, insecure=True).startswith(f"--listen: expected HOST:PORT, got {listen!r}")
+
+
+def test_an_ipv6_address_without_brackets_is_told_to_have_some() -> None:
+    assert refused(listen="::1:7400").endswith("an IPv6 address goes in brackets: [::1]:7400")
+
+
+def test_smaller_batches_allow_smaller_messages() -> None:
+    settings = load(None, "limits.batch_rows_max=100", "limits.message_bytes_max=100000")
+    assert (settings.limits.batch_rows_max, settings.limits.message_bytes_max) == (100, 100_000)
+
+
+def test_no_lookup_threads_means_one_a_core() -> None:
+    assert load().threads.lookup_count >= 1
+    assert load(None, "threads.lookup=3").threads.lookup_count == 3
