@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +57,37 @@ def test_later_sources_win_file_then_environment_then_settings_then_flags(toml: 
     assert settings.listen == "127.0.0.1:4"
 
 
-def test_every_setting_has_a_variable() -> None:
-    def leaves(kind: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-        found = []
-        for field in msgspec.structs.fields(kind):
-            inner = isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)
-            own = (*path, field.name)
-            found += leaves(field.type, own) if inner else [(own, field.default)]
-        return found
+def leaves(kind: Any = Config, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return every setting's path and default."""
+    found: dict[tuple[str, ...], Any] = {}
+    for field in msgspec.structs.fields(kind):
+        own = (*path, field.name)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            found |= leaves(field.type, own)
+        else:
+            found[own] = field.default
+    return found
 
-    for path, default in leaves(Config):
-        value = {"data": "catalog"}.get(path[0], default)
-        env = {"KVMETA_SERVE_" + "_".join(path).upper(): str(value)}
-        got = config.load(None, env, {} if path[0] == "data" else {"data": "catalog"})
-        for name in path:
-            got = getattr(got, name)
+
+def test_every_setting_has_a_variable() -> None:
+    for path, default in leaves().items():
+        value = "catalog" if path == ("data",) else default
+        name = "KVMETA_SERVE_" + "_".join(path).upper()
+        got: Any = config.load(None, {"KVMETA_SERVE_DATA": "catalog", name: str(value)}, {})
+        for step in path:
+            got = getattr(got, step)
         assert got == value, path
+
+
+def test_every_setting_is_in_the_documentation_with_its_default() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()
+    table = page.split("| setting | default | |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| `([a-z_.]+)` \|(?: `([^`]+)`)? \| (\S.+) \|$", table, re.MULTILINE)
+    listed = {
+        tuple(name.split(".")): tomllib.loads(f"x = {value}")["x"] if value else msgspec.NODEFAULT
+        for name, value, _ in rows
+    }
+    assert list(listed.items()) == list(leaves().items())
 
 
 def test_a_store_must_be_named() -> None:
