@@ -20,7 +20,7 @@ class ClientOptions:
     timeout_s: float = 30.0
     """How long one message (a part of a batch, see `lookup_rows`) may take, attempts and pauses included."""
 
-    connect_timeout_s: float = 10.0
+    connect_timeout_s: float = 5.0
     """How long opening may take: shorter, so that a wrong address is told soon."""
 
     in_flight: int = 8

@@ -51,6 +51,11 @@ class Jobs:
         self._of_request: dict[str, str] = {}
         self._threads: dict[str, threading.Thread] = {}
 
+    @property
+    def running(self) -> int:
+        """Return the number of jobs at work."""
+        return len(self._threads)
+
     async def start(self, request: pb.StartJobRequest) -> pb.StartJobResponse:
         """Start a job, or return the one that this request started before."""
         known = self._of_request.get(request.request_id)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -38,12 +40,13 @@ class Lane:
         self._queue.put((answer, request, future))
         return future
 
-    def close(self) -> None:
-        """End the threads once the queue is empty."""
+    def close(self, patience_s: float = 10.0) -> None:
+        """End the threads once the queue is empty; one that is stuck is left behind."""
         for _ in self._threads:
             self._queue.put(None)
+        end = time.monotonic() + patience_s
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
@@ -56,7 +59,8 @@ class Lane:
                 result = answer(request)
             except Exception as raised:  # noqa: BLE001 - handed to the call, which tells it
                 error = raised
-            self._loop.call_soon_threadsafe(_settle, future, result, error)
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
             del work, answer, request, future, result, error  # a waiting thread shall hold no message
 
 

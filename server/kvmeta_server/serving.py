@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -42,9 +43,9 @@ class _Lanes:
     writes: Lane
     others: Lane
 
-    def close(self) -> None:
+    def close(self, patience_s: float) -> None:
         for lane in (self.lookups, self.writes, self.others):
-            lane.close()
+            lane.close(patience_s)
 
 
 class Server:
@@ -80,23 +81,24 @@ class Server:
         self._log.info("ready", address=self.address)
 
     async def stop(self) -> None:
-        """Refuse new calls, let those under way end for up to `drain_s`, then stop."""
-        self._log.info("draining", calls=self.admission.calls)
+        """Refuse new calls, let those under way and jobs end for up to `drain_s`, then stop."""
+        self._log.info("draining", calls=self.admission.calls, jobs=self._jobs.running)
         await self._health.enter_graceful_shutdown()
         self.admission.drain()
         end = time.monotonic() + self._config.limits.drain_s
-        while self.admission.calls and time.monotonic() < end:
+        while (self.admission.calls or self._jobs.running) and time.monotonic() < end:
             await asyncio.sleep(_DRAIN_STEP_S)
-        if self.admission.calls:
-            self._log.warning("calls cut off", calls=self.admission.calls)
+        if self.admission.calls or self._jobs.running:
+            self._log.warning("cut off", calls=self.admission.calls, jobs=self._jobs.running)
         await self._server.stop(_GOODBYE_S)
-        self._lanes.close()
+        self._lanes.close(_GOODBYE_S)
 
 
 def serve(config: Config) -> None:
     """Serve the store until SIGTERM or SIGINT."""
     log = Log(config.log.format, config.log.level)
     _keep_freed_memory()
+    _refuse_taken_port(config)
     started = time.monotonic()
     with EmbeddedStore(config.data) as store:
         opened = time.monotonic()
@@ -124,14 +126,30 @@ def _stop_on_signals() -> asyncio.Event:
     """Return an event that SIGTERM and SIGINT set; a second one ends the process at once."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
 
-    def asked(number: int) -> None:
+    def asked() -> None:
         stop.set()
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked, number)
+        loop.add_signal_handler(number, asked)
     return stop
+
+
+def _refuse_taken_port(config: Config) -> None:
+    """Raise UnavailableError where the address cannot be had: with the reason, before the store is opened."""
+    host, port = config.host, config.listen.rpartition(":")[2]
+    try:
+        family, *_, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot listen on {config.listen}: {error.strerror}; --listen HOST:PORT names another address"
+        ) from None
 
 
 def _bind(server: Any, config: Config) -> str:
@@ -139,7 +157,7 @@ def _bind(server: Any, config: Config) -> str:
         port = server.add_insecure_port(config.listen)
     except RuntimeError as error:
         raise UnavailableError(
-            f"cannot listen on {config.listen}: {error}. Is another server there? Say --listen HOST:PORT"
+            f"cannot listen on {config.listen}: {error}; --listen HOST:PORT names another address"
         ) from None
     host = config.listen.rpartition(":")[0]
     return f"{host}:{port}"
