@@ -81,9 +81,9 @@ def _serve(config: Config) -> None:
 
     log = logs.Log(config.log.format, config.log.level)
     logs.gather(log)
-    log.info("starting", version=__version__, data=config.data, listen=config.listen, pid=os.getpid())
     try:
         with _ended_by_sigterm():
+            log.info("starting", version=__version__, data=config.data, listen=config.listen, pid=os.getpid())
             serving.serve(config)
     except Exception as error:
         if config.log.format == "text":
