@@ -152,6 +152,6 @@ def test_a_server_told_to_stop_ends_calls_and_leaves_a_sealed_store(tmp_path: Pa
     with kvmeta.open(server.target, options=BRIEF) as store:
         store.dataset().put(ids_of(0), locations_of(0))
         assert server.stop(signal.SIGTERM) == 0
-    assert [each["event"] for each in server.events] == ["opened", "ready", "draining", "closed"]
+    assert [each["event"] for each in server.events] == ["starting", "opened", "ready", "draining", "closed"]
     with kvmeta.open(tmp_path / "store", mode="r") as local:
         assert local.dataset().lookup(ids_of(0)).found.all()
