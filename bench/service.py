@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ FORMS = {
     ),
     "full": Sizes(
         rows=60_000_000, redis_rows=8_000_000, lookup_rounds=9, lookup_ids=4 << 20, echo_ids=8 << 20,
-        redis_ids=1 << 19, single_rounds=9, single_calls=4_000, crowd_rounds=7, crowd_s=4.0, flood_rounds=5,
-        idle_connections=1_000, slow_calls=300, healthy_s=4.0, put_rounds=5, put_rows=4 << 20,
+        redis_ids=1 << 19, single_rounds=9, single_calls=2_000, crowd_rounds=7, crowd_s=3.0, flood_rounds=5,
+        idle_connections=1_000, slow_calls=300, healthy_s=3.0, put_rounds=3, put_rows=4 << 20,
         redis_put_rows=1 << 20,
     ),
 }  # fmt: skip
@@ -152,4 +153,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped, too
     sys.exit(main())
