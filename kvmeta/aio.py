@@ -6,12 +6,14 @@
         one = await ds.get("train/0001.jpg")  # concurrent gets travel as one batch
 
 Everything asked and answered is described in `client/calls.py`, which the blocking SDK shares; this file
-sends it. A store belongs to the event loop that first uses it.
+sends it. A store belongs to the event loop that first uses it. gRPC's asyncio client does not survive a fork:
+a process forked from one that used it can use `kvmeta.open`, and is refused here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
@@ -29,6 +31,7 @@ from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches, as_ver
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
 from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
+from kvmeta.client.forks import gate
 from kvmeta.client.gathering import Gathering
 from kvmeta.client.memory import keep_freed_memory
 from kvmeta.client.options import SCHEME, ClientOptions, address_of
@@ -52,6 +55,8 @@ from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta.volumes import Volume
 
 T = TypeVar("T")
+
+_process = 0  # the one whose event loops gRPC serves: it has one poller, in a thread that a fork lacks
 
 
 def open(target: str, mode: str = "a", *, options: ClientOptions | None = None) -> AsyncStore:  # noqa: A001
@@ -102,7 +107,7 @@ class AsyncConnection:
     async def close(self) -> None:
         """Close the channel. Idempotent."""
         self._closed = True
-        if self._channel is not None:
+        if self._channel is not None and _process == os.getpid():
             await self._channel.close(None)
 
     def check_open(self) -> None:
@@ -144,9 +149,16 @@ class AsyncConnection:
         while True:
             try:
                 reply = await getattr(self._stub, call.method)(call.request, timeout=attempts.left_s())
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._closed or (task is not None and task.cancelling()):
+                    raise
+                return (
+                    self._closed_meanwhile()
+                )  # closing a channel cancels its calls, not those who wait for them
             except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failed:
                 if self._closed:
-                    return InputError(f"the connection to {self.target} was closed meanwhile")
+                    return self._closed_meanwhile()
                 if not isinstance(failed, grpc.aio.AioRpcError):
                     raise
                 try:
@@ -154,15 +166,28 @@ class AsyncConnection:
                 except KvmetaError as error:
                     return error
                 continue
+            if reply is None:  # what gRPC makes of bytes that are no message
+                return attempts.malformed(InputError("not a message"))
             try:
                 call.take(reply)
             except InputError as error:
                 return attempts.malformed(error)
             return None
 
+    def _closed_meanwhile(self) -> KvmetaError:
+        return InputError(f"the connection to {self.target} was closed meanwhile")
+
     def _connect(self) -> None:
+        global _process
         self.check_open()
+        gate.check_fork()
+        if _process not in (0, os.getpid()):
+            raise UnsupportedError(
+                f"{self.target}: forked from a process that used kvmeta.aio, this one would hang in it. "
+                'Use kvmeta.open, or start processes by "spawn" or "forkserver"'
+            )
         if self._channel is None:
+            _process = os.getpid()
             self._channel = grpc.aio.insecure_channel(self.address, self.options.channel_arguments())
             self._stub = rpc.StoreServiceStub(self._channel)
 
@@ -311,7 +336,10 @@ class AsyncDataset:
         return await asyncio.to_thread(reader.read, hits.locations, hits.found, volumes)
 
     async def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
-        """Put (ids, locations) batches, several messages in flight; see `RemoteDataset.load`."""
+        """Put (ids, locations) batches, several messages in flight; see `RemoteDataset.load`.
+
+        `batches` is iterated over on the event loop: it should not wait for anything.
+        """
         return await self._store.run(self._calls.load(as_batches(batches)), writes=True)
 
     async def _lookup(self, ids: NDArray[np.void]) -> Hits:

@@ -35,6 +35,7 @@ from kvmeta.store import (
     StoreStats,
     VerifyReport,
     check_dataset_name,
+    check_ttl,
     unregistered,
 )
 from kvmeta.volumes import STATES, VOLUME_MAX, Volume, Volumes, normal_uri
@@ -72,9 +73,8 @@ class EmbeddedStore(Store):
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> EmbeddedDataset:
         """Create a dataset; its options are fixed from now on."""
-        if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and ttl_s > 0):
-            raise InputError(f"ttl_s: expected a positive number of seconds, got {ttl_s}")
-        self.engine.create_dataset(check_dataset_name(name), ttl_s=ttl_s, bottom_filter=bottom_filter)
+        check_dataset_name(name)
+        self.engine.create_dataset(name, ttl_s=check_ttl(ttl_s), bottom_filter=bottom_filter)
         return self.dataset(name)
 
     def drop_dataset(self, name: str) -> None:
@@ -308,23 +308,26 @@ class EmbeddedVolumes(Volumes):
 
     def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
         """Let `volume` stand for another URI from now on; every entry in it follows."""
-        known = self._find(normal_uri(uri))
-        if known is not None and known != self.get(volume):
-            raise InputError(f"volume {int(known)} has the URI {known.uri} already")
-        return self._replace(volume, uri=normal_uri(uri))
+        text = normal_uri(uri)
+        with self._lock:
+            known = self._find(text)
+            if known is not None and known != self.get(volume):
+                raise InputError(f"volume {int(known)} has the URI {known.uri} already")
+            return self._replace(volume, uri=text)
 
     def set_state(self, volume: int | str | Path, state: str) -> Volume:
         """Set a volume "online" or "offline"."""
         if state not in STATES:
             raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
-        return self._replace(volume, state=state)
+        with self._lock:
+            return self._replace(volume, state=state)
 
     def _replace(self, volume: int | str | Path, **fields: str) -> Volume:
-        with self._lock:
-            number = int(self.get(volume))
-            record = self._engine.manifest.volumes[number]
-            changed = VolumeRecord(**{**asdict(record), **fields})
-            self._engine.change(lambda _: Change(volumes={number: changed}))
+        """Change a volume's row; the caller holds the lock."""
+        number = int(self.get(volume))
+        record = self._engine.manifest.volumes[number]
+        changed = VolumeRecord(**{**asdict(record), **fields})
+        self._engine.change(lambda _: Change(volumes={number: changed}))
         return _public(changed)
 
     def _find(self, uri: str) -> Volume | None:

@@ -21,6 +21,7 @@ from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_versio
 from kvmeta.errors import IncompleteBatchError, InputError, NotFoundError
 from kvmeta.ids import as_ids
 from kvmeta.location import Location, as_locations
+from kvmeta.version import TTL_S_MAX
 from kvmeta.volumes import Volume, Volumes
 
 OnError = Literal["raise", "mask"]
@@ -351,6 +352,13 @@ def _incomplete(dataset: str, done: str, failed: NDArray[np.bool_], partial: Any
         "for pages that may hold them are damaged; run verify to see which"
     )
     return IncompleteBatchError(message, failed, partial)
+
+
+def check_ttl(ttl_s: float | None) -> float | None:
+    """Return `ttl_s`; InputError where it is neither None nor a number of seconds in (0, TTL_S_MAX]."""
+    if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and 0 < ttl_s <= TTL_S_MAX):
+        raise InputError(f"ttl_s: expected a positive number of seconds, at most {TTL_S_MAX:g}, got {ttl_s}")
+    return ttl_s
 
 
 def check_dataset_name(name: str) -> str:

@@ -37,6 +37,8 @@ MS_SHIFT = 23
 STAMP_STEP = 1 << COUNTER_SHIFT
 """The distance of two successive stamps: counter + 1, its overflow carries into the millisecond."""
 VERSION_MAX = (1 << 64) - 1
+TTL_S_MAX = 1e10
+"""Three centuries: an entry that lives longer never expires."""
 
 
 class Version(NamedTuple):
@@ -74,7 +76,7 @@ def join(parts: Version) -> int:
 
 def expiry(ttl_s: float | None, unix_ms: int) -> int:
     """Return the version below which entries with `ttl_s` have expired at `unix_ms`; 0 = none."""
-    if ttl_s is None:
+    if ttl_s is None or not ttl_s <= TTL_S_MAX:
         return 0
     return max(0, unix_ms - EPOCH_MS - round(ttl_s * 1000)) << MS_SHIFT
 

@@ -72,7 +72,11 @@ def normal_uri(uri: str | Path) -> str:
         if not text or "\0" in text:
             raise InputError(f"uri: expected a path or a URI, got {text!r}")
         return Path(os.path.abspath(text)).as_uri()  # noqa: PTH100 - collapses ".." but follows no link
-    if not urlsplit(uri).scheme:
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError as error:
+        raise InputError(f"uri: expected a path or a URI, got {uri!r} ({error})") from None
+    if not scheme:
         raise InputError(f"uri: expected a path or a URI, got {uri!r}")
     return uri
 

@@ -63,6 +63,7 @@ class ServerProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if not self._ready.wait(240) or not self.target:
+            self.stop(signal.SIGKILL)
             raise AssertionError(f"the server did not get ready: {self.events}")
 
     @property

@@ -29,7 +29,7 @@ from kvmeta.errors import (
     UnsupportedError,
 )
 from kvmeta.protocol import status
-from kvmeta.protocol.status import DEADLINE, FAULT, NOT_STARTED, Refusal
+from kvmeta.protocol.status import DEADLINE, FAULT, NOT_STARTED, FailedStatus
 
 FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
@@ -77,15 +77,15 @@ class Attempts:
 
     def after(self, failed: Any) -> float:
         """Return how many seconds to pause before the next attempt; raise the error that ends the call."""
-        refusal = status.of_failed_call(failed)
-        not_started = refusal.reason in NOT_STARTED or _never_reached(refusal)
-        if not (not_started or (self._call.repeatable and _went_away(refusal))):
-            raise self._error(refusal)
+        told = status.of_failed_call(failed)
+        not_started = told.reason in NOT_STARTED or _never_reached(told)
+        if not (not_started or (self._call.repeatable and _went_away(told))):
+            raise self._error(told)
         self._maybe_done = self._maybe_done or not not_started
         pause_s = self._pause_s * (0.5 + 0.5 * self._share())
         if self._clock() + pause_s >= self._end:
             late = f" (not done within {self._timeout_s:g} s)"
-            raise UnavailableError(f"{self._told(refusal)}{late}{self._maybe(self._maybe_done)}")
+            raise UnavailableError(f"{self._told(told)}{late}{self._maybe(self._maybe_done)}")
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
         return pause_s
 
@@ -94,37 +94,38 @@ class Attempts:
         text = f"{self._server} answered {self._call.method} with something malformed: {error}"
         return OutcomeUnknownError(text) if self._call.writes else UnavailableError(text)
 
-    def _error(self, refusal: Refusal) -> KvmetaError:
+    def _error(self, failed: FailedStatus) -> KvmetaError:
         """Return what a status means that is not followed by another attempt."""
-        code, told = refusal.code, self._told(refusal)
-        if refusal.reason not in ("", FAULT, DEADLINE):
-            return refusal.error
+        code, told = failed.code, self._told(failed)
+        if failed.reason not in ("", FAULT, DEADLINE):
+            failed.error.args = (f"{failed.error}{self._maybe(self._maybe_done)}", *failed.error.args[1:])
+            return failed.error
         if code == grpc.StatusCode.UNIMPLEMENTED:
             return UnsupportedError(f"{told}; is the server older than the client?")
-        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT):
-            return InputError(told)
         if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
             return UnavailableError(told)
         if self._call.writes and not self._call.repeatable:
             return OutcomeUnknownError(f"{told}{self._maybe(True)}")
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError(f"{told} (no answer within {self._timeout_s:g} s){self._maybe(True)}")
-        return (
-            OutcomeUnknownError(f"{told}{self._maybe(True)}") if self._call.writes else UnavailableError(told)
-        )
+        if self._call.writes:
+            return OutcomeUnknownError(f"{told}{self._maybe(True)}")
+        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT):
+            return InputError(told)
+        return UnavailableError(told)
 
-    def _told(self, refusal: Refusal) -> str:
-        message = refusal.error.args[0] or refusal.code.name
+    def _told(self, failed: FailedStatus) -> str:
+        message = str(failed.error.args[0]) or failed.code.name
         return f"{self._server}, {self._call.method}: {message}"
 
     def _maybe(self, maybe_done: bool) -> str:
         return "; it may or may not have taken effect" if self._call.writes and maybe_done else ""
 
 
-def _never_reached(refusal: Refusal) -> bool:
-    return _went_away(refusal) and str(refusal.error).startswith(_NEVER_REACHED)
+def _never_reached(failed: FailedStatus) -> bool:
+    return _went_away(failed) and str(failed.error).startswith(_NEVER_REACHED)
 
 
-def _went_away(refusal: Refusal) -> bool:
+def _went_away(failed: FailedStatus) -> bool:
     """Return whether the connection broke: no kvmeta server made the status."""
-    return not refusal.reason and refusal.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    return not failed.reason and failed.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +31,7 @@ from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableErr
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.protocol import records, status
+from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT
 from kvmeta.protocol.packed import STATE, VERSION, pack, unpack, unpack_up_to
 from kvmeta.store import (
     CURSOR_BYTES,
@@ -38,6 +40,7 @@ from kvmeta.store import (
     StoreStats,
     VerifyReport,
     check_dataset_name,
+    check_ttl,
     unregistered,
 )
 from kvmeta.v1 import kvmeta_pb2 as pb
@@ -61,6 +64,8 @@ def _ignore(_: Any) -> None:
 def describe() -> Program[pb.DescribeResponse]:
     """Ask what the server is and accepts."""
     reply: pb.DescribeResponse = yield from _ask("Describe", pb.DescribeRequest())
+    if not reply.batch_rows_max:
+        raise UnavailableError("the server takes batches of no rows: is it a kvmeta server?")
     return reply
 
 
@@ -92,7 +97,7 @@ class DatasetCalls:
                 yield Call("Lookup", request, partial(take, part))
 
         _raise_first((yield calls()))
-        return Hits(states == 1, locations, versions, states == 2)
+        return Hits(states == FOUND, locations, versions, states >= FAILED)
 
     def put(self, ids: Ids, locations: Locations) -> Program[None]:
         """Put ID[n]."""
@@ -105,14 +110,15 @@ class DatasetCalls:
     def insert(self, ids: Ids, locations: Locations) -> Program[Inserted]:
         """Insert ID[n]; damage is told in `failed`."""
         written = yield from self._write(pb.OPERATION_INSERT, ids, locations)
-        inserted = (written.outcomes == Outcome.RELOCATED) & written.winners
-        failed = written.outcomes == Outcome.FAILED
+        inserted = (written.outcomes == TOOK_EFFECT) & written.winners
+        failed = (written.outcomes != TOOK_EFFECT) & (written.outcomes != EXISTS)
         return Inserted(inserted, written.locations, written.versions, failed)
 
     def relocate(self, ids: Ids, locations: Locations, versions: Versions) -> Program[Relocated]:
         """Relocate ID[n]; damage is told in `outcomes`."""
         written = yield from self._write(pb.OPERATION_RELOCATE, ids, locations, versions)
         outcomes = written.outcomes
+        outcomes[outcomes > Outcome.FAILED] = Outcome.FAILED  # of a newer server
         outcomes[~written.winners] = Outcome.REPEATED
         return Relocated(outcomes == Outcome.RELOCATED, outcomes)
 
@@ -162,8 +168,9 @@ class DatasetCalls:
             ids = unpack_up_to(reply.ids, ID, rows_max, "ids").copy()
             locations = unpack(reply.locations, LOCATION, len(ids), "locations").copy()
             versions = unpack(reply.versions, VERSION, len(ids), "versions").copy()
-            if len(reply.cursor) != CURSOR_BYTES:
-                raise InputError(f"cursor: {len(reply.cursor)} bytes")
+            moves = len(reply.cursor) == CURSOR_BYTES and reply.cursor > (scan.after or b"")
+            if not moves and not reply.done:
+                raise InputError(f"cursor: {reply.cursor!r} does not continue {scan.after!r}")
             pages.append((ScanPage(ids, locations, versions, reply.cursor), reply.done))
 
         _raise_first((yield [Call("Scan", request, take)]))
@@ -286,10 +293,8 @@ class StoreCalls:
 
     def create_dataset(self, name: str, ttl_s: float | None, bottom_filter: bool) -> Program[None]:
         """Create a dataset."""
-        if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and ttl_s > 0):
-            raise InputError(f"ttl_s: expected a positive number of seconds, got {ttl_s}")
         request = pb.CreateDatasetRequest(
-            name=check_dataset_name(name), ttl_s=ttl_s, bottom_filter=bool(bottom_filter)
+            name=check_dataset_name(name), ttl_s=check_ttl(ttl_s), bottom_filter=bool(bottom_filter)
         )
         yield from _ask("CreateDataset", request, repeatable=False, writes=True)
 
@@ -349,8 +354,11 @@ class StoreCalls:
         while not done:
             after = int(found[-1]) if found else 0
             reply = yield from _ask("ListVolumes", pb.ListVolumesRequest(after=after))
-            found += [records.volume(volume) for volume in reply.volumes]
-            done = reply.done or not reply.volumes
+            page = [records.volume(volume) for volume in reply.volumes]
+            if any(int(volume) <= after for volume in page):
+                raise UnavailableError(f"the server lists a volume again after number {after}")
+            found += page
+            done = reply.done or not page
         return found
 
     def update_volume(self, volume: Any, uri: Any = None, state: str | None = None) -> Program[Volume]:
@@ -363,7 +371,10 @@ class StoreCalls:
             state=pb.VOLUME_STATE_UNSPECIFIED if state is None else records.STATE_OF[state],
         )
         reply = yield from _ask(
-            "UpdateVolume", request, repeatable=uri is None or isinstance(volume, int), writes=True
+            "UpdateVolume",
+            request,
+            repeatable=uri is None or not isinstance(volume, (str, Path)),
+            writes=True,
         )
         return records.volume(reply.volume)
 
@@ -374,7 +385,7 @@ class StoreCalls:
             if progress is not None:
                 progress(job.done, job.total)
             job = (yield from _ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=_JOB_WAIT_S))).job
-        if job.state == pb.JOB_STATE_FAILED:
+        if job.state != pb.JOB_STATE_DONE:  # failed, or something that this version does not know
             raise status.error_of(job.error.reason, job.error.message, dict(job.error.metadata))
         if progress is not None:
             progress(job.total, job.total)
@@ -382,12 +393,12 @@ class StoreCalls:
 
 
 def _volume_name(volume: Any) -> pb.VolumeName:
-    if isinstance(volume, int):
-        number = int(volume)
-        if not 0 < number <= VOLUME_MAX:
-            raise unregistered(number)
-        return pb.VolumeName(number=number)
-    return pb.VolumeName(uri=normal_uri(volume))
+    if isinstance(volume, (str, Path)):
+        return pb.VolumeName(uri=normal_uri(volume))
+    number = int(volume)
+    if not 0 < number <= VOLUME_MAX:
+        raise unregistered(number)
+    return pb.VolumeName(number=number)
 
 
 def _ask(method: str, request: Any, *, repeatable: bool = True, writes: bool = False) -> Program[Any]:

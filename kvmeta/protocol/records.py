@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from kvmeta.errors import InputError
 from kvmeta.store import Damage, DatasetStats, StoreStats, VerifyReport
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
@@ -26,9 +27,17 @@ def volume_message(volume: Volume) -> pb.Volume:
 
 
 def volume(message: pb.Volume) -> Volume:
-    """Return the volume of a message."""
+    """Return the volume of a message; one in a state that this version does not know is offline."""
     size = message.size_bytes if message.HasField("size_bytes") else None
-    return Volume(message.number, message.uri, message.name, _STATE_NAMES[message.state], size)
+    state = _STATE_NAMES.get(message.state, "offline")
+    return Volume(message.number, message.uri, message.name, state, size)
+
+
+def state_name(state: pb.VolumeState) -> str:
+    """Return the name of a volume's state; InputError where it is none."""
+    if state not in _STATE_NAMES:
+        raise InputError(f"state: expected ONLINE or OFFLINE, got {state}")
+    return _STATE_NAMES[state]
 
 
 def stats_message(stats: StoreStats) -> pb.StatsResponse:

@@ -6,11 +6,14 @@ without one was not made by a kvmeta server: the connection broke, or something 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from kvmeta import errors
@@ -18,9 +21,10 @@ from kvmeta.errors import CorruptionError, KvmetaError
 
 DOMAIN = "kvmeta"
 DETAILS_KEY = "grpc-status-details-bin"
-_MESSAGE_CHARACTERS_MAX = 2000  # all metadata of an answer must stay below 8 KiB
+_MESSAGE_BYTES_MAX = 1000  # all metadata of an answer must stay below 8 KiB, and gRPC may triple the message
 _RANGES_MAX = 16
 
+_RANGE = re.compile(r"\b([0-9a-f]{1,32})-([0-9a-f]{1,32})\b")
 _Code = grpc.StatusCode
 
 TABLE: tuple[tuple[type[KvmetaError], grpc.StatusCode, str], ...] = (
@@ -54,7 +58,7 @@ _OF_REASON: dict[str, type[KvmetaError]] = {
 REASONS = frozenset(_OF_REASON)
 
 
-class Refusal(NamedTuple):
+class FailedStatus(NamedTuple):
     """What a status says: its code, the reason ("" where no kvmeta server made it), and the error."""
 
     code: grpc.StatusCode
@@ -105,33 +109,38 @@ def error_of(reason: str, message: str, metadata: dict[str, str]) -> KvmetaError
     """Return the error that `reason` stands for; one that this version does not know is a KvmetaError."""
     kind = _OF_REASON.get(reason, KvmetaError)
     if kind is CorruptionError:
-        pairs = [pair.split("-") for pair in metadata.get("ranges", "").split(",") if pair]
-        ranges = [(int(first, 16), int(last, 16)) for first, last in pairs]
-        return CorruptionError(message, metadata.get("path", ""), ranges)
+        return CorruptionError(message, metadata.get("path", ""), _ranges(metadata.get("ranges", "")))
     if kind is errors.IncompleteBatchError:  # a batch's failures are in its response; this has no columns
         return CorruptionError(message)
     return kind(message)
 
 
-def of_failed_call(failed: _FailedCall) -> Refusal:
+def of_failed_call(failed: _FailedCall) -> FailedStatus:
     """Return what a failed call's status says; the error of one without ErrorInfo is a plain KvmetaError."""
     code, message = failed.code(), failed.details() or ""
     for info in _error_infos(failed.trailing_metadata() or ()):
         if info.domain == DOMAIN:
-            return Refusal(code, info.reason, error_of(info.reason, message, dict(info.metadata)))
-    return Refusal(code, "", KvmetaError(message))
+            return FailedStatus(code, info.reason, error_of(info.reason, message, dict(info.metadata)))
+    return FailedStatus(code, "", KvmetaError(message))
+
+
+def _ranges(text: str) -> list[errors.HashRange]:
+    return [(int(first, 16), int(last, 16)) for first, last in _RANGE.findall(text)]
 
 
 def _error_infos(metadata: Iterable[tuple[str, Any]]) -> Iterable[error_details_pb2.ErrorInfo]:
     for key, value in metadata:
         if key == DETAILS_KEY:
-            for detail in status_pb2.Status.FromString(value).details:
-                if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                    info = error_details_pb2.ErrorInfo()
-                    detail.Unpack(info)
-                    yield info
+            with suppress(DecodeError):  # details that are none say nothing
+                for detail in status_pb2.Status.FromString(value).details:
+                    if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+                        info = error_details_pb2.ErrorInfo()
+                        detail.Unpack(info)
+                        yield info
 
 
 def _short(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()  # file names may hold lone surrogates
-    return text if len(text) <= _MESSAGE_CHARACTERS_MAX else text[: _MESSAGE_CHARACTERS_MAX - 1] + "…"
+    raw = text.encode("utf-8", "backslashreplace")  # file names may hold lone surrogates
+    if len(raw) <= _MESSAGE_BYTES_MAX:
+        return raw.decode()
+    return raw[: _MESSAGE_BYTES_MAX - 3].decode("utf-8", "ignore") + "…"

@@ -31,10 +31,10 @@ class Admission:
         """Refuse every call from now on."""
         self._draining = True
 
-    def admit(self, peer: str, size: int) -> None:
+    def admit(self, peer: str, size: int, *, while_draining: bool = False) -> None:
         """Count a call of `size` bytes of connection `peer`; raise Refused where there is no room."""
         limits = self._limits
-        if self._draining:
+        if self._draining and not while_draining:
             raise Refused(DRAINING, "the server is shutting down")
         self._refuse_beyond("calls", self.calls, self._calls[peer], limits.calls_max)
         self._refuse_beyond("bytes", self.bytes, self._bytes[peer], limits.bytes_in_flight_max)
@@ -59,8 +59,8 @@ class Admission:
     def _refuse_beyond(self, what: str, held: int, own: int, most: int) -> None:
         if held >= most:
             raise Refused(OVERLOADED, f"{held} {what} are in flight, of at most {most}; try again later")
-        if own >= max(1, most // SHARE_OF_ONE):
-            share = most // SHARE_OF_ONE
+        share = max(1, most // SHARE_OF_ONE)
+        if own >= share:
             raise Refused(
                 OVERLOADED,
                 f"this connection has {own} {what} in flight, of at most {share}; wait for answers",

@@ -19,16 +19,15 @@ from kvmeta.errors import CorruptionError, IncompleteBatchError, InputError
 from kvmeta.ids import ID, ids_from_keys
 from kvmeta.location import LOCATION
 from kvmeta.protocol import records
+from kvmeta.protocol.codes import EXISTS, FAILED, TOOK_EFFECT
 from kvmeta.protocol.packed import VERSION, pack, unpack, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
 from kvmeta_server.config import Limits
 
-EXISTS = 6
-"""Of a write's outcomes: an insert found the ID held. The others are those of `Outcome`."""
-FOUND, FAILED = 1, 2
-"""Of a lookup's states."""
+TEXT_BYTES_MAX = 4096
+"""Bytes of a URI or of a name: one volume always fits a response."""
 VOLUMES_BYTES_MAX = 2 << 20
 """Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
@@ -150,7 +149,7 @@ class Answers:
         """Register a volume."""
         volume = self._store.volumes.add(
             _absolute_uri(request.uri),
-            name=request.name if request.HasField("name") else None,
+            name=_bounded("name", request.name) if request.HasField("name") else None,
             size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
         )
         return pb.AddVolumeResponse(volume=records.volume_message(volume))
@@ -169,11 +168,11 @@ class Answers:
     def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
         """Change a volume."""
         volume = self._volume(request.volume)
+        state = None if request.state == pb.VOLUME_STATE_UNSPECIFIED else records.state_name(request.state)
         if request.HasField("uri"):
             volume = self._store.volumes.move(volume, _absolute_uri(request.uri))
-        if request.state != pb.VOLUME_STATE_UNSPECIFIED:
-            names = {state: name for name, state in records.STATE_OF.items()}
-            volume = self._store.volumes.set_state(volume, names.get(request.state, str(request.state)))
+        if state is not None:
+            volume = self._store.volumes.set_state(volume, state)
         return pb.UpdateVolumeResponse(volume=records.volume_message(volume))
 
     def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
@@ -205,7 +204,7 @@ def _insert(
         result = dataset.insert(ids, locations)
     except IncompleteBatchError as error:
         result = error.partial
-    outcomes = np.where(result.inserted, np.uint8(Outcome.RELOCATED), np.uint8(EXISTS))
+    outcomes = np.where(result.inserted, np.uint8(TOOK_EFFECT), np.uint8(EXISTS))
     outcomes[result.failed] = Outcome.FAILED
     return pb.WriteResponse(
         outcomes=pack(outcomes, packing),
@@ -252,8 +251,17 @@ def _entry_id(entry: pb.EntryName) -> NDArray[np.void]:
     return np.frombuffer(entry.id, ID)
 
 
+def _bounded(name: str, text: str) -> str:
+    """Return `text`; InputError where it has more than TEXT_BYTES_MAX bytes."""
+    size = len(text.encode())
+    if size > TEXT_BYTES_MAX:
+        raise InputError(f"{name}: {size} bytes; at most {TEXT_BYTES_MAX} are taken")
+    return text
+
+
 def _absolute_uri(uri: str) -> str:
     """Return `uri`; a path would be one of the server's working directory, which no client can mean."""
+    _bounded("uri", uri)
     if "://" not in uri:
         raise InputError(f"uri: expected an absolute URI such as file:///data/shard.tar, got {uri!r}")
     return uri

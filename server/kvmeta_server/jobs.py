@@ -19,6 +19,7 @@ from kvmeta_server.refusal import Refused
 
 ENDED_MAX = 100
 """Ended jobs that are remembered."""
+REQUEST_ID_CHARACTERS_MAX = 128
 WAIT_S_MAX = 10.0
 DAMAGES_MAX = 5_000
 """Damages in one response: about a megabyte."""
@@ -58,6 +59,8 @@ class Jobs:
 
     async def start(self, request: pb.StartJobRequest) -> pb.StartJobResponse:
         """Start a job, or return the one that this request started before."""
+        if len(request.request_id) > REQUEST_ID_CHARACTERS_MAX:
+            raise InputError(f"request_id: at most {REQUEST_ID_CHARACTERS_MAX} characters")
         known = self._of_request.get(request.request_id)
         if known is None:
             known = self._start(request).id
@@ -89,9 +92,9 @@ class Jobs:
             name=f"kvmeta-job-{job.id[:8]}",
             daemon=True,
         )
-        self._threads[job.id] = thread
-        self._log.info("job started", job=job.id, kind=pb.JobKind.Name(job.kind))
         thread.start()
+        self._threads[job.id] = thread  # the loop runs this before the job's end
+        self._log.info("job started", job=job.id, kind=pb.JobKind.Name(job.kind))
         return job
 
     def _run(self, job: _Job, discard_damaged: bool) -> None:
@@ -103,7 +106,7 @@ class Jobs:
                 job.report = self._store.verify(progress=job.progress)
         except KvmetaError as raised:
             error = raised
-        except Exception as raised:  # noqa: BLE001 - a job's end is told to whoever asks for it
+        except BaseException as raised:  # noqa: BLE001 - a job's end is told to whoever asks for it
             self._log.fault("job", raised)
             error = KvmetaError(f"a fault of the server, {type(raised).__name__}; its log says more")
         with suppress(RuntimeError):  # the server has ended meanwhile

@@ -16,16 +16,34 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any
+
+from kvmeta.protocol.status import OVERLOADED
+from kvmeta_server.refusal import Refused
 
 Answer = Callable[[bytes], bytes]
-_Work = tuple[Answer, bytes, "asyncio.Future[bytes]"]
+
+
+class _Work:
+    """A call that waits for a thread. It lets go of its bytes as soon as nobody waits for it."""
+
+    __slots__ = ("answer", "future", "request")
+
+    def __init__(self, answer: Answer, request: bytes, future: asyncio.Future[bytes]) -> None:
+        self.answer = answer
+        self.request: bytes | None = request
+        self.future = future
+        future.add_done_callback(self._let_go)
+
+    def _let_go(self, _: asyncio.Future[bytes]) -> None:
+        self.request = None
 
 
 class Lane:
     """A queue of calls and the threads that answer them, for one event loop."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, waiting_max: int = 1 << 20) -> None:
+        self._name = name
+        self._waiting_max = waiting_max
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._threads = [
@@ -36,8 +54,10 @@ class Lane:
 
     def answer(self, answer: Answer, request: bytes) -> asyncio.Future[bytes]:
         """Return the future response; cancelling it before a thread has begun spares the work."""
+        if self._queue.qsize() >= self._waiting_max:  # also of calls whose callers are gone
+            raise Refused(OVERLOADED, f"{self._waiting_max} calls wait for a {self._name} thread")
         future: asyncio.Future[bytes] = self._loop.create_future()
-        self._queue.put((answer, request, future))
+        self._queue.put(_Work(answer, request, future))
         return future
 
     def close(self, patience_s: float = 10.0) -> None:
@@ -50,18 +70,21 @@ class Lane:
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
-            answer, request, future = work
-            if future.cancelled():
-                continue
-            result: Any = None
-            error: BaseException | None = None
-            try:
-                result = answer(request)
-            except Exception as raised:  # noqa: BLE001 - handed to the call, which tells it
-                error = raised
-            with suppress(RuntimeError):  # the server has ended meanwhile
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
-            del work, answer, request, future, result, error  # a waiting thread shall hold no message
+            request = work.request
+            if request is not None:
+                self._answer(work, request)
+            del work, request  # a waiting thread shall hold no message
+
+    def _answer(self, work: _Work, request: bytes) -> None:
+        result: bytes = b""
+        error: BaseException | None = None
+        try:
+            result = work.answer(request)
+        except BaseException as raised:  # noqa: BLE001 - handed to the call, which tells it
+            plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
+            error = raised if plain else RuntimeError(repr(raised))  # a library's panic
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            self._loop.call_soon_threadsafe(_settle, work.future, result, error)
 
 
 def _settle(future: asyncio.Future[bytes], result: bytes, error: BaseException | None) -> None:

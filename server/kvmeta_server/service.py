@@ -51,22 +51,23 @@ class Service:
         self._log = log
         lookups, writes, others = lanes.lookups, lanes.writes, lanes.others
         self._answers: dict[str, tuple[Lane, Callable[[Any], Message]]] = {
-            "Describe": (others, answers.describe),
+            "Describe": (lookups, answers.describe),
             "Lookup": (lookups, answers.lookup),
             "Get": (lookups, answers.get),
+            "ListDatasets": (lookups, answers.list_datasets),
+            "GetVolumes": (lookups, answers.get_volumes),
+            "ListVolumes": (lookups, answers.list_volumes),
+            "Stats": (lookups, answers.stats),
+            # What waits for a disk, for room or for merges keeps none of the above waiting.
             "Write": (writes, answers.write),
             "Put": (writes, answers.put),
             "Delete": (writes, answers.delete),
             "Scan": (others, answers.scan),
             "CreateDataset": (others, answers.create_dataset),
             "DropDataset": (others, answers.drop_dataset),
-            "ListDatasets": (others, answers.list_datasets),
             "AddVolume": (others, answers.add_volume),
-            "GetVolumes": (others, answers.get_volumes),
-            "ListVolumes": (others, answers.list_volumes),
             "UpdateVolume": (others, answers.update_volume),
             "Flush": (others, answers.flush),
-            "Stats": (others, answers.stats),
         }
         self._waits: dict[str, Callable[[Any], Awaitable[Message]]] = {
             "StartJob": jobs.start,
@@ -95,9 +96,12 @@ class Service:
         async def waited(raw: bytes) -> bytes:
             return (await answer(_parsed(request, raw))).SerializeToString()
 
-        return self._guarded(name, waited)
+        # Whoever waits for a job may ask for its end while the server drains.
+        return self._guarded(name, waited, while_draining=name == "GetJob")
 
-    def _guarded(self, name: str, answer: Callable[[bytes], Awaitable[bytes]]) -> _Behaviour:
+    def _guarded(
+        self, name: str, answer: Callable[[bytes], Awaitable[bytes]], *, while_draining: bool = False
+    ) -> _Behaviour:
         """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
         admission = self._admission
 
@@ -105,7 +109,7 @@ class Service:
             try:
                 left_s = self._time_left(context)
                 peer, held = context.peer(), len(raw)
-                admission.admit(peer, held)
+                admission.admit(peer, held, while_draining=while_draining)
                 context.add_done_callback(lambda _: admission.release(peer, held))
                 if left_s is None:
                     async with asyncio.timeout(self._limits.deadline_s):
@@ -120,9 +124,7 @@ class Service:
                 raise await self._abort(context, told) from None
             except KvmetaError as error:
                 raise await self._abort(context, error) from None
-            except Exception as error:
-                if isinstance(error, grpc.aio.AbortError):
-                    raise
+            except Exception as error:  # noqa: BLE001 - told to the log and, without its inside, to the client
                 self._log.fault(name, error)
                 message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
                 raise await self._abort_with(

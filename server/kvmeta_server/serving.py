@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.errors import UnavailableError
-from kvmeta_server.admission import Admission
+from kvmeta_server.admission import SHARE_OF_ONE, Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.config import Config
 from kvmeta_server.jobs import Jobs
@@ -56,7 +56,9 @@ class Server:
         self._config = config
         self._log = log
         self._lanes = _Lanes(
-            Lane("lookup", threads.lookup_count), Lane("write", threads.write), Lane("other", threads.other)
+            Lane("lookup", threads.lookup_count, limits.calls_max),
+            Lane("write", threads.write, limits.calls_max),
+            Lane("other", threads.other, limits.calls_max),
         )
         self.admission = Admission(limits)
         self._jobs = Jobs(store, limits.jobs_max, log)
@@ -168,10 +170,12 @@ def _channel_arguments(config: Config) -> list[tuple[str, int]]:
     arguments = [
         ("grpc.so_reuseport", 0),  # a second server on the port shall fail, not share it
         ("grpc.max_receive_message_length", limits.message_bytes_max),
-        ("grpc.max_concurrent_streams", limits.calls_max),
+        # Also what bounds the calls of a connection whose messages never arrive: those are not admitted yet.
+        ("grpc.max_concurrent_streams", max(1, limits.calls_max // SHARE_OF_ONE)),
         ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
     ]
     if limits.connection_idle_s:
         arguments.append(("grpc.max_connection_idle_ms", round(limits.connection_idle_s * 1000)))

@@ -15,7 +15,16 @@ from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.mixing import mix
-from kvmeta.store import Dataset, Scan, Store, StoreStats, VerifyReport, check_dataset_name, unregistered
+from kvmeta.store import (
+    Dataset,
+    Scan,
+    Store,
+    StoreStats,
+    VerifyReport,
+    check_dataset_name,
+    check_ttl,
+    unregistered,
+)
 from kvmeta.version import MOVES_MAX, HybridClock, expiry
 from kvmeta.volumes import Volume, Volumes, normal_uri
 
@@ -196,11 +205,9 @@ class ModelStore(Store):
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> ModelDataset:
-        if name in self._datasets or (
-            ttl_s is not None and not (isinstance(ttl_s, float | int) and ttl_s > 0)
-        ):
+        if name in self._datasets:
             raise InputError(f"dataset {name!r}")
-        self._datasets[check_dataset_name(name)] = ModelDataset(self, name, ttl_s)
+        self._datasets[check_dataset_name(name)] = ModelDataset(self, name, check_ttl(ttl_s))
         return self._datasets[name]
 
     def drop_dataset(self, name: str) -> None:

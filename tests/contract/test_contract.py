@@ -323,6 +323,7 @@ class StoreContract:
         assert store.volumes.get(1).uri == (tmp_path / "a.tar").as_uri()
         assert store.volumes.get("s3://bucket/b.tar").name == "b"
         assert [int(volume) for volume in store.volumes.list()] == [1, 2]
+        assert store.volumes.get(locations(1)["volume"][0]) == first  # a number as a location has it
         store.volumes.move(second, "s3://other/b.tar")
         assert store.volumes.get(2).uri == "s3://other/b.tar"
         assert store.volumes.get(2).size_bytes == 10
@@ -467,6 +468,10 @@ class StoreContract:
             lambda: ds.scan(shard=(3, 3)),
             lambda: list(ds.scan(after=b"short")),
             lambda: store.create_dataset("ttl", ttl_s=0),
+            lambda: store.create_dataset("ttl", ttl_s=float("inf")),
+            lambda: store.create_dataset("ttl", ttl_s=float("nan")),
+            lambda: store.create_dataset("ttl", ttl_s=1e300),
+            lambda: store.volumes.add("http://["),
             lambda: store.volumes.set_state(store.volumes.add("/x"), "lost"),
         ):
             with pytest.raises(kvmeta.InputError):

@@ -21,7 +21,7 @@ from kvmeta.client.attempts import Call
 from kvmeta.client.calls import DatasetCalls, StoreCalls
 from kvmeta.client.options import ClientOptions
 from kvmeta.errors import NotFoundError
-from kvmeta.protocol import status
+from kvmeta.protocol import codes, status
 from kvmeta.protocol.packed import LZ4, STATE, VERSION, pack, unpack
 from kvmeta.store import CURSOR_BYTES, Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
@@ -68,7 +68,7 @@ def test_the_response_of_the_worked_example_says_what_the_page_says() -> None:
     locations = np.zeros(2, kvmeta.LOCATION)
     locations[0] = (1, 100, 512, 0x11111111, 7)
     reply = pb.LookupResponse.FromString(example("0a 04"))
-    assert unpack(reply.states, STATE, 2, "states").tolist() == [answers.FOUND, 0]
+    assert unpack(reply.states, STATE, 2, "states").tolist() == [codes.FOUND, 0]
     assert (unpack(reply.locations, kvmeta.LOCATION, 2, "locations") == locations).all()
     assert unpack(reply.versions, VERSION, 2, "versions").tolist() == [0x18ACA78D1A000000, 0]
 
@@ -116,10 +116,10 @@ def test_the_bits_of_a_version() -> None:
 
 def test_the_codes_of_states_and_outcomes() -> None:
     states = {int(row[0]): re.split(r"[:;]", row[1])[0] for row in rows("### Codes")}
-    assert states == {0: "absent", answers.FOUND: "found", answers.FAILED: "failed"}
+    assert states == {0: "absent", codes.FOUND: "found", codes.FAILED: "failed"}
     outcomes = dict(re.findall(r"^\| (\d) \| x? ?\| x? ?\| ([a-z ]*[a-z])", PAGE, re.MULTILINE))
     words = {str(int(each)): each.name.lower() for each in kvmeta.Outcome if each}
-    assert outcomes == {"0": "took effect", **words, str(answers.EXISTS): "exists"}
+    assert outcomes == {"0": "took effect", **words, str(codes.EXISTS): "exists"}
 
 
 def test_the_keys_vectors() -> None:

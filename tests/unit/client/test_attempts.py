@@ -72,7 +72,9 @@ def test_an_insert_without_an_answer_is_never_tried_again(failed: Failed) -> Non
         (READ, fault(), kvmeta.UnavailableError),
         (PUT, fault(), kvmeta.OutcomeUnknownError),
         (PUT, Failed(Code.UNIMPLEMENTED, "x"), kvmeta.UnsupportedError),
-        (INSERT, Failed(Code.RESOURCE_EXHAUSTED, "message larger than max"), kvmeta.InputError),
+        (READ, Failed(Code.RESOURCE_EXHAUSTED, "message larger than max"), kvmeta.InputError),
+        (INSERT, Failed(Code.RESOURCE_EXHAUSTED, "message larger than max"), kvmeta.OutcomeUnknownError),
+        (PUT, Failed(Code.RESOURCE_EXHAUSTED, "message larger than max"), kvmeta.OutcomeUnknownError),
         (INSERT, Failed(Code.UNAUTHENTICATED, "who"), kvmeta.UnavailableError),
         (INSERT, sent(*status.of_error(kvmeta.StorageFullError("full"))), kvmeta.StorageFullError),
         (READ, sent(*status.of_error(kvmeta.UnavailableError("no device"))), kvmeta.UnavailableError),
@@ -121,3 +123,10 @@ def test_a_malformed_reply_to_a_write_leaves_its_outcome_unknown() -> None:
     error: Any = kvmeta.InputError("states: 3 rows")
     assert isinstance(attempts(READ).malformed(error), kvmeta.UnavailableError)
     assert isinstance(attempts(PUT).malformed(error), kvmeta.OutcomeUnknownError)
+
+
+def test_what_a_repeated_put_is_told_at_last_does_not_hide_the_first_attempt() -> None:
+    tries = attempts(PUT)
+    tries.after(BROKEN)
+    with pytest.raises(kvmeta.ReadOnlyError, match="read-only; it may or may not have taken effect"):
+        tries.after(sent(*status.of_error(kvmeta.ReadOnlyError("read-only"))))

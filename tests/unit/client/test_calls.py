@@ -10,9 +10,10 @@ import pytest
 
 import kvmeta
 from kvmeta.client.attempts import Call
-from kvmeta.client.calls import DatasetCalls, StoreCalls
+from kvmeta.client.calls import DatasetCalls, StoreCalls, describe
 from kvmeta.client.options import ClientOptions
 from kvmeta.protocol.packed import STATE, VERSION, pack, unpack_up_to
+from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
@@ -178,3 +179,42 @@ def test_a_failed_job_raises_what_it_failed_with() -> None:
 def test_a_number_that_can_be_no_volume_is_not_found(number: int) -> None:
     with pytest.raises(kvmeta.NotFoundError):
         run(StoreCalls().volumes([number]), lambda call: None)
+
+
+def coded(call: Call, code: int) -> Any:
+    n = rows_of(call)
+    column, zeros = pack(np.full(n, code, STATE)), pack(np.zeros(n, VERSION))
+    rows = pack(np.zeros(n, kvmeta.LOCATION))
+    if call.method == "Lookup":
+        return pb.LookupResponse(states=column, locations=rows, versions=zeros)
+    return pb.WriteResponse(outcomes=column, locations=rows, versions=zeros)
+
+
+@pytest.mark.parametrize("code", [7, 255])
+def test_codes_of_a_newer_server_are_failures(code: int) -> None:
+    calls = dataset(rows_max=10)
+    hits = run(calls.lookup(IDS), lambda call: coded(call, code))
+    assert hits.failed.all()
+    assert not hits.found.any()
+    assert run(calls.insert(IDS, LOCATIONS), lambda call: coded(call, code)).failed.all()
+    relocated = run(calls.relocate(IDS, LOCATIONS, np.ones(10, np.uint64)), lambda call: coded(call, code))
+    assert relocated.reason(0) == "failed"
+
+
+def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
+    with pytest.raises(kvmeta.KvmetaError):
+        run(StoreCalls().compact(False, None), lambda call: pb.StartJobResponse(job=pb.Job(id="1", state=7)))
+
+
+def test_a_server_that_lists_for_ever_is_left() -> None:
+    again = pb.ListVolumesResponse(volumes=[pb.Volume(number=1, uri="s3://a/b")])
+    with pytest.raises(kvmeta.UnavailableError, match="lists a volume again"):
+        run(StoreCalls().list_volumes(), lambda call: again)
+    page = pb.ScanResponse(cursor=bytes(16))
+    with pytest.raises(kvmeta.InputError, match="does not continue"):
+        run(dataset().scan_page(Scan(after=bytes(16))), lambda call: page)
+
+
+def test_what_takes_no_rows_is_no_server() -> None:
+    with pytest.raises(kvmeta.UnavailableError, match="is it a kvmeta server"):
+        run(describe(), lambda call: pb.DescribeResponse())

@@ -109,6 +109,15 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
         "volume 9",
     ),
     ("get_volumes", pb.GetVolumesRequest(volumes=[pb.VolumeName()]), kvmeta.InputError, "a number or a URI"),
+    ("add_volume", pb.AddVolumeRequest(uri="s3://" + "x" * 5000), kvmeta.InputError, "at most 4096"),
+    (
+        "add_volume",
+        pb.AddVolumeRequest(uri="s3://a/b", name="x" * 5000),
+        kvmeta.InputError,
+        "name: 5000 bytes",
+    ),
+    ("add_volume", pb.AddVolumeRequest(uri="http://["), kvmeta.InputError, "uri"),
+    ("create_dataset", pb.CreateDatasetRequest(name="t", ttl_s=float("inf")), kvmeta.InputError, "ttl_s"),
     (
         "update_volume",
         pb.UpdateVolumeRequest(volume=pb.VolumeName(uri="s3://x/y")),
@@ -181,3 +190,25 @@ def test_mutated_bytes_are_answered_or_refused_by_a_typed_error(
 def test_any_bytes_are_answered_or_refused_by_a_typed_error(answers: Answers, name: str, raw: bytes) -> None:
     with suppress(kvmeta.KvmetaError):
         on_raw(answers, name)(raw)
+
+
+def test_a_volume_is_changed_wholly_or_not_at_all(answers: Answers) -> None:
+    number = answers.add_volume(pb.AddVolumeRequest(uri="s3://whole/one")).volume.number
+    name = pb.VolumeName(number=number)
+    with pytest.raises(kvmeta.InputError, match="state: expected ONLINE or OFFLINE, got 99"):
+        answers.update_volume(pb.UpdateVolumeRequest(volume=name, uri="s3://whole/two", state=99))
+    assert answers.get_volumes(pb.GetVolumesRequest(volumes=[name])).volumes[0].uri == "s3://whole/one"
+    changed = answers.update_volume(
+        pb.UpdateVolumeRequest(volume=name, uri="s3://whole/two", state=pb.VOLUME_STATE_OFFLINE)
+    ).volume
+    assert (changed.uri, changed.state) == ("s3://whole/two", pb.VOLUME_STATE_OFFLINE)
+
+
+def test_volumes_come_in_pages_that_fit(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmeta_server.answers.VOLUMES_BYTES_MAX", 1)
+    numbers = [answers.add_volume(pb.AddVolumeRequest(uri=f"s3://page/{i}")).volume.number for i in range(3)]
+    names = [pb.VolumeName(number=number) for number in numbers]
+    assert len(answers.get_volumes(pb.GetVolumesRequest(volumes=names)).volumes) == 1
+    page = answers.list_volumes(pb.ListVolumesRequest(after=numbers[0]))
+    assert ([volume.number for volume in page.volumes], page.done) == ([numbers[1]], False)
+    assert answers.list_volumes(pb.ListVolumesRequest(after=numbers[1])).done

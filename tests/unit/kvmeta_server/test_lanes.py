@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 
 from kvmeta_server.lanes import Lane
+from kvmeta_server.refusal import Refused
 
 
 def test_answers_and_errors_come_back_to_their_callers() -> None:
@@ -66,6 +68,69 @@ def test_a_caller_that_leaves_meanwhile_ends_no_thread() -> None:
         first.cancel()
         go.set()
         assert await lane.answer(answer, b"second") == b"second"
+        lane.close()
+
+    asyncio.run(work())
+
+
+def test_a_call_that_nobody_waits_for_holds_no_bytes() -> None:
+    go = threading.Event()
+
+    async def work() -> None:
+        lane = Lane("test", 1)
+        lane.answer(lambda request: bytes(go.wait(10)), b"first")
+        request = Watched()
+        gone = weakref.ref(request)
+        future = lane.answer(bytes, request)  # type: ignore[arg-type]
+        del request
+        future.cancel()
+        await asyncio.sleep(0.01)
+        assert gone() is None
+        go.set()
+        lane.close()
+
+    asyncio.run(work())
+
+
+class Watched:
+    """Stands for bytes, which cannot be watched."""
+
+
+def test_a_lane_takes_only_so_many_calls() -> None:
+    go = threading.Event()
+
+    async def work() -> None:
+        lane = Lane("test", 1, waiting_max=2)
+        first = lane.answer(lambda request: bytes(go.wait(10)), b"")
+        while lane._queue.qsize():
+            await asyncio.sleep(0.01)
+        waiting = [lane.answer(bytes, b"a") for _ in range(2)]
+        with pytest.raises(Refused, match="2 calls wait for a test thread"):
+            lane.answer(bytes, b"a")
+        go.set()
+        await asyncio.gather(first, *waiting)
+        lane.close()
+
+    asyncio.run(work())
+
+
+def test_a_librarys_panic_ends_its_call_and_not_its_thread() -> None:
+    class Panic(BaseException):
+        pass
+
+    def answer(request: bytes) -> bytes:
+        if request == b"panic":
+            raise Panic("in Rust")
+        if request == b"stop":
+            raise StopIteration
+        return request
+
+    async def work() -> None:
+        lane = Lane("test", 1)
+        for request in (b"panic", b"stop"):
+            with pytest.raises(RuntimeError, match=r"Panic|StopIteration"):
+                await lane.answer(answer, request)
+        assert await lane.answer(answer, b"still") == b"still"
         lane.close()
 
     asyncio.run(work())

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def connected(server: Server) -> grpc.Channel:
     return grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
 
 
-def ends(call: Callable[..., Any], request: Any, **options: Any) -> status.Refusal:
+def ends(call: Callable[..., Any], request: Any, **options: Any) -> status.FailedStatus:
     with pytest.raises(grpc.RpcError) as raised:
         call(request, **{"timeout": 10, **options})
     return status.of_failed_call(raised.value)
@@ -172,18 +173,29 @@ def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:
 def test_what_is_too_much_at_once_is_refused_and_done_later(
     store: EmbeddedStore, slow: threading.Event
 ) -> None:
+    with running(store, limits__calls_max=16) as server, ExitStack() as channels:
+        stubs: list[Any] = [rpc.StoreServiceStub(channels.enter_context(connected(server))) for _ in range(5)]
+        futures = [stub.Lookup.future(FIRST, timeout=20) for stub in stubs[:4] for _ in range(4)]
+        while server.admission.calls < 16:
+            time.sleep(0.01)
+        refusal = ends(stubs[4].Lookup, FIRST)
+        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
+        assert "16 calls are in flight, of at most 16" in str(refusal.error)
+        slow.set()
+        assert all(future.result().states.plain for future in futures)
+        settled(server)
+
+
+def test_one_connection_has_its_share_and_waits_for_it(store: EmbeddedStore, slow: threading.Event) -> None:
     with running(store, limits__calls_max=16) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(4)]
+        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(8)]
         while server.admission.calls < 4:
             time.sleep(0.01)
-        refusal = ends(stub.Lookup, FIRST)
-        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
-        assert "this connection has 4 calls in flight" in str(refusal.error)
-        with kvmeta.open(
-            f"kvmeta://{server.address}"
-        ) as other:  # is refused nothing, for it has its own share
-            assert other.datasets()
+        with connected(server) as other:
+            entry, location = pb.EntryName(key="a key"), pb.Location(volume=1)
+            rpc.StoreServiceStub(other).Put(pb.PutRequest(entry=entry, location=location), timeout=10)
+        assert server.admission.calls >= 4
         slow.set()
         assert all(future.result().states.plain for future in futures)
         settled(server)
@@ -273,3 +285,18 @@ def test_a_draining_server_lets_calls_end_and_refuses_new_ones(
         assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "DRAINING")
         slow.set()
         assert future.result().states.plain
+
+
+def test_flushes_that_wait_keep_nobody_out(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(EmbeddedStore, "flush", lambda self: go.wait(20))
+    with running(store) as server, connected(server) as channel:
+        stub: Any = rpc.StoreServiceStub(channel)
+        flushes = [stub.Flush.future(pb.FlushRequest(), timeout=20) for _ in range(8)]
+        while server.admission.calls < 8:
+            time.sleep(0.01)
+        with kvmeta.open(f"kvmeta://{server.address}") as client:
+            assert client.dataset().lookup(IDS) is not None
+        go.set()
+        for flush in flushes:
+            flush.result()

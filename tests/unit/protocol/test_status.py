@@ -69,10 +69,29 @@ def test_corruption_keeps_its_path_and_ranges() -> None:
     assert (back.path, back.ranges) == (error.path, error.ranges)
 
 
-def test_long_messages_and_many_ranges_fit_the_metadata() -> None:
-    error = errors.CorruptionError("x" * 100_000, "p" * 100_000, [(i, i) for i in range(10_000)])
-    assert status.of_error(error)[1].ByteSize() < 8000
+@pytest.mark.parametrize("letter", ["x", "ü", "語", "\udcff"])
+def test_long_messages_and_many_ranges_fit_the_metadata(letter: str) -> None:
+    error = errors.CorruptionError(letter * 100_000, letter * 100_000, [(i, i) for i in range(10_000)])
+    told = status.of_error(error)[1]
+    percent_encoded, base64 = 3 * len(told.message.encode()), 4 * told.ByteSize() // 3
+    assert percent_encoded + base64 < 8000
+
+
+def test_names_that_are_no_text_are_told_escaped() -> None:
     assert status.of_error(errors.InputError("bad \udcff name"))[1].message == "bad \\udcff name"
+
+
+@pytest.mark.parametrize("ranges", ["", "x", "1", "1-", "-", "1-2-3", "g-h", "1-2,", f"{'f' * 33}-1"])
+def test_metadata_that_is_odd_is_no_error_of_its_own(ranges: str) -> None:
+    told = status.status(grpc.StatusCode.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
+    assert isinstance(
+        status.of_failed_call(sent(grpc.StatusCode.DATA_LOSS, told)).error, kvmeta.CorruptionError
+    )
+
+
+def test_details_that_are_none_say_nothing() -> None:
+    failed = Failed(grpc.StatusCode.INTERNAL, "x", ((status.DETAILS_KEY, b"\xff\xff"),))
+    assert status.of_failed_call(failed).reason == ""
 
 
 def test_a_status_without_error_info_is_none_of_ours() -> None:

@@ -1,0 +1,144 @@
+"""The SDKs against a server that answers nonsense, and connections that are closed under calls."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import kvmeta
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
+LOCATIONS = np.zeros(10, kvmeta.LOCATION)
+DESCRIBED = pb.DescribeResponse(batch_rows_max=4).SerializeToString()
+LISTED = pb.ListDatasetsResponse(names=["default"]).SerializeToString()
+
+
+class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Describes itself rightly; any other call gets `reply`."""
+
+    def __init__(self, reply: Callable[[], bytes]) -> None:
+        self.reply = reply
+
+    def service(self, details: Any) -> Any:
+        known = {"Describe": DESCRIBED, "ListDatasets": LISTED}
+        answer = known.get(details.method.rsplit("/", 1)[1])
+        return grpc.unary_unary_rpc_method_handler(lambda raw, context: answer or self.reply())
+
+
+@contextmanager
+def hostile(reply: Callable[[], bytes]) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(8))
+    server.add_generic_rpc_handlers((Handler(reply),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"kvmeta://127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+@pytest.mark.parametrize("reply", [b"\xff\xff\xff", b"", b"\x0a\x02\x0a\x00"])
+def test_nonsense_is_an_error_and_never_an_answer(reply: bytes) -> None:
+    nothing = reply != b"\xff\xff\xff"  # an empty message is what a put's reply is
+
+    async def awaited(target: str) -> None:
+        async with kvmeta.aio.open(target) as store:
+            entries = await store.dataset()
+            for call in (entries.lookup(IDS), entries.get(IDS[:1])):
+                with pytest.raises(kvmeta.UnavailableError, match="malformed"):
+                    await call
+            with pytest.raises(kvmeta.OutcomeUnknownError):
+                await entries.insert(IDS, LOCATIONS)
+            if not nothing:
+                with pytest.raises(kvmeta.OutcomeUnknownError):
+                    await entries.put(IDS, LOCATIONS)
+
+    with hostile(lambda: reply) as target:
+        with kvmeta.open(target) as store:
+            entries = store.dataset()
+            with pytest.raises(kvmeta.UnavailableError):
+                entries.lookup(IDS)
+            with pytest.raises(kvmeta.OutcomeUnknownError):
+                entries.insert(IDS, LOCATIONS)
+            if not nothing:
+                with pytest.raises(kvmeta.OutcomeUnknownError):
+                    entries.put(IDS, LOCATIONS)
+        asyncio.run(awaited(target))
+
+
+def test_closing_a_store_ends_its_calls_with_an_error() -> None:
+    go = threading.Event()
+
+    def reply() -> bytes:
+        go.wait(20)
+        return b""
+
+    async def awaited(target: str) -> None:
+        async with kvmeta.aio.open(target) as store:
+            entries = await store.dataset()
+            calls = [
+                entries.lookup(IDS[:2]),
+                entries.lookup(IDS),
+                entries.get(IDS[:1]),
+                entries.put(IDS, LOCATIONS),
+            ]
+            tasks = [asyncio.create_task(call) for call in calls]
+            await asyncio.sleep(0.1)
+            await store.close()
+            for task in tasks:
+                with pytest.raises(kvmeta.InputError, match="closed meanwhile"):
+                    await task
+
+    with hostile(reply) as target:
+        with kvmeta.open(target) as store:
+            entries = store.dataset()
+            ends: list[BaseException] = []
+
+            def look(ids: Any) -> None:
+                try:
+                    entries.lookup(ids)
+                except BaseException as error:  # noqa: BLE001 - looked at below
+                    ends.append(error)
+
+            threads = [threading.Thread(target=look, args=(ids,)) for ids in (IDS[:2], IDS)]
+            for thread in threads:
+                thread.start()
+            threading.Event().wait(0.2)
+            store.close()
+            for thread in threads:
+                thread.join(10)
+            assert [type(end) for end in ends] == [kvmeta.InputError] * 2
+        asyncio.run(awaited(target))
+        go.set()
+
+
+def test_a_cancelled_task_is_cancelled_and_leaves_its_store_usable() -> None:
+    slow = threading.Event()
+
+    def reply() -> bytes:
+        slow.wait(20)
+        return b""
+
+    async def awaited(target: str) -> None:
+        async with kvmeta.aio.open(target) as store:
+            entries = await store.dataset()
+            for call in (entries.lookup(IDS), entries.get(IDS[:1])):
+                task = asyncio.create_task(call)
+                await asyncio.sleep(0.05)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert await store.datasets() == ["default"]
+
+    with hostile(reply) as target:
+        asyncio.run(awaited(target))
+        slow.set()
