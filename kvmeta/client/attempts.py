@@ -33,7 +33,10 @@ from kvmeta.protocol.status import DEADLINE, FAULT, NOT_STARTED, FailedStatus
 
 FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
-_NEVER_REACHED = "failed to connect to all addresses"  # what gRPC says of a call that no connection took
+_NEVER_REACHED = (  # what gRPC says of a call that no server has begun
+    "failed to connect to all addresses",
+    "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))",  # REFUSED_STREAM
+)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class ClientOptions:
         """Return gRPC's arguments for a channel."""
         return [
             ("grpc.max_receive_message_length", 64 << 20),  # the server bounds its replies
-            ("grpc.enable_retries", 0),  # ours know which calls are safe to repeat
+            # gRPC's own retries stay on: without a policy they repeat only what a server has not begun.
             ("grpc.use_local_subchannel_pool", 1),  # a store has a connection of its own
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1000),

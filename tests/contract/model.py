@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ class ModelVolumes(Volumes):
         return self._rows[number]
 
     def get(self, volume: Any) -> Volume:
-        if isinstance(volume, int):
+        if not isinstance(volume, (str, Path)):
             if int(volume) not in self._rows:
                 raise unregistered(int(volume))
             return self._rows[int(volume)]

@@ -18,6 +18,9 @@ PUT = Call("Write", None, print, repeatable=True, writes=True)
 INSERT = Call("Write", None, print, repeatable=False, writes=True)
 BROKEN = Failed(Code.UNAVAILABLE, "Socket closed")
 UNREACHED = Failed(Code.UNAVAILABLE, "failed to connect to all addresses; last error: refused")
+REFUSED_STREAM = Failed(
+    Code.UNAVAILABLE, "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))"
+)
 
 
 class Clock:
@@ -41,7 +44,9 @@ def fault() -> Failed:
 
 
 @pytest.mark.parametrize("call", [READ, PUT, INSERT])
-@pytest.mark.parametrize("failed", [refused(status.OVERLOADED), refused(status.DRAINING), UNREACHED])
+@pytest.mark.parametrize(
+    "failed", [refused(status.OVERLOADED), refused(status.DRAINING), UNREACHED, REFUSED_STREAM]
+)
 def test_what_was_not_begun_is_tried_again(call: Call, failed: Failed) -> None:
     assert attempts(call).after(failed) > 0
 

@@ -32,6 +32,7 @@ from tests.serving import running
 Code = grpc.StatusCode
 INVALID = Code.INVALID_ARGUMENT
 IDS = kvmeta.ids_from_ints(np.arange(8, dtype=np.uint64))
+PUT = pb.PutRequest(entry=pb.EntryName(key="a key"), location=pb.Location(volume=1))
 FIRST = pb.LookupRequest(ids=pack(IDS))
 
 
@@ -189,12 +190,12 @@ def test_what_is_too_much_at_once_is_refused_and_done_later(
 def test_one_connection_has_its_share_and_waits_for_it(store: EmbeddedStore, slow: threading.Event) -> None:
     with running(store, limits__calls_max=16) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
+        stub.Put(PUT, timeout=10)  # from then on the client knows how many calls it may have under way
         futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(8)]
         while server.admission.calls < 4:
             time.sleep(0.01)
         with connected(server) as other:
-            entry, location = pb.EntryName(key="a key"), pb.Location(volume=1)
-            rpc.StoreServiceStub(other).Put(pb.PutRequest(entry=entry, location=location), timeout=10)
+            rpc.StoreServiceStub(other).Put(PUT, timeout=10)
         assert server.admission.calls >= 4
         slow.set()
         assert all(future.result().states.plain for future in futures)
