@@ -170,8 +170,9 @@ def _channel_arguments(config: Config) -> list[tuple[str, int]]:
     arguments = [
         ("grpc.so_reuseport", 0),  # a second server on the port shall fail, not share it
         ("grpc.max_receive_message_length", limits.message_bytes_max),
-        # Also what bounds the calls of a connection whose messages never arrive: those are not admitted yet.
-        ("grpc.max_concurrent_streams", max(1, limits.calls_max // SHARE_OF_ONE)),
+        # What bounds the calls of a connection whose messages never arrive: those are not admitted yet. Twice
+        # its share, so that it is admission which refuses, with a reason.
+        ("grpc.max_concurrent_streams", max(1, 2 * limits.calls_max // SHARE_OF_ONE)),
         ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

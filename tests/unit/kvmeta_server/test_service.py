@@ -187,16 +187,17 @@ def test_what_is_too_much_at_once_is_refused_and_done_later(
         settled(server)
 
 
-def test_one_connection_has_its_share_and_waits_for_it(store: EmbeddedStore, slow: threading.Event) -> None:
+def test_one_connection_has_its_share(store: EmbeddedStore, slow: threading.Event) -> None:
     with running(store, limits__calls_max=16) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        stub.Put(PUT, timeout=10)  # from then on the client knows how many calls it may have under way
-        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(8)]
+        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(4)]
         while server.admission.calls < 4:
             time.sleep(0.01)
+        refusal = ends(stub.Lookup, FIRST)
+        assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
+        assert "this connection has 4 calls in flight, of at most 4" in str(refusal.error)
         with connected(server) as other:
             rpc.StoreServiceStub(other).Put(PUT, timeout=10)
-        assert server.admission.calls >= 4
         slow.set()
         assert all(future.result().states.plain for future in futures)
         settled(server)
