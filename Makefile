@@ -7,7 +7,7 @@ MARK := $(VENV)/.installed
 PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 
-.PHONY: help venv demo test test-system bench-engine bench-engine-full lint types layers protos protos-check format check clean
+.PHONY: help venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -33,6 +33,13 @@ bench-engine: $(MARK) ## the engine's figures, quick form (under 2 minutes)
 
 bench-engine-full: $(MARK) ## the engine's figures with 60M rows
 	$(BIN)/python -m bench.engine --full
+	$(BIN)/python -m bench.readme
+
+bench-service: $(MARK) ## the service's figures, quick form (under 2 minutes once its store is built)
+	$(BIN)/python -m bench.service --quick
+
+bench-service-full: $(MARK) ## the service's figures with 60M rows
+	$(BIN)/python -m bench.service --full
 	$(BIN)/python -m bench.readme
 
 lint: $(MARK) ## ruff
