@@ -6,8 +6,10 @@ BIN := $(VENV)/bin
 MARK := $(VENV)/.installed
 PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
+TORCH_VENV := .venv-torch
+TORCH_MARK := $(TORCH_VENV)/.installed
 
-.PHONY: help venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -17,6 +19,13 @@ venv: $(MARK) ## make .venv with the package and what its tests need
 $(MARK): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+torch-venv: $(TORCH_MARK) ## make .venv-torch with PyTorch, for the data-loader tests of `make test-system`
+
+$(TORCH_MARK): pyproject.toml
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[engine]'
 	@touch $@
 
 demo: $(MARK) ## the main job on real files: pack, index, look up, read back, verify
@@ -71,4 +80,4 @@ format: $(MARK) ## let ruff lay out the code
 check: lint types layers ## everything but the tests
 
 clean: ## remove what was made here
-	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules $(TORCH_VENV) demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

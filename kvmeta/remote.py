@@ -2,8 +2,9 @@
 
     RemoteDataset ── program (client/calls.py) ──> Connection.run ── gRPC, a few messages in flight ──> server
 
-A store may be used by any number of threads. After a fork the child makes a connection of its own; a pickled
-store connects anew where it is unpickled. So data-loader workers just use the store they are given.
+A store may be used by any number of threads. A fork waits for the calls of other threads (client/forks.py),
+and the child makes a connection of its own; a pickled store connects anew where it is unpickled. So workers of
+a data loader just use the store they are given.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
 from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
+from kvmeta.client.forks import gate
 from kvmeta.client.memory import keep_freed_memory
 from kvmeta.client.options import ClientOptions, address_of
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError
@@ -74,7 +76,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the channel. Idempotent."""
-        with self._lock:
+        with gate.inside(), self._lock:  # in this order: then no fork finds the lock taken
             self._closed = True
             if self._channel is not None and self._pid == os.getpid():
                 self._channel.close()
@@ -102,13 +104,17 @@ class Connection:
                     if errors[-1] is not None:
                         break
                 attempts = Attempts(call, self.address, timeout_s)
-                future = getattr(stub, call.method).future(call.request, timeout=attempts.left_s())
+                left_s = attempts.left_s()
+                with gate.inside():
+                    future = getattr(stub, call.method).future(call.request, timeout=left_s)
+                    gate.follow(future, left_s)
                 flying.append((call, attempts, future))
             while flying:
                 errors.append(self._finish(stub, *flying.popleft()))
         finally:
             for _, _, future in flying:  # an interrupt: nobody waits for these any more
-                future.cancel()
+                with gate.inside():
+                    future.cancel()
         return errors
 
     def _finish(
@@ -120,7 +126,9 @@ class Connection:
                 if future is not None:
                     reply = future.result()
                 else:
-                    reply = getattr(stub, call.method)(call.request, timeout=attempts.left_s())
+                    left_s = attempts.left_s()
+                    with gate.inside(left_s):
+                        reply = getattr(stub, call.method)(call.request, timeout=left_s)
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
                 if self._closed:
                     return InputError(f"the connection to {self.target} was closed meanwhile")
@@ -139,9 +147,10 @@ class Connection:
             return None
 
     def _connected(self) -> Any:
-        with self._lock:
+        with gate.inside(), self._lock:
             self.check_open()
             if self._pid != os.getpid():  # not of this process: a channel does not survive a fork
+                gate.check_fork()
                 self._channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
                 self._stub = rpc.StoreServiceStub(self._channel)
                 self._pid = os.getpid()
