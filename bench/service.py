@@ -69,8 +69,8 @@ FORMS = {
         redis_put_rows=32_768,
     ),
     "quick": Sizes(
-        rows=20_000_000, redis_rows=2_000_000, lookup_rounds=5, lookup_ids=2 << 20, echo_ids=4 << 20,
-        redis_ids=1 << 17, single_rounds=5, single_calls=500, crowd_rounds=3, crowd_s=2.0, flood_rounds=3,
+        rows=20_000_000, redis_rows=2_000_000, lookup_rounds=5, lookup_ids=2 << 20, echo_ids=2 << 20,
+        redis_ids=1 << 17, single_rounds=5, single_calls=300, crowd_rounds=3, crowd_s=2.0, flood_rounds=3,
         idle_connections=1_000, slow_calls=300, healthy_s=1.5, put_rounds=3, put_rows=1 << 20,
         redis_put_rows=1 << 18,
     ),

@@ -3,8 +3,8 @@
     RemoteDataset ── program (client/calls.py) ──> Connection.run ── gRPC, a few messages in flight ──> server
 
 A store may be used by any number of threads. A fork waits for the calls of other threads (client/forks.py),
-and the child makes a connection of its own; a pickled store connects anew where it is unpickled. So workers of
-a data loader just use the store they are given.
+and the child makes a connection of its own. A pickled store connects anew where it is unpickled. So
+workers of data loaders just use the store they are given.
 """
 
 from __future__ import annotations
