@@ -60,7 +60,7 @@ ENGINE_ROWS = (
 SERVICE_ROWS = (
     ("lookup-4096", "lookups from one client process, 60M rows, batches of 4,096"),
     ("lookup-16384", "the same, batches of 16,384"),
-    ("redis-lookup-4096", "times as fast as Redis MGET (redis-py, hiredis), batches of 4,096"),
+    ("redis-lookup-4096", "times as fast as Redis MGET (one calling thread each), batches of 4,096"),
     ("redis-lookup-16384", "the same, batches of 16,384"),
     ("echo-lookup-4096", "share of what a gRPC echo of as many bytes carries, batches of 4,096"),
     ("echo-lookup-16384", "the same, batches of 16,384"),

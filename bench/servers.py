@@ -111,30 +111,41 @@ class Echo(Server):
 
 
 class Redis(Server):
-    """redis-server with an empty data set in `directory`; with `durable` each write is synced first."""
+    """redis-server on `directory`: it holds what dump.rdb there holds, nothing where there is none.
+
+    It never writes the dump unless told to. With `durable` it starts empty, and each write is synced first.
+    """
 
     def __init__(self, directory: Path, *, durable: bool = False) -> None:
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=not durable)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         settings = {
-            "port": str(self.port), "bind": "127.0.0.1", "dir": str(directory), "save": "",
+            "port": str(self.port), "bind": "127.0.0.1", "dir": str(directory),
+            "dbfilename": "dump.rdb", "save": "",
+            "rdbcompression": "no",  # hashes do not shrink, and a plain dump is read sooner
             "appendonly": "yes" if durable else "no", "appendfsync": "always",
             "auto-aof-rewrite-percentage": "0",  # nothing but the writes themselves
         }  # fmt: skip
         words = [word for name, value in settings.items() for word in (f"--{name}", value)]
         super().__init__(["redis-server", *words], stdout=subprocess.DEVNULL)
         end = time.monotonic() + _READY_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
+        with Progress("redis-server"):
+            while not self._answers():
                 if self._process.poll() is not None or time.monotonic() > end:
                     self.stop()
-                    raise RuntimeError("redis-server did not start") from None
+                    raise RuntimeError("redis-server did not start")
                 time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        """Return whether it serves: while it reads its dump it accepts connections, but refuses a PING."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
 
 
 def redis_missing() -> str:

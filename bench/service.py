@@ -8,9 +8,9 @@
 
 Servers and clients are processes of their own and share this machine's cores. Prints a table with every
 question, its target and what was measured, and writes the raw rounds to bench/results/service.json. The store
-is built once below bench/data; Redis is left out, with the reason, where there is none. A missed target is
-named; with --full it is also the exit status. The tiny form judges nothing: it shows that the benchmark still
-runs.
+and a dump of the same entries for Redis are built once below bench/data; Redis is left out, with the reason,
+where there is none. A missed target is named; with --full it is also the exit status. The tiny form judges
+nothing: it shows that the benchmark still runs.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ class Sizes:
     """How much of everything one form of the benchmark takes."""
 
     rows: int
-    """Of the store that is looked up in."""
-    redis_rows: int
-    """Of Redis: fewer, for an entry takes about 130 bytes of its memory."""
+    """Of the store that is looked up in, and of Redis, where an entry takes about 130 bytes of memory."""
     lookup_rounds: int
     lookup_ids: int
     """Asked of kvmeta in a round, in each way."""
@@ -63,19 +61,19 @@ class Sizes:
 FORMS = {
     # Every path once, in seconds: what the unit tests run.
     "tiny": Sizes(
-        rows=20_000, redis_rows=20_000, lookup_rounds=1, lookup_ids=131_072, echo_ids=131_072,
+        rows=20_000, lookup_rounds=1, lookup_ids=131_072, echo_ids=131_072,
         redis_ids=32_768, single_rounds=1, single_calls=40, crowd_rounds=1, crowd_s=0.4, flood_rounds=1,
         idle_connections=40, slow_calls=12, healthy_s=0.3, put_rounds=1, put_rows=65_536,
         redis_put_rows=32_768,
     ),
     "quick": Sizes(
-        rows=20_000_000, redis_rows=2_000_000, lookup_rounds=5, lookup_ids=2 << 20, echo_ids=2 << 20,
+        rows=20_000_000, lookup_rounds=5, lookup_ids=2 << 20, echo_ids=2 << 20,
         redis_ids=1 << 17, single_rounds=5, single_calls=300, crowd_rounds=3, crowd_s=2.0, flood_rounds=3,
         idle_connections=1_000, slow_calls=300, healthy_s=1.5, put_rounds=3, put_rows=1 << 20,
         redis_put_rows=1 << 18,
     ),
     "full": Sizes(
-        rows=60_000_000, redis_rows=8_000_000, lookup_rounds=9, lookup_ids=4 << 20, echo_ids=8 << 20,
+        rows=60_000_000, lookup_rounds=9, lookup_ids=4 << 20, echo_ids=8 << 20,
         redis_ids=1 << 19, single_rounds=9, single_calls=2_000, crowd_rounds=7, crowd_s=3.0, flood_rounds=5,
         idle_connections=1_000, slow_calls=300, healthy_s=3.0, put_rounds=3, put_rows=4 << 20,
         redis_put_rows=1 << 20,
@@ -118,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(stores: Stores, sizes: Sizes, *, against_redis: bool) -> list[Answer]:
     big, seed = stores.big(), stores.catalogue.seed
     scratch = stores.scratch()
+    dump = _redis_dump(stores, sizes.rows) if against_redis else None
     os.sync()  # the writing back of a new store is no part of what follows
     answers: list[Answer] = []
     try:
@@ -125,7 +124,7 @@ def _measure(stores: Stores, sizes: Sizes, *, against_redis: bool) -> list[Answe
             server = stack.enter_context(servers.Kvmeta(big))
             echo = stack.enter_context(servers.Echo())
             with ExitStack() as lookups:
-                redis = servers.Redis(scratch / "redis") if against_redis else None
+                redis = None if dump is None else servers.Redis(dump)
                 if redis is not None:
                     lookups.enter_context(redis)
                 answers += remote_lookups.answers(server.target, echo.address, redis, sizes, seed)
@@ -136,6 +135,12 @@ def _measure(stores: Stores, sizes: Sizes, *, against_redis: bool) -> list[Answe
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return answers
+
+
+def _redis_dump(stores: Stores, rows: int) -> Path:
+    from bench.redis_peer import dumped  # needs redis-py, which not everyone has
+
+    return dumped(stores.directory, stores.catalogue, rows)
 
 
 def _parser() -> argparse.ArgumentParser:
