@@ -30,7 +30,7 @@ from kvmeta import reader
 from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches, as_versions
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
-from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
+from kvmeta.client.calls import SERVICE, DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
 from kvmeta.client.gathering import Gathering
 from kvmeta.client.memory import keep_freed_memory
@@ -51,7 +51,6 @@ from kvmeta.store import (
     relocated,
 )
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta.volumes import Volume
 
 T = TypeVar("T")
@@ -82,7 +81,7 @@ class AsyncConnection:
         self.address = address_of(target)
         self._closed = False
         self._channel: grpc.aio.Channel | None = None
-        self._stub: Any = None
+        self._methods: dict[str, Any] = {}
         self._limits: pb.DescribeResponse | None = None
         keep_freed_memory()
 
@@ -148,7 +147,7 @@ class AsyncConnection:
         attempts = Attempts(call, self.address, timeout_s)
         while True:
             try:
-                reply = await getattr(self._stub, call.method)(call.request, timeout=attempts.left_s())
+                reply = await self._methods[call.method](call.request, timeout=attempts.left_s())
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if not self._closed or (task is not None and task.cancelling()):
@@ -166,8 +165,6 @@ class AsyncConnection:
                 except KvmetaError as error:
                     return error
                 continue
-            if reply is None:  # what gRPC makes of bytes that are no message
-                return attempts.malformed(InputError("not a message"))
             try:
                 call.take(reply)
             except InputError as error:
@@ -189,7 +186,10 @@ class AsyncConnection:
         if self._channel is None:
             _process = os.getpid()
             self._channel = grpc.aio.insecure_channel(self.address, self.options.channel_arguments())
-            self._stub = rpc.StoreServiceStub(self._channel)
+            self._methods = {  # bytes both ways
+                each.name: self._channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
+                for each in SERVICE.methods
+            }
 
 
 class AsyncStore:

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
-from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
+from kvmeta.client.calls import SERVICE, DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
 from kvmeta.client.memory import keep_freed_memory
 from kvmeta.client.options import ClientOptions, address_of
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError
-from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport
+from kvmeta.location import Location
+from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport, as_one_id
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta.volumes import Volume, Volumes
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Connection:
         self._pid = 0
         self._closed = False
         self._channel: grpc.Channel | None = None
-        self._stub: Any = None
+        self._methods: dict[str, Any] = {}
         self._limits: pb.DescribeResponse | None = None
         keep_freed_memory()
 
@@ -88,29 +88,29 @@ class Connection:
 
     def _perform(self, yielded: Iterator[Call], timeout_s: float) -> list[KvmetaError | None]:
         """Send the calls, up to `in_flight` at once, until one fails; return an entry for each one sent."""
-        stub = self._connected()
+        methods = self._connected()
         first, second = next(yielded, None), next(yielded, None)
         if first is None:
             return []
         if second is None:  # a blocking call is quicker than one that another thread ends
             attempts = Attempts(first, self.address, timeout_s)
-            return [self._finish(stub, first, attempts, None)]
+            return [self._finish(methods, first, attempts, None)]
         errors: list[KvmetaError | None] = []
         flying: deque[tuple[Call, Attempts, grpc.Future[Any]]] = deque()
         try:
             for call in chain((first, second), yielded):
                 if len(flying) == self.options.in_flight:
-                    errors.append(self._finish(stub, *flying.popleft()))
+                    errors.append(self._finish(methods, *flying.popleft()))
                     if errors[-1] is not None:
                         break
                 attempts = Attempts(call, self.address, timeout_s)
                 left_s = attempts.left_s()
                 with gate.inside():
-                    future = getattr(stub, call.method).future(call.request, timeout=left_s)
+                    future = methods[call.method].future(call.request, timeout=left_s)
                     gate.follow(future, left_s)
                 flying.append((call, attempts, future))
             while flying:
-                errors.append(self._finish(stub, *flying.popleft()))
+                errors.append(self._finish(methods, *flying.popleft()))
         finally:
             for _, _, future in flying:  # an interrupt: nobody waits for these any more
                 with gate.inside():
@@ -118,7 +118,7 @@ class Connection:
         return errors
 
     def _finish(
-        self, stub: Any, call: Call, attempts: Attempts, future: grpc.Future[Any] | None
+        self, methods: dict[str, Any], call: Call, attempts: Attempts, future: grpc.Future[Any] | None
     ) -> KvmetaError | None:
         """See a call through, attempt by attempt; return the error that ended it."""
         while True:
@@ -128,7 +128,7 @@ class Connection:
                 else:
                     left_s = attempts.left_s()
                     with gate.inside(left_s):
-                        reply = getattr(stub, call.method)(call.request, timeout=left_s)
+                        reply = methods[call.method](call.request, timeout=left_s)
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
                 if self._closed:
                     return InputError(f"the connection to {self.target} was closed meanwhile")
@@ -146,15 +146,18 @@ class Connection:
                 return attempts.malformed(error)
             return None
 
-    def _connected(self) -> Any:
+    def _connected(self) -> dict[str, Any]:
         with gate.inside(), self._lock:
             self.check_open()
             if self._pid != os.getpid():  # not of this process: a channel does not survive a fork
                 gate.check_fork()
                 self._channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
-                self._stub = rpc.StoreServiceStub(self._channel)
+                self._methods = {  # bytes both ways
+                    each.name: self._channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
+                    for each in SERVICE.methods
+                }
                 self._pid = os.getpid()
-            return self._stub
+            return self._methods
 
 
 class RemoteStore(Store):
@@ -248,6 +251,10 @@ class RemoteDataset(Dataset):
         batches win over earlier ones.
         """
         return self._store.run(self._calls.load(as_batches(batches)), writes=True)
+
+    def get(self, one_id: Any) -> Location | None:
+        """Return one ID's location, or None. A str is a key."""
+        return self._store.run(self._calls.get(as_one_id(one_id)))
 
     def _lookup(self, ids: Ids) -> Hits:
         return self._store.run(self._calls.lookup(ids))

@@ -41,15 +41,15 @@ _NEVER_REACHED = (  # what gRPC says of a call that no server has begun
 
 @dataclass(frozen=True)
 class Call:
-    """One message to a server.
+    """One message to a server, as bytes.
 
-    `take` is given the reply. `repeatable`: sending it twice does what sending it once does. `writes`: it
-    changes the store.
+    `take` is given the reply's bytes; it raises InputError where they are not what the protocol says.
+    `repeatable`: sending it twice does what sending it once does. `writes`: it changes the store.
     """
 
     method: str
-    request: Any
-    take: Callable[[Any], None]
+    request: bytes
+    take: Callable[[bytes], None]
     repeatable: bool = True
     writes: bool = False
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf import message_factory
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
@@ -29,10 +31,11 @@ from kvmeta.client.distinct import Distinct, share_an_id, sorted_sums
 from kvmeta.client.options import ClientOptions
 from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableError
 from kvmeta.ids import ID, as_ids
-from kvmeta.location import LOCATION, as_locations
+from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records, status
 from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT
-from kvmeta.protocol.packed import STATE, VERSION, pack, unpack, unpack_up_to
+from kvmeta.protocol.frame import Frame, parse
+from kvmeta.protocol.packed import STATE, VERSION, unpack, unpack_up_to
 from kvmeta.store import (
     CURSOR_BYTES,
     Progress,
@@ -53,12 +56,14 @@ Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 
+SERVICE = pb.DESCRIPTOR.services_by_name["StoreService"]
+_REPLY_TYPES = {each.name: message_factory.GetMessageClass(each.output_type) for each in SERVICE.methods}
 _JOB_WAIT_S = 2.0
 _VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
 
 
-def _ignore(_: Any) -> None:
-    pass
+def _took_effect(raw: bytes) -> None:
+    parse(pb.WriteResponse, raw)
 
 
 def describe() -> Program[pb.DescribeResponse]:
@@ -80,24 +85,32 @@ class DatasetCalls:
     def lookup(self, ids: Ids) -> Program[Hits]:
         """Look up ID[n]; damage is told in `failed`."""
         n = len(ids)
-        states, versions = np.zeros(n, np.uint8), np.zeros(n, np.uint64)
-        locations = np.zeros(n, LOCATION)
+        # Every row is written by a reply, or an error is raised.
+        states, versions = np.empty(n, np.uint8), np.empty(n, np.uint64)
+        locations = np.empty(n, LOCATION)
 
-        def take(part: slice, reply: pb.LookupResponse) -> None:
-            rows = part.stop - part.start
+        def take(part: slice, raw: bytes) -> None:
+            reply, rows = parse(pb.LookupResponse, raw), part.stop - part.start
             states[part] = unpack(reply.states, STATE, rows, "states")
             locations[part] = unpack(reply.locations, LOCATION, rows, "locations")
             versions[part] = unpack(reply.versions, VERSION, rows, "versions")
 
         def calls() -> Iterator[Call]:
             for part in _parts(n, min(self.options.lookup_rows, self.rows_max)):
-                request = pb.LookupRequest(
-                    dataset=self.name, ids=self._pack(ids[part]), reply_compression=self.options.packing
-                )
-                yield Call("Lookup", request, partial(take, part))
+                head = pb.LookupRequest(dataset=self.name, reply_compression=self.options.packing)
+                yield Call("Lookup", self._message(head, ids=ids[part]), partial(take, part))
 
         _raise_first((yield calls()))
         return Hits(states == FOUND, locations, versions, states >= FAILED)
+
+    def get(self, one_id: Ids) -> Program[Location | None]:
+        """Return the location of ID[1]: a call with ordinary fields, which costs less than a batch of one."""
+        request = pb.GetRequest(dataset=self.name, entry=pb.EntryName(id=one_id.tobytes()))
+        reply: pb.GetResponse = yield from _ask("Get", request)
+        if not reply.HasField("location"):
+            return None
+        found = reply.location
+        return Location(found.volume, found.length, found.offset, found.checksum, found.tag)
 
     def put(self, ids: Ids, locations: Locations) -> Program[None]:
         """Put ID[n]."""
@@ -164,7 +177,8 @@ class DatasetCalls:
         )
         pages: list[tuple[ScanPage, bool]] = []
 
-        def take(reply: pb.ScanResponse) -> None:
+        def take(raw: bytes) -> None:
+            reply = parse(pb.ScanResponse, raw)
             ids = unpack_up_to(reply.ids, ID, rows_max, "ids").copy()
             locations = unpack(reply.locations, LOCATION, len(ids), "locations").copy()
             versions = unpack(reply.versions, VERSION, len(ids), "versions").copy()
@@ -173,7 +187,7 @@ class DatasetCalls:
                 raise InputError(f"cursor: {reply.cursor!r} does not continue {scan.after!r}")
             pages.append((ScanPage(ids, locations, versions, reply.cursor), reply.done))
 
-        _raise_first((yield [Call("Scan", request, take)]))
+        _raise_first((yield [Call("Scan", request.SerializeToString(), take)]))
         return pages[0]
 
     def _write(
@@ -200,7 +214,7 @@ class DatasetCalls:
             for part in parts:
                 own = None if locations is None else locations[part]
                 seen = None if versions is None else versions[part]
-                take = partial(written.take, operation, part) if first_wins else _ignore
+                take = partial(written.take, operation, part) if first_wins else _took_effect
                 yield self._write_call(operation, ids[part], own, seen, take)
 
         errors = yield calls()
@@ -220,16 +234,10 @@ class DatasetCalls:
         ids: Ids,
         locations: Locations | None,
         versions: Versions | None = None,
-        take: Callable[[Any], None] = _ignore,
+        take: Callable[[bytes], None] = _took_effect,
     ) -> Call:
-        request = pb.WriteRequest(
-            dataset=self.name,
-            operation=operation,
-            ids=self._pack(ids),
-            locations=None if locations is None else self._pack(locations),
-            versions=None if versions is None else self._pack(versions),
-            reply_compression=self.options.packing,
-        )
+        head = pb.WriteRequest(dataset=self.name, operation=operation, reply_compression=self.options.packing)
+        request = self._message(head, ids=ids, locations=locations, versions=versions)
         repeatable = operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE)
         return Call("Write", request, take, repeatable, writes=True)
 
@@ -240,8 +248,8 @@ class DatasetCalls:
             for part in _parts(len(column), self.rows_max):
                 yield column[part], rows[part]
 
-    def _pack(self, column: NDArray[Any]) -> pb.Packed:
-        return pack(column, self.options.packing)
+    def _message(self, head: Message, **columns: NDArray[Any] | None) -> bytes:
+        return Frame.of(head, self.options.packing, **columns).SerializeToString()
 
 
 @dataclass(frozen=True)
@@ -263,7 +271,8 @@ class _Written:
             np.ones(n, np.bool_),
         )
 
-    def take(self, operation: pb.Operation, part: slice, reply: pb.WriteResponse) -> None:
+    def take(self, operation: pb.Operation, part: slice, raw: bytes) -> None:
+        reply = parse(pb.WriteResponse, raw)
         rows = part.stop - part.start
         self.outcomes[part] = unpack(reply.outcomes, STATE, rows, "outcomes")
         if operation == pb.OPERATION_INSERT:
@@ -404,7 +413,12 @@ def _volume_name(volume: Any) -> pb.VolumeName:
 def _ask(method: str, request: Any, *, repeatable: bool = True, writes: bool = False) -> Program[Any]:
     """Make one call and return its reply."""
     replies: list[Any] = []
-    _raise_first((yield [Call(method, request, replies.append, repeatable, writes)]))
+    reply_type = _REPLY_TYPES[method]
+
+    def take(raw: bytes) -> None:
+        replies.append(parse(reply_type, raw))
+
+    _raise_first((yield [Call(method, request.SerializeToString(), take, repeatable, writes)]))
     return replies[0]
 
 

@@ -28,23 +28,31 @@ _SIZE_BYTES = 4
 def pack(column: NDArray[Any], compression: pb.Compression = PLAIN) -> pb.Packed:
     """Return a C-contiguous column as a message; with LZ4 compressed where that is shorter."""
     plain = column.tobytes()
-    if compression == LZ4:
-        block = lz4.block.compress(plain, store_size=True)
-        if len(block) < len(plain):
-            return pb.Packed(lz4=block)
-    return pb.Packed(plain=plain)
+    block = compressed(plain, compression)
+    return pb.Packed(plain=plain) if block is None else pb.Packed(lz4=block)
 
 
-def unpack(packed: pb.Packed, dtype: np.dtype[Any], rows: int, name: str) -> NDArray[Any]:
-    """Return column `name` as dtype[rows], read-only; InputError where it is not exactly that."""
+def compressed(plain: bytes | memoryview, compression: pb.Compression) -> bytes | None:
+    """Return the LZ4 form of a column's bytes; None where it is not wanted or not shorter."""
+    if compression != LZ4:
+        return None
+    block: bytes = lz4.block.compress(plain, store_size=True)
+    return block if len(block) < len(plain) else None
+
+
+def unpack(packed: Any, dtype: np.dtype[Any], rows: int, name: str) -> NDArray[Any]:
+    """Return column `name` of a Packed as dtype[rows], read-only; InputError where it is not exactly that."""
     column = unpack_up_to(packed, dtype, rows, name)
     if len(column) != rows:
         raise InputError(f"{name}: expected {rows} rows of {dtype.itemsize} bytes, got {len(column)} rows")
     return column
 
 
-def unpack_up_to(packed: pb.Packed, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:
-    """Return column `name` as dtype[n], n <= rows_max, read-only; InputError where it is something else."""
+def unpack_up_to(packed: Any, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:
+    """Return column `name` as dtype[n], n <= rows_max, read-only; InputError where it is something else.
+
+    `packed` is a Packed or a `frame.View` of one.
+    """
     form = packed.WhichOneof("form")
     if form == "lz4":
         data = _decompressed(packed.lz4, rows_max * dtype.itemsize, name)
@@ -56,7 +64,7 @@ def unpack_up_to(packed: pb.Packed, dtype: np.dtype[Any], rows_max: int, name: s
     return np.frombuffer(data, dtype)
 
 
-def _decompressed(block: bytes, bytes_max: int, name: str) -> bytes:
+def _decompressed(block: bytes | memoryview, bytes_max: int, name: str) -> bytes:
     size = int.from_bytes(block[:_SIZE_BYTES], "little")
     _check_size(size, bytes_max, name)
     try:

@@ -20,7 +20,8 @@ from kvmeta.ids import ID, ids_from_keys
 from kvmeta.location import LOCATION
 from kvmeta.protocol import records
 from kvmeta.protocol.codes import EXISTS, FAILED, TOOK_EFFECT
-from kvmeta.protocol.packed import VERSION, pack, unpack, unpack_up_to
+from kvmeta.protocol.frame import Frame
+from kvmeta.protocol.packed import VERSION, unpack, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
@@ -53,20 +54,18 @@ class Answers:
             read_only=self._store.engine.read_only,
         )
 
-    def lookup(self, request: pb.LookupRequest) -> pb.LookupResponse:
+    def lookup(self, request: pb.LookupRequest) -> Frame:
         """Look up a batch; damage is a state, not an error."""
         hits = self._dataset(request.dataset).lookup(self._ids(request.ids), on_error="mask")
         states = hits.found.view(np.uint8)
         if hits.failed.any():
             states = np.where(hits.failed, np.uint8(FAILED), states)
         packing = request.reply_compression
-        return pb.LookupResponse(
-            states=pack(states, packing),
-            locations=pack(hits.locations, packing),
-            versions=pack(hits.versions, packing),
+        return Frame.of(
+            pb.LookupResponse(), packing, states=states, locations=hits.locations, versions=hits.versions
         )
 
-    def write(self, request: pb.WriteRequest) -> pb.WriteResponse:
+    def write(self, request: pb.WriteRequest) -> pb.WriteResponse | Frame:
         """Write a batch, which is atomic: it is one chunk of the engine."""
         dataset = self._dataset(request.dataset)
         ids = self._ids(request.ids)
@@ -85,7 +84,7 @@ class Answers:
         versions = unpack(request.versions, VERSION, len(ids), "versions")
         return _relocate(dataset, ids, locations, versions, packing)
 
-    def scan(self, request: pb.ScanRequest) -> pb.ScanResponse:
+    def scan(self, request: pb.ScanRequest) -> Frame:
         """Return the next page of a scan."""
         rows_max = self._limits.batch_rows_max
         scan = Scan(
@@ -97,13 +96,8 @@ class Answers:
         )
         page, done = self._dataset(request.dataset).scan_page(scan)
         packing = request.reply_compression
-        return pb.ScanResponse(
-            ids=pack(page.ids, packing),
-            locations=pack(page.locations, packing),
-            versions=pack(page.versions, packing),
-            cursor=page.cursor,
-            done=done,
-        )
+        head = pb.ScanResponse(cursor=page.cursor, done=done)
+        return Frame.of(head, packing, ids=page.ids, locations=page.locations, versions=page.versions)
 
     def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
@@ -199,18 +193,15 @@ class Answers:
 
 def _insert(
     dataset: EmbeddedDataset, ids: NDArray[np.void], locations: NDArray[np.void], packing: pb.Compression
-) -> pb.WriteResponse:
+) -> Frame:
     try:
         result = dataset.insert(ids, locations)
     except IncompleteBatchError as error:
         result = error.partial
     outcomes = np.where(result.inserted, np.uint8(TOOK_EFFECT), np.uint8(EXISTS))
     outcomes[result.failed] = Outcome.FAILED
-    return pb.WriteResponse(
-        outcomes=pack(outcomes, packing),
-        locations=pack(result.locations, packing),
-        versions=pack(result.versions, packing),
-    )
+    columns = {"locations": result.locations, "versions": result.versions}
+    return Frame.of(pb.WriteResponse(), packing, outcomes=outcomes, **columns)
 
 
 def _relocate(
@@ -219,12 +210,12 @@ def _relocate(
     locations: NDArray[np.void],
     versions: NDArray[Any],
     packing: pb.Compression,
-) -> pb.WriteResponse:
+) -> Frame:
     try:
         result = dataset.relocate(ids, locations, versions)
     except IncompleteBatchError as error:
         result = error.partial
-    return pb.WriteResponse(outcomes=pack(result.outcomes, packing))
+    return Frame.of(pb.WriteResponse(), packing, outcomes=result.outcomes)
 
 
 def _fitting(volumes: Iterable[Volume]) -> tuple[list[pb.Volume], bool]:

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import grpc
 from google.protobuf import message_factory
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
+from kvmeta.protocol.frame import Frame, parse
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
@@ -29,6 +30,7 @@ from kvmeta_server.refusal import Refused
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["StoreService"]
 
+_Answer = Callable[[Any], Message | Frame]
 _Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
 
 
@@ -50,7 +52,7 @@ class Service:
         self._limits = limits
         self._log = log
         lookups, writes, others = lanes.lookups, lanes.writes, lanes.others
-        self._answers: dict[str, tuple[Lane, Callable[[Any], Message]]] = {
+        self._answers: dict[str, tuple[Lane, _Answer]] = {
             "Describe": (lookups, answers.describe),
             "Lookup": (lookups, answers.lookup),
             "Get": (lookups, answers.get),
@@ -94,7 +96,7 @@ class Service:
         self, name: str, request: type[Message], answer: Callable[[Any], Awaitable[Message]]
     ) -> _Behaviour:
         async def waited(raw: bytes) -> bytes:
-            return (await answer(_parsed(request, raw))).SerializeToString()
+            return (await answer(parse(request, raw))).SerializeToString()
 
         # Whoever waits for a job may ask for its end while the server drains.
         return self._guarded(name, waited, while_draining=name == "GetJob")
@@ -168,17 +170,10 @@ async def _aborted(context: Any, code: grpc.StatusCode, message: str, details: b
     raise AssertionError("an abort that returns")
 
 
-def on_bytes(request: type[Message], answer: Callable[[Any], Message]) -> Answer:
+def on_bytes(request: type[Message], answer: _Answer) -> Answer:
     """Return `answer` as a function of bytes; InputError where they are no such request."""
 
     def answered(raw: bytes) -> bytes:
-        return answer(_parsed(request, raw)).SerializeToString()
+        return answer(parse(request, raw)).SerializeToString()
 
     return answered
-
-
-def _parsed(request: type[Message], raw: bytes) -> Message:
-    try:
-        return request.FromString(raw)
-    except DecodeError as error:
-        raise InputError(f"not a {request.DESCRIPTOR.name}: {error}") from None

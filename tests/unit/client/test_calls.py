@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import message_factory
 
 import kvmeta
 from kvmeta.client.attempts import Call
-from kvmeta.client.calls import DatasetCalls, StoreCalls, describe
+from kvmeta.client.calls import SERVICE, DatasetCalls, StoreCalls, describe
 from kvmeta.client.options import ClientOptions
 from kvmeta.protocol.packed import STATE, VERSION, pack, unpack_up_to
 from kvmeta.store import Scan
@@ -30,14 +32,18 @@ def run(program: Any, answer: Answer, sent: list[Call] | None = None) -> Any:
         except StopIteration as end:
             return end.value
         errors = []
-        for call in yielded:
+        for raw in yielded:
+            method = SERVICE.methods_by_name[raw.method]
+            call = replace(
+                raw, request=message_factory.GetMessageClass(method.input_type).FromString(raw.request)
+            )
             if sent is not None:
                 sent.append(call)
             reply = answer(call)
             if isinstance(reply, kvmeta.KvmetaError):
                 errors.append(reply)
                 break
-            call.take(reply)
+            call.take(reply.SerializeToString())
             errors.append(None)
 
 

@@ -1,0 +1,95 @@
+"""Frames against the protobuf library: the same bytes mean the same, both ways."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvmeta
+from kvmeta.protocol.frame import Frame, parse
+from kvmeta.protocol.packed import LZ4, PLAIN, pack
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+HEAD = pb.WriteRequest(dataset="a dataset", operation=pb.OPERATION_RELOCATE, reply_compression=LZ4)
+
+
+@pytest.mark.parametrize("packing", [PLAIN, LZ4])
+@pytest.mark.parametrize("n", [0, 1, 10, 1000])
+def test_a_frame_is_the_librarys_message(n: int, packing: int) -> None:
+    random = np.random.default_rng(n)
+    ids = np.frombuffer(random.bytes(16 * n), "V16")
+    locations, versions = np.zeros(n, kvmeta.LOCATION), np.arange(n, dtype=np.uint64)
+    frame = Frame.of(HEAD, packing, ids=ids, locations=locations, versions=versions)
+    expected = pb.WriteRequest()
+    expected.CopyFrom(HEAD)
+    expected.ids.CopyFrom(pack(ids, packing))
+    expected.locations.CopyFrom(pack(locations, packing))
+    expected.versions.CopyFrom(pack(versions, packing))
+    raw = frame.SerializeToString()
+    assert pb.WriteRequest.FromString(raw) == expected
+    back = parse(pb.WriteRequest, expected.SerializeToString())
+    assert (back.dataset, back.operation, back.reply_compression) == ("a dataset", 4, LZ4)
+    for name in ("ids", "locations", "versions"):
+        theirs = getattr(expected, name)
+        ours = getattr(back, name)
+        assert ours.WhichOneof("form") == theirs.WhichOneof("form")
+        assert (ours.plain, ours.lz4) == (theirs.plain, theirs.lz4)
+
+
+def test_a_column_that_is_left_out_is_absent() -> None:
+    raw = Frame.of(HEAD, PLAIN, ids=np.zeros(1, "V16"), locations=None).SerializeToString()
+    assert not pb.WriteRequest.FromString(raw).HasField("locations")
+    assert parse(pb.WriteRequest, raw).locations.WhichOneof("form") is None
+
+
+def test_a_message_without_columns_is_the_librarys() -> None:
+    assert parse(pb.GetResponse, pb.GetResponse(version=7).SerializeToString()).version == 7
+
+
+def test_fields_of_a_newer_peer_are_passed_over() -> None:
+    raw = (
+        HEAD.SerializeToString() + b"\xf8\x07\x01" + b"\xfa\x07\x02ab" + b"\xfd\x07abcd" + b"\xf9\x07abcdefgh"
+    )
+    assert parse(pb.WriteRequest, raw).dataset == "a dataset"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    newer = b"\xf8\x07\x01" + b"\xfa\x07\x02ab" + b"\xfd\x07abcd" + b"\xf9\x07abcdefgh"
+    raw = HEAD.SerializeToString() + newer
+     b"\x1a\x02\x0a\x00\x1a\x02\x0a\x00"],
+)  # fmt: skip
+def test_what_is_no_message_is_an_input_error(raw: bytes) -> None:
+    with pytest.raises(kvmeta.InputError, match="not a WriteRequest"):
+        parse(pb.WriteRequest, raw)
+
+
+@given(st.binary(max_size=64))
+def test_what_the_frame_takes_the_library_takes_alike(raw: bytes) -> None:
+    with suppress(kvmeta.InputError):
+        ours = parse(pb.WriteRequest, raw)
+        theirs = pb.WriteRequest.FromString(raw)
+        assert ours.dataset == theirs.dataset
+        assert (ours.ids.plain, ours.ids.lz4) == (theirs.ids.plain, theirs.ids.lz4)
+
+
+@given(st.binary(max_size=8), st.integers(0, 60), st.integers(0, 255))
+def test_a_message_with_a_changed_byte_is_taken_or_refused_like_the_library_does(
+    data: bytes, place: int, value: int
+) -> None:
+    raw = bytearray(Frame.of(HEAD, PLAIN, ids=np.frombuffer(data, np.uint8)).SerializeToString())
+    raw[place % len(raw)] = value
+    try:
+        ours = parse(pb.WriteRequest, bytes(raw))
+    except kvmeta.InputError:
+        return
+    try:
+        theirs = pb.WriteRequest.FromString(bytes(raw))
+    except DecodeError:
+        pytest.fail("the library refuses what the frame takes")
+    assert ours.ids.plain == theirs.ids.plain
