@@ -1,4 +1,4 @@
-"""Python programs of tests, each in a session of its own: a hanging one tells where; none leaves a process."""
+"""Python programs of tests, each in a session of its own: a hanging one tells where and leaves no process."""
 
 from __future__ import annotations
 

@@ -52,18 +52,22 @@ def test_a_message_without_columns_is_the_librarys() -> None:
 
 
 def test_fields_of_a_newer_peer_are_passed_over() -> None:
-    raw = (
-        HEAD.SerializeToString() + b"\xf8\x07\x01" + b"\xfa\x07\x02ab" + b"\xfd\x07abcd" + b"\xf9\x07abcdefgh"
-    )
-    assert parse(pb.WriteRequest, raw).dataset == "a dataset"
+    newer = b"\xf8\x07\x01" + b"\xfa\x07\x02ab" + b"\xfd\x07abcd" + b"\xf9\x07abcdefgh"
+    assert parse(pb.WriteRequest, HEAD.SerializeToString() + newer).dataset == "a dataset"
 
 
 @pytest.mark.parametrize(
     "raw",
-    newer = b"\xf8\x07\x01" + b"\xfa\x07\x02ab" + b"\xfd\x07abcd" + b"\xf9\x07abcdefgh"
-    raw = HEAD.SerializeToString() + newer
-     b"\x1a\x02\x0a\x00\x1a\x02\x0a\x00"],
-)  # fmt: skip
+    [
+        b"\x1a\x05\x0a",
+        b"\x1a\x03\x1a\x01x",
+        b"\x1a\x02\x0a\x05",
+        b"\xff" * 11,
+        b"\x0b",
+        b"\x0a\xff\xff\xff\xff\x0f",
+        b"\x1a\x02\x0a\x00\x1a\x02\x0a\x00",
+    ],
+)
 def test_what_is_no_message_is_an_input_error(raw: bytes) -> None:
     with pytest.raises(kvmeta.InputError, match="not a WriteRequest"):
         parse(pb.WriteRequest, raw)
