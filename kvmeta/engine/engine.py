@@ -55,7 +55,7 @@ from kvmeta.errors import (
 from kvmeta.version import HybridClock
 
 DEFAULT_DATASET = "default"
-_REFRESH_TRIES = 8
+_REFRESH_TRIES = 16
 
 
 class Engine:

@@ -267,7 +267,6 @@ def forks_before_and_after_aio(target: str) -> None:
         def child() -> None:
             with pytest.raises(kvmeta.UnsupportedError, match=r"kvmeta\.aio.*spawn"):
                 asyncio.run(use_aio(target))
-            use(files, 6)
 
         fork_ends_well(in_a_fork(child))
         asyncio.run(use_aio(target))
