@@ -147,17 +147,22 @@ class Connection:
             return None
 
     def _connected(self) -> dict[str, Any]:
-        with gate.inside(), self._lock:
-            self.check_open()
-            if self._pid != os.getpid():  # not of this process: a channel does not survive a fork
-                gate.check_fork()
-                self._channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
-                self._methods = {  # bytes both ways
-                    each.name: self._channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
-                    for each in SERVICE.methods
-                }
-                self._pid = os.getpid()
-            return self._methods
+        if self._pid != os.getpid() or self._closed:  # not of this process: no channel survives a fork
+            with gate.inside(), self._lock:
+                self.check_open()
+                if self._pid != os.getpid():
+                    self._connect()
+        return self._methods
+
+    def _connect(self) -> None:
+        gate.check_fork()
+        channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
+        self._channel = channel
+        self._methods = {  # bytes both ways
+            each.name: channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
+            for each in SERVICE.methods
+        }
+        self._pid = os.getpid()  # last: other threads go by it
 
 
 class RemoteStore(Store):

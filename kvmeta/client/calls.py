@@ -35,7 +35,7 @@ from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records, status
 from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT
 from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import STATE, VERSION, unpack, unpack_up_to
+from kvmeta.protocol.packed import unpack_into, unpack_up_to
 from kvmeta.store import (
     CURSOR_BYTES,
     Progress,
@@ -90,10 +90,10 @@ class DatasetCalls:
         locations = np.empty(n, LOCATION)
 
         def take(part: slice, raw: bytes) -> None:
-            reply, rows = parse(pb.LookupResponse, raw), part.stop - part.start
-            states[part] = unpack(reply.states, STATE, rows, "states")
-            locations[part] = unpack(reply.locations, LOCATION, rows, "locations")
-            versions[part] = unpack(reply.versions, VERSION, rows, "versions")
+            reply = parse(pb.LookupResponse, raw)
+            unpack_into(reply.states, states[part], "states")
+            unpack_into(reply.locations, locations[part], "locations")
+            unpack_into(reply.versions, versions[part], "versions")
 
         def calls() -> Iterator[Call]:
             for part in _parts(n, min(self.options.lookup_rows, self.rows_max)):
@@ -180,8 +180,9 @@ class DatasetCalls:
         def take(raw: bytes) -> None:
             reply = parse(pb.ScanResponse, raw)
             ids = unpack_up_to(reply.ids, ID, rows_max, "ids").copy()
-            locations = unpack(reply.locations, LOCATION, len(ids), "locations").copy()
-            versions = unpack(reply.versions, VERSION, len(ids), "versions").copy()
+            locations, versions = np.empty(len(ids), LOCATION), np.empty(len(ids), np.uint64)
+            unpack_into(reply.locations, locations, "locations")
+            unpack_into(reply.versions, versions, "versions")
             moves = len(reply.cursor) == CURSOR_BYTES and reply.cursor > (scan.after or b"")
             if not moves and not reply.done:
                 raise InputError(f"cursor: {reply.cursor!r} does not continue {scan.after!r}")
@@ -273,11 +274,10 @@ class _Written:
 
     def take(self, operation: pb.Operation, part: slice, raw: bytes) -> None:
         reply = parse(pb.WriteResponse, raw)
-        rows = part.stop - part.start
-        self.outcomes[part] = unpack(reply.outcomes, STATE, rows, "outcomes")
+        unpack_into(reply.outcomes, self.outcomes[part], "outcomes")
         if operation == pb.OPERATION_INSERT:
-            self.locations[part] = unpack(reply.locations, LOCATION, rows, "locations")
-            self.versions[part] = unpack(reply.versions, VERSION, rows, "versions")
+            unpack_into(reply.locations, self.locations[part], "locations")
+            unpack_into(reply.versions, self.versions[part], "versions")
 
     def spread(self, place: NDArray[np.int64] | None, winners: NDArray[np.bool_]) -> _Written:
         """Return the columns over the call's rows."""

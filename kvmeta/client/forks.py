@@ -17,8 +17,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -30,13 +28,28 @@ _GRACE_S = 1.0  # gRPC tells a passed deadline a little later
 _NO_THREAD = 0  # what gRPC's own threads end
 
 
+class Pass:
+    """One stay inside: a `with` lasts as long. An interrupt (Ctrl-C) may leave it behind past its time."""
+
+    __slots__ = ("_gate", "thread", "until")
+
+    def __init__(self, gate: Gate, thread: int, timeout_s: float) -> None:
+        self._gate = gate
+        self.thread = thread
+        self.until = time.monotonic() + timeout_s + _GRACE_S
+
+    def __enter__(self) -> None:
+        self._gate.enter(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._gate.leave(self)
+
+
 class Gate:
     """Where threads enter gRPC. One for the process, as a fork takes the whole process."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside: list[tuple[int, float]] = []  # thread, and when it is out at the latest
-        self._forks = 0
+        self._open_anew([])
         self._has_support = os.environ.get(_SETTING, "1").lower() not in ("0", "false", "f", "no", "n")
         self._is_fork = False
 
@@ -48,62 +61,62 @@ class Gate:
                 f'here. Leave {_SETTING} alone, or start processes by "spawn" or "forkserver"'
             )
 
-    @contextmanager
-    def inside(self, timeout_s: float = 0.0) -> Iterator[None]:
-        """Stay inside for up to `timeout_s`; while a fork waits or happens, wait before entering."""
-        entry = (threading.get_ident(), time.monotonic() + timeout_s + _GRACE_S)
-        try:
-            with self._changed:
-                # A signal's handler may call out of a call: the fork waits for that thread already.
-                while self._forks and all(thread != entry[0] for thread, _ in self._inside):
-                    self._changed.wait()
-                self._inside.append(entry)
-            yield
-        finally:
-            self._leave(entry)
+    def inside(self, timeout_s: float = 0.0) -> Pass:
+        """Return a pass of this thread for up to `timeout_s`."""
+        return Pass(self, threading.get_ident(), timeout_s)
 
     def follow(self, future: grpc.Future[Any], timeout_s: float) -> None:
         """Let forks wait for `future`, which ends by itself in `timeout_s`. Called inside."""
-        entry = (_NO_THREAD, time.monotonic() + timeout_s + _GRACE_S)
-        with self._changed:
-            self._inside.append(entry)
-        future.add_done_callback(lambda _: self._leave(entry))
+        stay = Pass(self, _NO_THREAD, timeout_s)
+        with self._lock:
+            self._inside.append(stay)
+        future.add_done_callback(lambda _: self.leave(stay))
+
+    def enter(self, stay: Pass) -> None:
+        """Enter; while a fork waits or happens, wait before it."""
+        with self._lock:
+            # A signal's handler may call out of a call: the fork waits for that thread already.
+            while self._forks and all(other.thread != stay.thread for other in self._inside):
+                self._changed.wait()
+            self._inside.append(stay)
+
+    def leave(self, stay: Pass) -> None:
+        """Leave, if still inside."""
+        with self._lock:
+            if stay in self._inside:
+                self._inside.remove(stay)
+            if self._forks:
+                self._changed.notify_all()
 
     def before_fork(self) -> None:
         """Let nobody in, and wait until all others are out."""
-        with self._changed:
+        with self._lock:
             self._forks += 1
             while (wait_s := self._others_out_s()) > 0:
                 self._changed.wait(wait_s)
 
     def after_fork_in_parent(self) -> None:
         """Open again."""
-        with self._changed:
+        with self._lock:
             self._forks -= 1
             self._changed.notify_all()
 
     def after_fork_in_child(self) -> None:
         """Open anew: the other threads are gone, and one may have held the lock."""
         thread = threading.get_ident()
-        self._changed = threading.Condition()
-        self._inside = [entry for entry in self._inside if entry[0] == thread]
-        self._forks = 0
+        self._open_anew([stay for stay in self._inside if stay.thread == thread])
         self._is_fork = True
 
-    def _leave(self, entry: tuple[int, float]) -> None:
-        with self._changed:
-            if entry in self._inside:
-                self._inside.remove(entry)
-            if self._forks:
-                self._changed.notify_all()
+    def _open_anew(self, inside: list[Pass]) -> None:
+        self._lock = threading.RLock()  # a signal's handler may come while its thread holds it
+        self._changed = threading.Condition(self._lock)
+        self._inside = inside
+        self._forks = 0
 
     def _others_out_s(self) -> float:
-        """Return in how many seconds all but this thread are out at the latest; 0 if they are.
-
-        An entry past its time is one that an interrupt (Ctrl-C) left behind.
-        """
+        """Return in how many seconds all but this thread are out at the latest; 0 if they are."""
         thread, now = threading.get_ident(), time.monotonic()
-        return max((until - now for other, until in self._inside if other != thread), default=0.0)
+        return max((stay.until - now for stay in self._inside if stay.thread != thread), default=0.0)
 
 
 gate = Gate()

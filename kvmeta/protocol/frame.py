@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
@@ -49,11 +50,13 @@ class View(NamedTuple):
         return self.form
 
 
-_COLUMNS = {
-    kind.full_name: {f.name: f.number for f in kind.fields if f.message_type is pb.Packed.DESCRIPTOR}
-    for kind in pb.DESCRIPTOR.message_types_by_name.values()
-}
-"""Of each message of the protocol: the names and numbers of its columns."""
+def _columns_of(kind: Descriptor) -> dict[int, str]:
+    return {each.number: each.name for each in kind.fields if each.message_type is pb.Packed.DESCRIPTOR}
+
+
+_COLUMNS = {kind.full_name: _columns_of(kind) for kind in pb.DESCRIPTOR.message_types_by_name.values()}
+"""Of each message of the protocol: the numbers and names of its columns."""
+_NUMBERS = {kind: {name: number for number, name in names.items()} for kind, names in _COLUMNS.items()}
 
 _NONE = View(None, memoryview(b""))
 
@@ -66,7 +69,7 @@ class Frame:
         self._columns = columns
 
     def __getattr__(self, name: str) -> Any:
-        if name in _columns_of(type(self._head)):
+        if name in _NUMBERS[self._head.DESCRIPTOR.full_name]:
             return self._columns.get(name, _NONE)
         return getattr(self._head, name)
 
@@ -78,17 +81,17 @@ class Frame:
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - as the library's messages have it
         """Return the message's bytes."""
-        numbers = _columns_of(type(self._head))
+        numbers = _NUMBERS[self._head.DESCRIPTOR.full_name]
         pieces: list[bytes | memoryview] = [self._head.SerializeToString()]
         for name, column in self._columns.items():
             inner = _tag(_LZ4 if column.form == "lz4" else _PLAIN) + _varint(len(column.data))
-            pieces += [_tag(numbers[name]), _varint(len(inner) + len(column.data)), inner, column.data]
+            pieces += [_tag(numbers[name]) + _varint(len(inner) + len(column.data)) + inner, column.data]
         return b"".join(pieces)
 
 
 def parse(kind: type[Message], raw: bytes) -> Any:
     """Return the message of type `kind` in `raw`, a Frame where it has columns; else InputError."""
-    names = {number: name for name, number in _columns_of(kind).items()}
+    names = _COLUMNS.get(kind.DESCRIPTOR.full_name)
     try:
         if not names:
             return kind.FromString(raw)
@@ -96,11 +99,6 @@ def parse(kind: type[Message], raw: bytes) -> Any:
         return Frame(kind.FromString(head), found)
     except (DecodeError, IndexError) as error:
         raise InputError(f"not a {kind.DESCRIPTOR.name}: {error}") from None
-
-
-def _columns_of(kind: type[Message]) -> dict[str, int]:
-    """Return the names and numbers of a message type's columns."""
-    return _COLUMNS.get(kind.DESCRIPTOR.full_name, {})
 
 
 def _view(column: NDArray[Any], packing: pb.Compression) -> View:
@@ -115,17 +113,15 @@ def _split(raw: memoryview, names: dict[int, str]) -> tuple[bytes, dict[str, Vie
     found: dict[str, View] = {}
     place = 0
     while place < len(raw):
-        start, (key, place) = place, _read_varint(raw, place)
-        number, wire = key >> 3, key & 7
-        end = _end(raw, place, wire)
-        if number in names and wire == _BYTES:
-            if names[number] in found:
-                raise DecodeError(f"{names[number]} comes twice")
-            _, first = _read_varint(raw, place)
-            found[names[number]] = _packed(raw[first:end])
+        start = place
+        key, first, place = _field(raw, start)
+        name = names.get(key >> 3) if key & 7 == _BYTES else None
+        if name is None:
+            head.append(raw[start:place])
+        elif name in found:
+            raise DecodeError(f"{name} comes twice")
         else:
-            head.append(raw[start:end])
-        place = end
+            found[name] = _packed(raw[first:place])
     return b"".join(head), found
 
 
@@ -133,31 +129,34 @@ def _packed(raw: memoryview) -> View:
     """Return the view that a Packed in `raw` describes."""
     if not len(raw):
         return _NONE
-    key, place = _read_varint(raw, 0)
-    end = _end(raw, place, _BYTES)
-    if key not in (_PLAIN << 3 | _BYTES, _LZ4 << 3 | _BYTES) or end != len(raw):
+    key, first, end = _field(raw, 0)
+    form = {_PLAIN << 3 | _BYTES: "plain", _LZ4 << 3 | _BYTES: "lz4"}.get(key)
+    if form is None or end != len(raw):
         raise DecodeError("a column is neither plain nor lz4")
-    _, first = _read_varint(raw, place)
-    return View("plain" if key >> 3 == _PLAIN else "lz4", raw[first:end])
+    return View(form, raw[first:end])
 
 
-def _end(raw: memoryview, place: int, wire: int) -> int:
-    """Return where the field whose value begins at `place` ends."""
-    if wire == _VARINT:
-        _, end = _read_varint(raw, place)
-    elif wire == _BYTES:
-        size, first = _read_varint(raw, place)
+def _field(raw: memoryview, place: int) -> tuple[int, int, int]:
+    """Return the key (number << 3 | wire type) of the field at `place`, and where its value begins and ends."""
+    key, first = _read_varint(raw, place)
+    wire = key & 7
+    if wire == _BYTES:
+        size, first = _read_varint(raw, first)
         end = first + size
+    elif wire == _VARINT:
+        _, end = _read_varint(raw, first)
     elif wire in (_FIXED64, _FIXED32):
-        end = place + (8 if wire == _FIXED64 else 4)
+        end = first + (8 if wire == _FIXED64 else 4)
     else:
         raise DecodeError(f"wire type {wire}")
     if end > len(raw):
         raise DecodeError("it ends within a field")
-    return end
+    return key, first, end
 
 
 def _read_varint(raw: memoryview, place: int) -> tuple[int, int]:
+    if raw[place] < 0x80:  # most numbers
+        return raw[place], place + 1
     value = 0
     for shift in range(0, 7 * _VARINT_BYTES_MAX, 7):
         byte = raw[place]
