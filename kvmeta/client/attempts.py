@@ -15,8 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -39,8 +38,7 @@ _NEVER_REACHED = (  # what gRPC says of a call that no server has begun
 )
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One message to a server, as bytes.
 
     `take` is given the reply's bytes; it raises InputError where they are not what the protocol says.

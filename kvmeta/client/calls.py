@@ -74,13 +74,14 @@ def describe() -> Program[pb.DescribeResponse]:
     return reply
 
 
-@dataclass(frozen=True)
 class DatasetCalls:
     """What a dataset asks, all columns checked before; `rows_max` is the server's limit for a message."""
 
-    name: str
-    options: ClientOptions
-    rows_max: int
+    def __init__(self, name: str, options: ClientOptions, rows_max: int) -> None:
+        self.name = name
+        self.options = options
+        self.rows_max = rows_max
+        self._lookup_head = pb.LookupRequest(dataset=name, reply_compression=options.packing)
 
     def lookup(self, ids: Ids) -> Program[Hits]:
         """Look up ID[n]; damage is told in `failed`."""
@@ -97,8 +98,8 @@ class DatasetCalls:
 
         def calls() -> Iterator[Call]:
             for part in _parts(n, min(self.options.lookup_rows, self.rows_max)):
-                head = pb.LookupRequest(dataset=self.name, reply_compression=self.options.packing)
-                yield Call("Lookup", self._message(head, ids=ids[part]), partial(take, part))
+                request = self._message(self._lookup_head, ids=ids[part])
+                yield Call("Lookup", request, partial(take, part))
 
         _raise_first((yield calls()))
         return Hits(states == FOUND, locations, versions, states >= FAILED)

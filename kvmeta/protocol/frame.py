@@ -13,6 +13,7 @@ ways with the library's own.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from kvmeta.v1 import kvmeta_pb2 as pb
 _PLAIN, _LZ4 = 1, 2  # the fields of Packed
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _VARINT_BYTES_MAX = 10
+_FORMS = {_PLAIN << 3 | _BYTES: "plain", _LZ4 << 3 | _BYTES: "lz4"}
 
 
 class View(NamedTuple):
@@ -84,8 +86,7 @@ class Frame:
         numbers = _NUMBERS[self._head.DESCRIPTOR.full_name]
         pieces: list[bytes | memoryview] = [self._head.SerializeToString()]
         for name, column in self._columns.items():
-            inner = _tag(_LZ4 if column.form == "lz4" else _PLAIN) + _varint(len(column.data))
-            pieces += [_tag(numbers[name]) + _varint(len(inner) + len(column.data)) + inner, column.data]
+            pieces += [_before(numbers[name], column.form, len(column.data)), column.data]
         return b"".join(pieces)
 
 
@@ -95,7 +96,7 @@ def parse(kind: type[Message], raw: bytes) -> Any:
     try:
         if not names:
             return kind.FromString(raw)
-        head, found = _split(memoryview(raw), names)
+        head, found = _split(raw, names)
         return Frame(kind.FromString(head), found)
     except (DecodeError, IndexError) as error:
         raise InputError(f"not a {kind.DESCRIPTOR.name}: {error}") from None
@@ -107,37 +108,32 @@ def _view(column: NDArray[Any], packing: pb.Compression) -> View:
     return View("plain", plain) if block is None else View("lz4", memoryview(block))
 
 
-def _split(raw: memoryview, names: dict[int, str]) -> tuple[bytes, dict[str, View]]:
+def _split(raw: bytes, names: dict[int, str]) -> tuple[bytes, dict[str, View]]:
     """Return the bytes of all fields that are no columns, and the columns."""
+    whole = memoryview(raw)
     head: list[memoryview] = []
     found: dict[str, View] = {}
-    place = 0
-    while place < len(raw):
-        start = place
-        key, first, place = _field(raw, start)
+    end = 0
+    while end < len(raw):
+        start = end
+        key, first, end = _field(raw, start)
         name = names.get(key >> 3) if key & 7 == _BYTES else None
         if name is None:
-            head.append(raw[start:place])
+            head.append(whole[start:end])
         elif name in found:
             raise DecodeError(f"{name} comes twice")
+        elif first == end:
+            found[name] = _NONE
         else:
-            found[name] = _packed(raw[first:place])
+            key, first, inner_end = _field(raw, first)
+            if key not in _FORMS or inner_end != end:
+                raise DecodeError(f"{name} is neither plain nor lz4")
+            found[name] = View(_FORMS[key], whole[first:end])
     return b"".join(head), found
 
 
-def _packed(raw: memoryview) -> View:
-    """Return the view that a Packed in `raw` describes."""
-    if not len(raw):
-        return _NONE
-    key, first, end = _field(raw, 0)
-    form = {_PLAIN << 3 | _BYTES: "plain", _LZ4 << 3 | _BYTES: "lz4"}.get(key)
-    if form is None or end != len(raw):
-        raise DecodeError("a column is neither plain nor lz4")
-    return View(form, raw[first:end])
-
-
-def _field(raw: memoryview, place: int) -> tuple[int, int, int]:
-    """Return the key (number << 3 | wire type) of the field at `place`, and where its value begins and ends."""
+def _field(raw: bytes, place: int) -> tuple[int, int, int]:
+    """Return the key (number << 3 | wire type) of the field at `place`, where its value begins and ends."""
     key, first = _read_varint(raw, place)
     wire = key & 7
     if wire == _BYTES:
@@ -154,17 +150,26 @@ def _field(raw: memoryview, place: int) -> tuple[int, int, int]:
     return key, first, end
 
 
-def _read_varint(raw: memoryview, place: int) -> tuple[int, int]:
-    if raw[place] < 0x80:  # most numbers
-        return raw[place], place + 1
-    value = 0
-    for shift in range(0, 7 * _VARINT_BYTES_MAX, 7):
+def _read_varint(raw: bytes, place: int) -> tuple[int, int]:
+    value = raw[place]
+    place += 1
+    if value < 0x80:
+        return value, place
+    value &= 0x7F
+    for shift in range(7, 7 * _VARINT_BYTES_MAX, 7):
         byte = raw[place]
         place += 1
-        value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value | byte << shift, place
+        value |= (byte & 0x7F) << shift
     raise DecodeError("a number of more than 10 bytes")
+
+
+@lru_cache(maxsize=1024)  # batches have few sizes
+def _before(number: int, form: str | None, size: int) -> bytes:
+    """Return what precedes the `size` bytes of column `number`: a Packed's tag and size, its field's tag and size."""
+    inner = _tag(_LZ4 if form == "lz4" else _PLAIN) + _varint(size)
+    return _tag(number) + _varint(len(inner) + size) + inner
 
 
 def _tag(number: int) -> bytes:

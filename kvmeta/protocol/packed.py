@@ -44,7 +44,7 @@ def unpack(packed: Any, dtype: np.dtype[Any], rows: int, name: str) -> NDArray[A
     """Return column `name` of a Packed as dtype[rows], read-only; InputError where it is not exactly that."""
     column = unpack_up_to(packed, dtype, rows, name)
     if len(column) != rows:
-        raise InputError(f"{name}: expected {rows} rows of {dtype.itemsize} bytes, got {len(column)} rows")
+        raise _other_rows(name, rows, dtype, column.nbytes)
     return column
 
 
@@ -53,7 +53,10 @@ def unpack_into(packed: Any, out: NDArray[Any], name: str) -> None:
 
     Rows are copied as bytes: numpy copies rows of several fields field by field, 20 times as slowly.
     """
-    out.view(np.uint8)[:] = unpack(packed, out.dtype, len(out), name).view(np.uint8)
+    data = _data(packed, out.nbytes, name)
+    if len(data) != out.nbytes:
+        raise _other_rows(name, len(out), out.dtype, len(data))
+    out.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
 
 
 def unpack_up_to(packed: Any, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:
@@ -61,15 +64,24 @@ def unpack_up_to(packed: Any, dtype: np.dtype[Any], rows_max: int, name: str) ->
 
     `packed` is a Packed or a `frame.View` of one.
     """
-    form = packed.WhichOneof("form")
-    if form == "lz4":
-        data = _decompressed(packed.lz4, rows_max * dtype.itemsize, name)
-    else:
-        data = packed.plain
-        _check_size(len(data), rows_max * dtype.itemsize, name)
+    data = _data(packed, rows_max * dtype.itemsize, name)
     if len(data) % dtype.itemsize:
         raise InputError(f"{name}: {len(data)} bytes are no multiple of the {dtype.itemsize} of a row")
     return np.frombuffer(data, dtype)
+
+
+def _data(packed: Any, bytes_max: int, name: str) -> bytes | memoryview:
+    """Return the values' bytes, at most `bytes_max`."""
+    if packed.WhichOneof("form") == "lz4":
+        return _decompressed(packed.lz4, bytes_max, name)
+    plain: bytes | memoryview = packed.plain
+    _check_size(len(plain), bytes_max, name)
+    return plain
+
+
+def _other_rows(name: str, rows: int, dtype: np.dtype[Any], size: int) -> InputError:
+    got = f"{size // dtype.itemsize} rows" if size % dtype.itemsize == 0 else f"{size} bytes"
+    return InputError(f"{name}: expected {rows} rows of {dtype.itemsize} bytes, got {got}")
 
 
 def _decompressed(block: bytes | memoryview, bytes_max: int, name: str) -> bytes:
