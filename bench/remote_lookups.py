@@ -4,7 +4,7 @@ All subjects are asked in turn from one client process, round after round, each 
 batches:
 
     kvmeta     "threads": 8 threads, each `ds.lookup(batch)`, one message a batch
-               "in one call": one thread, `ds.lookup` of 16 batches at once, up to 8 messages in flight
+               "in one call": one thread, `ds.lookup` of 262,144 IDs, a message a batch, 16 in flight
     echo       the same two ways, the same messages built and parsed; "raw": bytes in, bytes out, 8 threads
     redis      MGET, one batch after the other, from one thread and from 4
 
@@ -34,8 +34,9 @@ from bench.workloads import Batch, Catalogue, Queries
 from kvmeta.protocol.packed import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
-IN_FLIGHT = 8
-CALL_BATCHES = 16
+THREADS = 8
+CALL_ROWS = 1 << 18
+IN_FLIGHT = 16
 REDIS_THREADS = 4
 BATCHES = ((4096, 3.0, 7, 0.4), (16_384, 4.5, 10, 0.2))
 """Rows of a batch, and the targets: M IDs/s, times Redis, share of the echo."""
@@ -116,10 +117,10 @@ class Asker:
     def _kvmeta_s(self, subject: str, batch_rows: int, batches: list[Batch]) -> float:
         if subject == "threads":
             dataset = self._dataset
-            spent_s = together_s(lambda batch: dataset.lookup(batch.ids), batches, IN_FLIGHT)
+            spent_s = together_s(lambda batch: dataset.lookup(batch.ids), batches, THREADS)
         else:
             dataset = self._in_one_call[batch_rows]
-            spent_s = together_s(dataset.lookup, _joined(batches), 1)
+            spent_s = together_s(dataset.lookup, _joined(batches, batch_rows), 1)
         checked = batches[-2:]
         hits = dataset.lookup(np.concatenate([batch.ids for batch in checked]))
         for i, batch in enumerate(checked):
@@ -130,9 +131,9 @@ class Asker:
     def _echo_s(self, subject: str, batch_rows: int, batches: list[Batch]) -> float:
         if subject == "echo, raw":
             request = _request(batches[0].ids).SerializeToString()
-            return together_s(lambda _: self._raw_echo(request, timeout=30), batches, IN_FLIGHT)
+            return together_s(lambda _: self._raw_echo(request, timeout=30), batches, THREADS)
         if subject == "echo, threads":
-            return together_s(lambda batch: self._echo(_request(batch.ids), timeout=30), batches, IN_FLIGHT)
+            return together_s(lambda batch: self._echo(_request(batch.ids), timeout=30), batches, THREADS)
 
         def in_one_call(ids: Any) -> None:
             flying: deque[Any] = deque()
@@ -143,7 +144,7 @@ class Asker:
             for future in flying:
                 future.result()
 
-        return together_s(in_one_call, _joined(batches), 1)
+        return together_s(in_one_call, _joined(batches, batch_rows), 1)
 
     def _redis_s(self, subject: str, batches: list[Batch]) -> float:
         threads = 1 if subject == _REDIS[0] else REDIS_THREADS
@@ -153,10 +154,11 @@ class Asker:
         return spent_s
 
 
-def _joined(batches: list[Batch]) -> list[Any]:
-    """Return the IDs of 16 batches at a time."""
-    starts = range(0, len(batches), CALL_BATCHES)
-    return [np.concatenate([b.ids for b in batches[start : start + CALL_BATCHES]]) for start in starts]
+def _joined(batches: list[Batch], batch_rows: int) -> list[Any]:
+    """Return the IDs of as many batches at a time as make a call."""
+    count = CALL_ROWS // batch_rows
+    starts = range(0, len(batches), count)
+    return [np.concatenate([b.ids for b in batches[start : start + count]]) for start in starts]
 
 
 def _request(ids: Any) -> pb.LookupRequest:
@@ -206,7 +208,7 @@ def _judged(
     if redis_bytes:
         one, several = (series[name] for name in _REDIS)
         threads = ratio(
-            f"{IN_FLIGHT} threads against {REDIS_THREADS} threads of it", series["threads"], several
+            f"{THREADS} threads against {REDIS_THREADS} threads of it", series["threads"], several
         )
         memory = Series(f"redis's memory, {sizes.rows:,} rows", "B/entry", (redis_bytes / sizes.rows,))
         yield Answer(
