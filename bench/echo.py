@@ -62,7 +62,7 @@ async def _serve() -> None:
     from kvmeta_server import config, serving  # not above: clients take the names from here
 
     chosen = config.load(None, {}, {"data": "unused", "listen": "127.0.0.1:0"})
-    server = grpc.aio.server(options=serving._channel_arguments(chosen))
+    server = grpc.aio.server(options=serving.channel_arguments(chosen))
     server.add_generic_rpc_handlers((_handler(),))
     port = server.add_insecure_port(chosen.listen)
     await server.start()
@@ -77,7 +77,7 @@ async def _serve() -> None:
 if __name__ == "__main__":
     import uvloop
 
-    from kvmeta_server import serving
+    from kvmeta_server.memory import keep_freed_memory
 
-    serving._keep_freed_memory()
+    keep_freed_memory()
     uvloop.run(_serve())

@@ -6,31 +6,26 @@
     flood.py            connections and calls that hang
     remote_writes.py    durable puts, against Redis
 
-Servers and clients are processes of their own and share this machine's cores. Prints a table with every
-question, its target and what was measured, and writes the raw rounds to bench/results/service.json. The store
-and a dump of the same entries for Redis are built once below bench/data; Redis is left out, with the reason,
-where there is none. A missed target is named; with --full it is also the exit status. The tiny form judges
-nothing: it shows that the benchmark still runs.
+Servers and clients are processes of their own and share this machine's cores. A dump of the store's entries
+for Redis is built once; Redis is left out, with the reason, where there is none. How a benchmark reports is
+in report.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from bench import crowd, engine, flood, remote_lookups, remote_writes, servers, single_gets, table
+from bench import crowd, engine, flood, remote_lookups, remote_writes, report, servers, single_gets
 from bench.stores import Stores
 from bench.table import Answer
-
-_HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -89,72 +84,43 @@ QUESTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one form of the benchmark; return the exit status."""
-    given = _parser().parse_args(arguments)
-    sizes = FORMS[given.form]
+    missing = servers.redis_missing()
+    return report.run(
+        "service",
+        FORMS,
+        partial(_measure, against_redis=not missing),
+        arguments,
+        sharing="; servers and clients share the cores",
+        left_out=f"{', '.join(REDIS_QUESTIONS)}: {missing}" if missing else "",
+    )
+
+
+def _measure(_: str, sizes: Sizes, data: Path, *, against_redis: bool) -> Iterator[Answer]:
     # The big store is the engine's, of another size.
-    stores = Stores(given.data, replace(engine.FORMS["quick"], rows=sizes.rows))
-    start = time.monotonic()
-    no_redis = servers.redis_missing()
-    answers = _measure(stores, sizes, against_redis=not no_redis)
-    if given.form == "tiny":
-        answers = [replace(answer, judged=False) for answer in answers]
-    print(f"kvmeta service, {given.form}: {engine.machine_line()}; servers and clients share the cores\n")
-    print(table.table(answers))
-    table.write(given.results, given.form, asdict(sizes), answers)
-    missed = table.misses(answers)
-    print()
-    for answer in missed:
-        print(f"short: {answer.question}: {answer.measured.text()}, target {answer.target_text}")
-    if no_redis:
-        print(f"left out: {', '.join(REDIS_QUESTIONS)}: {no_redis}")
-    judged = sum(answer.judged for answer in answers)
-    spent = time.monotonic() - start
-    print(f"{judged - len(missed)} of {judged} targets met; {spent:.0f} s; rounds in {given.results}")
-    return 1 if (missed or no_redis) and given.form == "full" else 0
-
-
-def _measure(stores: Stores, sizes: Sizes, *, against_redis: bool) -> list[Answer]:
+    stores = Stores(data, replace(engine.FORMS["quick"], rows=sizes.rows))
     big, seed = stores.big(), stores.catalogue.seed
     scratch = stores.scratch()
     dump = _redis_dump(stores, sizes.rows) if against_redis else None
     os.sync()  # the writing back of a new store is no part of what follows
-    answers: list[Answer] = []
     try:
         with ExitStack() as stack:
             server = stack.enter_context(servers.Kvmeta(big))
             echo = stack.enter_context(servers.Echo())
             with ExitStack() as lookups:
-                redis = None if dump is None else servers.Redis(dump)
-                if redis is not None:
-                    lookups.enter_context(redis)
-                answers += remote_lookups.answers(server.target, echo.address, redis, sizes, seed)
-            answers += single_gets.answers(server.target, echo.address, sizes, seed)
-            answers += crowd.answers(server.target, sizes, seed)
-        answers += flood.answers(big, sizes, seed)
-        answers += remote_writes.answers(scratch, sizes, seed, against_redis=against_redis)
+                redis = None if dump is None else lookups.enter_context(servers.Redis(dump))
+                yield from remote_lookups.answers(server.target, echo.address, redis, sizes, seed)
+            yield from single_gets.answers(server.target, echo.address, sizes, seed)
+            yield from crowd.answers(server.target, sizes, seed)
+        yield from flood.answers(big, sizes, seed)
+        yield from remote_writes.answers(scratch, sizes, seed, against_redis=against_redis)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return answers
 
 
 def _redis_dump(stores: Stores, rows: int) -> Path:
     from bench.redis_peer import dumped  # needs redis-py, which not everyone has
 
     return dumped(stores.directory, stores.catalogue, rows)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.service", description="Measure the service.")
-    form = parser.add_mutually_exclusive_group(required=True)
-    for name, sizes in FORMS.items():
-        form.add_argument(
-            f"--{name}", dest="form", action="store_const", const=name, help=f"{sizes.rows:,} rows"
-        )
-    parser.add_argument("--data", type=Path, default=_HERE / "data", help="where stores are built and kept")
-    parser.add_argument(
-        "--results", type=Path, default=_HERE / "results" / "service.json", help="the JSON file to update"
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -15,9 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")  # read when grpc is imported, by whomever
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
 from kvmeta.errors import (
@@ -46,6 +44,8 @@ if TYPE_CHECKING:
     from kvmeta import aio
     from kvmeta.client.options import ClientOptions
     from kvmeta.engine.options import EngineOptions
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")  # read when grpc is imported, by whomever
 
 __version__ = "0.1.0"
 
@@ -129,19 +129,25 @@ def open(  # noqa: A001 - kvmeta.open is the name users expect
         raise UnsupportedError(
             f"{text}: cannot open a {scheme}:// store; give the path of a directory or kvmeta://host:port"
         )
-    is_for_servers = options is not None and type(options).__name__ == "ClientOptions"
-    if options is not None and is_for_servers != bool(scheme):
-        wanted = "ClientOptions for a server" if scheme else "EngineOptions for a directory"
-        raise InputError(f"options: expected {wanted}, got {type(options).__name__}")
     if scheme:
+        from kvmeta.client.options import ClientOptions
         from kvmeta.remote import RemoteStore
 
-        return RemoteStore(text, mode, cast("ClientOptions | None", options))
+        if options is not None and not isinstance(options, ClientOptions):
+            raise _other_options("ClientOptions for a server", options)
+        return RemoteStore(text, mode, options)
     missing = [name for name in ("numba", "rocksdict") if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineNotInstalledError(
             f'opening {text} needs {" and ".join(missing)}; run: pip install "kvmeta[engine]"'
         )
     from kvmeta.embedded import EmbeddedStore
+    from kvmeta.engine.options import EngineOptions
 
-    return EmbeddedStore(text, mode, cast("EngineOptions | None", options))
+    if options is not None and not isinstance(options, EngineOptions):
+        raise _other_options("EngineOptions for a directory", options)
+    return EmbeddedStore(text, mode, options)
+
+
+def _other_options(wanted: str, got: object) -> InputError:
+    return InputError(f"options: expected {wanted}, got {type(got).__name__}")

@@ -30,7 +30,7 @@ from kvmeta import reader
 from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches, as_versions
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
-from kvmeta.client.calls import SERVICE, DatasetCalls, Program, StoreCalls
+from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
 from kvmeta.client.gathering import Gathering
 from kvmeta.client.memory import keep_freed_memory
@@ -38,6 +38,7 @@ from kvmeta.client.options import SCHEME, ClientOptions, address_of
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError, UnsupportedError
 from kvmeta.ids import as_ids
 from kvmeta.location import Location, as_locations
+from kvmeta.protocol.calls import METHODS
 from kvmeta.store import (
     OnError,
     Progress,
@@ -187,8 +188,7 @@ class AsyncConnection:
             _process = os.getpid()
             self._channel = grpc.aio.insecure_channel(self.address, self.options.channel_arguments())
             self._methods = {  # bytes both ways
-                each.name: self._channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
-                for each in SERVICE.methods
+                name: self._channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
             }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -198,24 +198,8 @@ class EmbeddedDataset(Dataset):
 
         return self._engine.load(self._engine.tree(self.name), columns())
 
-    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
-        self._engine.tree(self.name)
-
-        def pages() -> Iterator[ScanPage]:
-            step, done = scan, False
-            while not done:
-                page, done = self.scan_page(step)
-                step = replace(step, after=page.cursor)
-                if len(page):
-                    yield page
-
-        return pages()
-
     def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
-        """Return the next page of a scan and whether nothing follows.
-
-        It looks at a bounded number of rows, so it may be empty and yet not the last.
-        """
+        """Return the next page of a scan and whether nothing follows."""
         over = scanning.stretch(scan.shard, scan.sample)
         tree = self._engine.tree(self.name)
         page = scanning.page(tree, self._engine.keys, over, scan.after, scan.page_rows, scan.tag)

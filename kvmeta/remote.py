@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 from kvmeta.batch import Hits, Inserted, Relocated, ScanPage, as_batches
 from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
-from kvmeta.client.calls import SERVICE, DatasetCalls, Program, StoreCalls
+from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
 from kvmeta.client.memory import keep_freed_memory
 from kvmeta.client.options import ClientOptions, address_of
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError
 from kvmeta.location import Location
+from kvmeta.protocol.calls import METHODS
 from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport, as_one_id
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume, Volumes
@@ -159,8 +159,7 @@ class Connection:
         channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
         self._channel = channel
         self._methods = {  # bytes both ways
-            each.name: channel.unary_unary(f"/{SERVICE.full_name}/{each.name}", None, None)
-            for each in SERVICE.methods
+            name: channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
         }
         self._pid = os.getpid()  # last: other threads go by it
 
@@ -261,6 +260,10 @@ class RemoteDataset(Dataset):
         """Return one ID's location, or None. A str is a key."""
         return self._store.run(self._calls.get(as_one_id(one_id)))
 
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
+        """Return the next page of a scan and whether nothing follows."""
+        return self._store.run(self._calls.scan_page(scan))
+
     def _lookup(self, ids: Ids) -> Hits:
         return self._store.run(self._calls.lookup(ids))
 
@@ -275,17 +278,6 @@ class RemoteDataset(Dataset):
 
     def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
         return self._store.run(self._calls.relocate(ids, locations, versions), writes=True)
-
-    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
-        def pages() -> Iterator[ScanPage]:
-            step, done = scan, False
-            while not done:
-                page, done = self._store.run(self._calls.scan_page(step))
-                step = replace(step, after=page.cursor)
-                if len(page):
-                    yield page
-
-        return pages()
 
     def _volumes(self, numbers: list[int]) -> list[Volume]:
         return self._store.run(StoreCalls().volumes(numbers))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -195,7 +195,14 @@ class Dataset(ABC):
         a page's cursor; `shard`: part i of n. Entries put or deleted meanwhile may or may not be seen; all
         others are seen exactly once.
         """
-        return self._scan(Scan(page_rows, sample, tag, after, shard))
+        return self._pages(Scan(page_rows, sample, tag, after, shard))
+
+    @abstractmethod
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
+        """Return the next page of a scan and whether nothing follows.
+
+        It looks at a bounded number of rows, so it may be empty and yet not the last.
+        """
 
     def read(self, ids: Any) -> list[bytes | None]:
         """Return the bytes of each ID's file, None where the ID is absent.
@@ -234,8 +241,13 @@ class Dataset(ABC):
         self, ids: NDArray[np.void], locations: NDArray[np.void], versions: NDArray[np.uint64]
     ) -> Relocated: ...
 
-    @abstractmethod
-    def _scan(self, scan: Scan) -> Iterator[ScanPage]: ...
+    def _pages(self, scan: Scan) -> Iterator[ScanPage]:
+        done = False
+        while not done:
+            page, done = self.scan_page(scan)
+            scan = replace(scan, after=page.cursor)
+            if len(page):
+                yield page
 
     @abstractmethod
     def _volumes(self, numbers: list[int]) -> list[Volume]:

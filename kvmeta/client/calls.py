@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from google.protobuf import message_factory
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
@@ -33,6 +32,7 @@ from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableErr
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records, status
+from kvmeta.protocol.calls import METHODS
 from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT
 from kvmeta.protocol.frame import Frame, parse
 from kvmeta.protocol.packed import unpack_into, unpack_up_to
@@ -56,8 +56,6 @@ Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 
-SERVICE = pb.DESCRIPTOR.services_by_name["StoreService"]
-_REPLY_TYPES = {each.name: message_factory.GetMessageClass(each.output_type) for each in SERVICE.methods}
 _JOB_WAIT_S = 2.0
 _VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
 
@@ -414,10 +412,9 @@ def _volume_name(volume: Any) -> pb.VolumeName:
 def _ask(method: str, request: Any, *, repeatable: bool = True, writes: bool = False) -> Program[Any]:
     """Make one call and return its reply."""
     replies: list[Any] = []
-    reply_type = _REPLY_TYPES[method]
 
     def take(raw: bytes) -> None:
-        replies.append(parse(reply_type, raw))
+        replies.append(parse(METHODS[method].response, raw))
 
     _raise_first((yield [Call(method, request.SerializeToString(), take, repeatable, writes)]))
     return replies[0]

@@ -167,7 +167,7 @@ def _read_varint(raw: bytes, place: int) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)  # batches have few sizes
 def _before(number: int, form: str | None, size: int) -> bytes:
-    """Return what precedes the `size` bytes of column `number`: a Packed's tag and size, its field's tag and size."""
+    """Return what precedes the `size` bytes of column `number`: the tags and sizes of Packed and field."""
     inner = _tag(_LZ4 if form == "lz4" else _PLAIN) + _varint(size)
     return _tag(number) + _varint(len(inner) + size) + inner
 

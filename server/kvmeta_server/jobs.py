@@ -50,12 +50,11 @@ class Jobs:
         self._loop = asyncio.get_running_loop()
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._of_request: dict[str, str] = {}
-        self._threads: dict[str, threading.Thread] = {}
 
     @property
     def running(self) -> int:
         """Return the number of jobs at work."""
-        return len(self._threads)
+        return sum(job.state == pb.JOB_STATE_RUNNING for job in self._jobs.values())
 
     async def start(self, request: pb.StartJobRequest) -> pb.StartJobResponse:
         """Start a job, or return the one that this request started before."""
@@ -81,8 +80,8 @@ class Jobs:
     def _start(self, request: pb.StartJobRequest) -> _Job:
         if request.kind not in (pb.JOB_KIND_COMPACT, pb.JOB_KIND_VERIFY):
             raise InputError(f"kind: expected COMPACT or VERIFY, got {request.kind}")
-        if len(self._threads) >= self._running_max:
-            raise Refused(status.OVERLOADED, f"{len(self._threads)} jobs run already; try again later")
+        if self.running >= self._running_max:
+            raise Refused(status.OVERLOADED, f"{self.running} jobs run already; try again later")
         job = _Job(uuid.uuid4().hex, request.kind)
         self._jobs[job.id] = job
         self._forget_old()
@@ -93,7 +92,6 @@ class Jobs:
             daemon=True,
         )
         thread.start()
-        self._threads[job.id] = thread  # the loop runs this before the job's end
         self._log.info("job started", job=job.id, kind=pb.JobKind.Name(job.kind))
         return job
 
@@ -115,7 +113,6 @@ class Jobs:
     def _end(self, job: _Job, error: KvmetaError | None) -> None:
         job.error = error
         job.state = pb.JOB_STATE_FAILED if error else pb.JOB_STATE_DONE
-        del self._threads[job.id]
         job.ended.set()
         self._log.info("job ended", job=job.id, error=str(error) if error else "")
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from kvmeta.protocol.status import OVERLOADED
@@ -85,6 +86,20 @@ class Lane:
             error = raised if plain else RuntimeError(repr(raised))  # a library's panic
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(_settle, work.future, result, error)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The lanes of a server."""
+
+    lookups: Lane
+    writes: Lane
+    others: Lane
+
+    def close(self, patience_s: float) -> None:
+        """End the threads of all."""
+        for lane in (self.lookups, self.writes, self.others):
+            lane.close(patience_s)
 
 
 def _settle(future: asyncio.Future[bytes], result: bytes, error: BaseException | None) -> None:

@@ -10,43 +10,32 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
-from google.protobuf import message_factory
 from google.protobuf.message import Message
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
+from kvmeta.protocol.calls import METHODS, SERVICE
 from kvmeta.protocol.frame import Frame, parse
-from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.config import Limits
 from kvmeta_server.jobs import Jobs
-from kvmeta_server.lanes import Answer, Lane
+from kvmeta_server.lanes import Answer, Lane, Lanes
 from kvmeta_server.logs import Log
 from kvmeta_server.refusal import Refused
 
-DESCRIPTOR = pb.DESCRIPTOR.services_by_name["StoreService"]
-
 _Answer = Callable[[Any], Message | Frame]
 _Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
-
-
-class _Lanes(Protocol):
-    """The lanes by name; see `serving.py`."""
-
-    lookups: Lane
-    writes: Lane
-    others: Lane
 
 
 class Service:
     """The calls of kvmeta.v1.StoreService."""
 
     def __init__(
-        self, answers: Answers, jobs: Jobs, lanes: _Lanes, admission: Admission, limits: Limits, log: Log
+        self, answers: Answers, jobs: Jobs, lanes: Lanes, admission: Admission, limits: Limits, log: Log
     ) -> None:
         self._admission = admission
         self._limits = limits
@@ -79,15 +68,14 @@ class Service:
     def handler(self) -> Any:
         """Return the handler of every call of the protocol; KeyError where one has no answer."""
         handlers = {}
-        for method in DESCRIPTOR.methods:
-            request = message_factory.GetMessageClass(method.input_type)
-            if method.name in self._waits:
-                behaviour = self._waiting(method.name, request, self._waits[method.name])
+        for name, method in METHODS.items():
+            if name in self._waits:
+                behaviour = self._waiting(name, method.request, self._waits[name])
             else:
-                lane, answer = self._answers[method.name]
-                behaviour = self._answering(method.name, lane, on_bytes(request, answer))
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(behaviour)
-        return grpc.method_handlers_generic_handler(DESCRIPTOR.full_name, handlers)
+                lane, answer = self._answers[name]
+                behaviour = self._answering(name, lane, on_bytes(method.request, answer))
+            handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def _answering(self, name: str, lane: Lane, answer: Answer) -> _Behaviour:
         return self._guarded(name, lambda raw: lane.answer(answer, raw))
@@ -129,9 +117,8 @@ class Service:
             except Exception as error:  # noqa: BLE001 - told to the log and, without its inside, to the client
                 self._log.fault(name, error)
                 message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
-                raise await self._abort_with(
-                    context, grpc.StatusCode.INTERNAL, status.FAULT, message
-                ) from None
+                told = status.status(grpc.StatusCode.INTERNAL, status.FAULT, message)
+                raise await _aborted(context, grpc.StatusCode.INTERNAL, told) from None
 
         return behaviour
 
@@ -150,21 +137,17 @@ class Service:
     async def _abort(self, context: Any, error: KvmetaError) -> BaseException:
         if isinstance(error, Refused):
             self._log.debug("refused", reason=error.reason, message=str(error), peer=context.peer())
-            return await self._abort_with(context, grpc.StatusCode.UNAVAILABLE, error.reason, str(error))
-        code, told = status.of_error(error)
-        return await _aborted(context, code, told.message, told.SerializeToString())
-
-    async def _abort_with(
-        self, context: Any, code: grpc.StatusCode, reason: str, message: str
-    ) -> BaseException:
-        told = status.status(code, reason, message)
-        return await _aborted(context, code, told.message, told.SerializeToString())
+            code = grpc.StatusCode.UNAVAILABLE
+            told = status.status(code, error.reason, str(error))
+        else:
+            code, told = status.of_error(error)
+        return await _aborted(context, code, told)
 
 
-async def _aborted(context: Any, code: grpc.StatusCode, message: str, details: bytes) -> BaseException:
-    """End the call; return what must be raised for it."""
+async def _aborted(context: Any, code: grpc.StatusCode, told: Any) -> BaseException:
+    """End the call with what is told; return what must be raised for it."""
     try:
-        await context.abort(code, message, ((status.DETAILS_KEY, details),))
+        await context.abort(code, told.message, ((status.DETAILS_KEY, told.SerializeToString()),))
     except grpc.aio.AbortError as error:
         return error
     raise AssertionError("an abort that returns")

@@ -7,11 +7,9 @@ with DRAINING, those under way end ── store closed
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import signal
 import socket
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -22,30 +20,21 @@ from grpc_reflection.v1alpha import reflection
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.errors import UnavailableError
+from kvmeta.protocol.calls import SERVICE
 from kvmeta_server.admission import SHARE_OF_ONE, Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.config import Config
 from kvmeta_server.jobs import Jobs
-from kvmeta_server.lanes import Lane
+from kvmeta_server.lanes import Lane, Lanes
 from kvmeta_server.logs import Log
-from kvmeta_server.service import DESCRIPTOR, Service
+from kvmeta_server.memory import keep_freed_memory
+from kvmeta_server.service import Service
 from kvmeta_server.warming import warm
 
 _DRAIN_STEP_S = 0.02
 _GOODBYE_S = 0.5  # for answers on their way out when the last call is done
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-@dataclass
-class _Lanes:
-    lookups: Lane
-    writes: Lane
-    others: Lane
-
-    def close(self, patience_s: float) -> None:
-        for lane in (self.lookups, self.writes, self.others):
-            lane.close(patience_s)
 
 
 class Server:
@@ -55,7 +44,7 @@ class Server:
         threads, limits = config.threads, config.limits
         self._config = config
         self._log = log
-        self._lanes = _Lanes(
+        self._lanes = Lanes(
             Lane("lookup", threads.lookup_count, limits.calls_max),
             Lane("write", threads.write, limits.calls_max),
             Lane("other", threads.other, limits.calls_max),
@@ -63,11 +52,11 @@ class Server:
         self.admission = Admission(limits)
         self._jobs = Jobs(store, limits.jobs_max, log)
         service = Service(Answers(store, limits), self._jobs, self._lanes, self.admission, limits, log)
-        self._server = grpc.aio.server(options=_channel_arguments(config))
+        self._server = grpc.aio.server(options=channel_arguments(config))
         self._server.add_generic_rpc_handlers((service.handler(),))
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (DESCRIPTOR.full_name, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         self.address = ""
 
@@ -75,7 +64,7 @@ class Server:
         """Listen and answer."""
         self.address = _bind(self._server, self._config)
         await self._server.start()
-        for name in (DESCRIPTOR.full_name, ""):
+        for name in (SERVICE, ""):
             await self._health.set(name, _SERVING)
         if self._config.insecure:
             message = "no TLS: everybody who reaches this address may read and write"
@@ -99,7 +88,7 @@ class Server:
 def serve(config: Config) -> None:
     """Serve the store until SIGTERM or SIGINT."""
     log = Log(config.log.format, config.log.level)
-    _keep_freed_memory()
+    keep_freed_memory()
     _refuse_taken_port(config)
     started = time.monotonic()
     with EmbeddedStore(config.data) as store:
@@ -165,7 +154,8 @@ def _bind(server: Any, config: Config) -> str:
     return f"{host}:{port}"
 
 
-def _channel_arguments(config: Config) -> list[tuple[str, int]]:
+def channel_arguments(config: Config) -> list[tuple[str, int]]:
+    """Return gRPC's arguments for a server."""
     limits = config.limits
     arguments = [
         ("grpc.so_reuseport", 0),  # a second server on the port shall fail, not share it
@@ -184,17 +174,3 @@ def _channel_arguments(config: Config) -> list[tuple[str, int]]:
         arguments.append(("grpc.max_connection_age_ms", round(limits.connection_age_s * 1000)))
         arguments.append(("grpc.max_connection_age_grace_ms", round(limits.deadline_s * 1000)))
     return arguments
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back and faulting it in anew for the next message.
-
-    Measured: messages of 16,384 IDs travel at 24 instead of 9 million IDs a second (docs/decisions/0014).
-    Elsewhere than on glibc it does nothing.
-    """
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)
-        mallopt(trim_threshold, 256 << 20)
-        mallopt(top_pad, 16 << 20)

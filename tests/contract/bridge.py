@@ -127,7 +127,7 @@ class BridgedDataset(Dataset):
     def _relocate(self, ids: Any, locations: Any, versions: Any) -> Relocated:
         raise NotImplementedError
 
-    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
         raise NotImplementedError
 
     def _volumes(self, numbers: list[int]) -> list[Volume]:

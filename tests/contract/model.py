@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class ModelDataset(Dataset):
             seen.add(key)
         return Relocated(outcomes == Outcome.RELOCATED, outcomes)
 
-    def _scan(self, scan: Scan) -> Iterator[ScanPage]:
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
         (index, count), sample, tag, after = scan.shard, scan.sample, scan.tag, scan.after
         first, end = (index << 64) // count, ((index + 1) << 64) // count
         end = first + max(1, int((end - first) * Fraction(sample)))
@@ -113,19 +113,15 @@ class ModelDataset(Dataset):
         low = -1 if after is None else int.from_bytes(after, "big")
         rows = [(place, key) for place, key in rows if first <= place >> 64 < end and place > low]
         rows = [row for row in rows if tag is None or self._tag(row[1]) == tag]
-
-        def pages() -> Iterator[ScanPage]:
-            for start in range(0, len(rows), scan.page_rows):
-                part = rows[start : start + scan.page_rows]
-                entries = [self._entries[key] for _, key in part]
-                yield ScanPage(
-                    np.frombuffer(b"".join(key for _, key in part), ID),
-                    np.frombuffer(b"".join(location for location, _ in entries), LOCATION),
-                    np.array([version for _, version in entries], np.uint64),
-                    part[-1][0].to_bytes(16, "big"),
-                )
-
-        return pages()
+        part = rows[: scan.page_rows]
+        entries = [self._entries[key] for _, key in part]
+        page = ScanPage(
+            np.frombuffer(b"".join(key for _, key in part), ID),
+            np.frombuffer(b"".join(location for location, _ in entries), LOCATION),
+            np.array([version for _, version in entries], np.uint64),
+            part[-1][0].to_bytes(16, "big") if part else bytes(16),
+        )
+        return page, len(part) == len(rows)
 
     def _tag(self, key: bytes) -> int:
         return int(np.frombuffer(self._entries[key][0], LOCATION)[0]["tag"])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import message_factory
 
 import kvmeta
 from kvmeta.client.attempts import Call
-from kvmeta.client.calls import SERVICE, DatasetCalls, StoreCalls, describe
+from kvmeta.client.calls import DatasetCalls, StoreCalls, describe
 from kvmeta.client.options import ClientOptions
+from kvmeta.protocol.calls import METHODS
 from kvmeta.protocol.packed import STATE, VERSION, pack, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
@@ -33,10 +32,7 @@ def run(program: Any, answer: Answer, sent: list[Call] | None = None) -> Any:
             return end.value
         errors = []
         for raw in yielded:
-            method = SERVICE.methods_by_name[raw.method]
-            call = replace(
-                raw, request=message_factory.GetMessageClass(method.input_type).FromString(raw.request)
-            )
+            call = raw._replace(request=METHODS[raw.method].request.FromString(raw.request))
             if sent is not None:
                 sent.append(call)
             reply = answer(call)

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf import message_factory
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
+from kvmeta.protocol.calls import METHODS
 from kvmeta.protocol.packed import LZ4, pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta_server.answers import Answers
 from kvmeta_server.config import Limits
-from kvmeta_server.service import DESCRIPTOR, on_bytes
+from kvmeta_server.service import on_bytes
 
 IDS = kvmeta.ids_from_ints(np.arange(8, dtype=np.uint64))
 LOCATIONS = np.zeros(8, kvmeta.LOCATION)
@@ -145,9 +145,8 @@ def test_nothing_of_a_refused_write_is_done(answers: Answers) -> None:
 
 
 def on_raw(answers: Answers, name: str) -> Callable[[bytes], bytes]:
-    method = DESCRIPTOR.methods_by_name[name]
     snake = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
-    return on_bytes(message_factory.GetMessageClass(method.input_type), getattr(answers, snake))
+    return on_bytes(METHODS[name].request, getattr(answers, snake))
 
 
 FUZZED = ("Lookup", "Write", "Scan", "Get", "Put", "Delete", "GetVolumes", "AddVolume", "UpdateVolume")

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 import kvmeta
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
 from kvmeta.protocol import status
+from kvmeta.protocol.calls import METHODS, SERVICE
 from kvmeta.protocol.packed import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
-from kvmeta_server.service import DESCRIPTOR
 from kvmeta_server.serving import Server
 from tests.serving import running
 
@@ -116,10 +116,8 @@ def test_a_wrong_request_ends_with_its_status_and_reason(
 
 
 def test_every_call_of_the_protocol_is_answered(stub: Any) -> None:
-    for method in DESCRIPTOR.methods:
-        call = getattr(stub, method.name)
-        request = getattr(pb, method.input_type.name)()
-        assert reason_of(call, request) in ("", "INPUT", "NOT_FOUND"), method.name
+    for name, method in METHODS.items():
+        assert reason_of(getattr(stub, name), method.request()) in ("", "INPUT", "NOT_FOUND"), name
 
 
 def test_bytes_that_are_no_message_are_an_input_error(server: Server) -> None:
@@ -255,13 +253,13 @@ def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub:
 def test_health_and_reflection_say_what_is_served(server: Server) -> None:
     with connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", DESCRIPTOR.full_name):
+        for name in ("", SERVICE):
             reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         listed = next(iter(reflection.ServerReflectionInfo(ask, timeout=10)))
-        assert DESCRIPTOR.full_name in [each.name for each in listed.list_services_response.service]
+        assert SERVICE in [each.name for each in listed.list_services_response.service]
 
 
 def test_a_second_server_on_a_port_is_told(server: Server, store: EmbeddedStore) -> None:
