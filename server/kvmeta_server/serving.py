@@ -7,6 +7,7 @@ with DRAINING, those under way end ── store closed
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import time
@@ -89,6 +90,7 @@ def serve(config: Config) -> None:
     """Serve the store until SIGTERM or SIGINT."""
     log = Log(config.log.format, config.log.level)
     keep_freed_memory()
+    _raise_open_files()
     _refuse_taken_port(config)
     started = time.monotonic()
     with EmbeddedStore(config.data) as store:
@@ -126,6 +128,13 @@ def _stop_on_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)
     return stop
+
+
+def _raise_open_files() -> None:
+    """Raise the soft limit of open files, often 1,024, to the hard one: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_taken_port(config: Config) -> None:

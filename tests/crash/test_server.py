@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
@@ -126,6 +127,14 @@ def test_a_server_that_is_not_there_is_unavailable_and_never_empty(tmp_path: Pat
         ):
             with pytest.raises(kvmeta.UnavailableError):
                 call()
+
+
+def test_a_server_raises_its_limit_of_open_files(tmp_path: Path) -> None:
+    few = ("sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh")
+    with ServerProcess(tmp_path / "store", before=few) as server:
+        soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard > 200
+        kvmeta.open(server.target).close()
 
 
 def test_an_asyncio_client_outlives_its_server(tmp_path: Path) -> None:
