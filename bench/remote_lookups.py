@@ -4,7 +4,7 @@ All subjects are asked in turn from one client process, round after round, each 
 batches:
 
     kvmeta     "threads": 8 threads, each `ds.lookup(batch)`, one message a batch
-               "in one call": one thread, `ds.lookup` of 262,144 IDs, a message a batch, 16 in flight
+               "in one call": one thread, `ds.lookup` of 524,288 IDs, a message a batch, 16 in flight
     echo       the same two ways, the same messages built and parsed; "raw": bytes in, bytes out, 8 threads
     redis      MGET, one batch after the other, from one thread and from 4
 
@@ -35,7 +35,7 @@ from kvmeta.protocol.packed import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 THREADS = 8
-CALL_ROWS = 1 << 18
+CALL_ROWS = 1 << 19
 IN_FLIGHT = 16
 REDIS_THREADS = 4
 BATCHES = ((4096, 3.0, 7, 0.4), (16_384, 4.5, 10, 0.2))
