@@ -1,6 +1,7 @@
 """How long one get takes over the network: through the SDK, through the bare Get call, and of an echo.
 
-Three calls are made in turn, thousands of times, from one thread of one client process:
+Three calls are made again and again from one thread of one client process, each time in another order, for a
+server that was just asked is quicker than one whose memory another has driven from the caches:
 
     ds.get(id)       what users call; judged
     stub.Get         the generated stub, its message built and parsed
@@ -46,27 +47,35 @@ class Getter:
         )
 
     def round(self, calls: int) -> list[float]:
-        """Make each call so many times, in turn, and return their medians in microseconds."""
+        """Make each call so many times and return their medians in microseconds."""
         batch = self._queries.batch(self._random, calls + calls // 4)
         ids = [batch.ids[i : i + 1] for i in range(len(batch.ids))]
         raw = batch.ids.tolist()
-        spent = np.empty((len(ids), len(_CALLS)))
-        clock, get, stub_get, echo = time.perf_counter, self._dataset.get, self._stub.Get, self._echo
-        checksums = []
+        asks = (
+            lambda i: self._dataset.get(ids[i]),
+            lambda i: self._stub.Get(_request(raw[i]), timeout=_TIMEOUT_S),
+            lambda i: self._echo(_request(raw[i]), timeout=_TIMEOUT_S),
+        )
+        orders = self._random.permuted([range(len(asks))] * len(ids), axis=1).tolist()
+        spent = np.empty((len(ids), len(asks)))
+        replies: list[Any] = [None] * len(asks)
+        checksums = np.empty((len(ids), 2), np.uint64)
+        clock = time.perf_counter
         with quiet():
-            for i in range(len(ids)):
-                start = clock()
-                location = get(ids[i])
-                done = clock()
-                reply = stub_get(pb.GetRequest(entry=pb.EntryName(id=raw[i])), timeout=_TIMEOUT_S)
-                bare = clock()
-                echo(pb.GetRequest(entry=pb.EntryName(id=raw[i])), timeout=_TIMEOUT_S)
-                spent[i] = done - start, bare - done, clock() - bare
-                checksums.append((location.checksum if location else 0, reply.location.checksum))
-        expected = self._queries.catalogue.checksums_of(batch.indices)
-        if (np.array(checksums) != expected[:, None]).any():
+            for i, order in enumerate(orders):
+                for which in order:
+                    start = clock()
+                    replies[which] = asks[which](i)
+                    spent[i, which] = clock() - start
+                location, reply, _ = replies
+                checksums[i] = location.checksum if location else 0, reply.location.checksum
+        if (checksums != self._queries.catalogue.checksums_of(batch.indices)[:, None]).any():
             raise AssertionError("a get was answered wrongly")
         return [float(each) for each in np.median(spent[calls // 4 :], axis=0) * 1e6]
+
+
+def _request(one_id: bytes) -> pb.GetRequest:
+    return pb.GetRequest(entry=pb.EntryName(id=one_id))
 
 
 def answers(target: str, echo: str, sizes: Any, seed: int) -> Iterator[Answer]:
