@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import kvmeta
 from kvmeta.ids import ID
 from kvmeta.location import LOCATION
-from kvmeta.protocol.packed import LZ4, PLAIN, VERSION, pack, unpack, unpack_up_to
+from kvmeta.protocol.packed import LZ4, PLAIN, VERSION, pack, unpack, unpack_into, unpack_up_to
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 
@@ -25,12 +25,24 @@ def test_a_column_comes_back_as_it_went(dtype: np.dtype, n: int, packing: int) -
         column = np.frombuffer(fill, dtype)
         packed = pb.Packed.FromString(pack(column, packing).SerializeToString())
         assert unpack(packed, dtype, n, "column").tobytes() == fill
+        around = np.zeros(n + 2, dtype)
+        unpack_into(packed, around[1:-1], "column")
+        assert around.tobytes() == bytes(dtype.itemsize) + fill + bytes(dtype.itemsize)
 
 
 def test_lz4_is_used_only_where_it_is_shorter() -> None:
     assert pack(np.zeros(1000, LOCATION), LZ4).WhichOneof("form") == "lz4"
     assert pack(np.frombuffer(np.random.default_rng(1).bytes(16_000), ID), LZ4).WhichOneof("form") == "plain"
     assert pack(np.zeros(0, ID), LZ4).WhichOneof("form") == "plain"
+
+
+@pytest.mark.parametrize("got", [2, 4])
+@pytest.mark.parametrize("packing", [PLAIN, LZ4])
+def test_only_as_many_rows_as_there_is_room_for_are_taken(got: int, packing: int) -> None:
+    room = np.zeros(3, LOCATION)
+    with pytest.raises(kvmeta.InputError, match=r"locations: (expected 3 rows .* got 2 rows|96 bytes)"):
+        unpack_into(pack(np.ones(got, LOCATION), packing), room, "locations")
+    assert not room["volume"].any()
 
 
 def test_an_absent_column_has_no_rows() -> None:
