@@ -7,7 +7,7 @@
 
 Everything asked and answered is described in `client/calls.py`, which the blocking SDK shares; this file
 sends it. A store belongs to the event loop that first uses it. gRPC's asyncio client does not survive a fork:
-a process forked from one that used it can use `kvmeta.open`, and is refused here.
+a process forked from one that used it is refused here; start such processes by spawn or forkserver.
 """
 
 from __future__ import annotations
@@ -153,12 +153,13 @@ class AsyncConnection:
                 task = asyncio.current_task()
                 if not self._closed or (task is not None and task.cancelling()):
                     raise
-                return (
-                    self._closed_meanwhile()
-                )  # closing a channel cancels its calls, not those who wait for them
+                # Closing a channel cancels its calls, not those who wait for them.
+                return attempts.cut_off(sent=True)
             except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failed:
-                if self._closed:
-                    return self._closed_meanwhile()
+                if self._closed and not (
+                    isinstance(failed, grpc.aio.AioRpcError) and attempts.is_told(failed)
+                ):
+                    return attempts.cut_off(sent=isinstance(failed, grpc.aio.AioRpcError))
                 if not isinstance(failed, grpc.aio.AioRpcError):
                     raise
                 try:
@@ -172,9 +173,6 @@ class AsyncConnection:
                 return attempts.malformed(error)
             return None
 
-    def _closed_meanwhile(self) -> KvmetaError:
-        return InputError(f"the connection to {self.target} was closed meanwhile")
-
     def _connect(self) -> None:
         global _process
         self.check_open()
@@ -182,7 +180,7 @@ class AsyncConnection:
         if _process not in (0, os.getpid()):
             raise UnsupportedError(
                 f"{self.target}: forked from a process that used kvmeta.aio, this one would hang in it. "
-                'Use kvmeta.open, or start processes by "spawn" or "forkserver"'
+                'Start processes that use a server by "spawn" or "forkserver"'
             )
         if self._channel is None:
             _process = os.getpid()
@@ -250,11 +248,13 @@ class AsyncStore:
 
     async def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
-        await self.run(StoreCalls().compact(discard_damaged, progress), writes=True)
+        await self.run(
+            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s), writes=True
+        )
 
     async def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""
-        return await self.run(StoreCalls().verify(progress))
+        return await self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s))
 
     async def stats(self) -> StoreStats:
         """Return figures about the store; `path` is the server's."""

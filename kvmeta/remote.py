@@ -96,6 +96,7 @@ class Connection:
             attempts = Attempts(first, self.address, timeout_s)
             return [self._finish(methods, first, attempts, None)]
         errors: list[KvmetaError | None] = []
+        unsent: list[KvmetaError] = []
         flying: deque[tuple[Call, Attempts, grpc.Future[Any]]] = deque()
         try:
             for call in chain((first, second), yielded):
@@ -104,10 +105,14 @@ class Connection:
                     if errors[-1] is not None:
                         break
                 attempts = Attempts(call, self.address, timeout_s)
-                left_s = attempts.left_s()
-                with gate.inside():
-                    future = methods[call.method].future(call.request, timeout=left_s)
-                    gate.follow(future, left_s)
+                try:
+                    future = self._start(methods, call, attempts)
+                except ValueError:
+                    if not self._closed:
+                        raise
+                    unsent = [attempts.cut_off(sent=False)]
+                    break
+                future.add_done_callback(attempts.ended)
                 flying.append((call, attempts, future))
             while flying:
                 errors.append(self._finish(methods, *flying.popleft()))
@@ -115,7 +120,21 @@ class Connection:
             for _, _, future in flying:  # an interrupt: nobody waits for these any more
                 with gate.inside():
                     future.cancel()
-        return errors
+        return errors + unsent
+
+    def _start(self, methods: dict[str, Any], call: Call, attempts: Attempts) -> grpc.Future[Any]:
+        try:
+            with gate.inside():
+                future: grpc.Future[Any] = methods[call.method].future(
+                    call.request, timeout=attempts.left_s()
+                )
+                gate.follow(future, attempts.left_s())
+                return future
+        except ValueError:  # the channel is closed
+            raise
+        except BaseException:  # Ctrl-C, or a signal's handler: it may have kept gRPC from giving a lock back
+            self._abandon()
+            raise
 
     def _finish(
         self, methods: dict[str, Any], call: Call, attempts: Attempts, future: grpc.Future[Any] | None
@@ -126,12 +145,11 @@ class Connection:
                 if future is not None:
                     reply = future.result()
                 else:
-                    left_s = attempts.left_s()
-                    with gate.inside(left_s):
-                        reply = methods[call.method](call.request, timeout=left_s)
+                    with gate.inside(attempts.left_s()):
+                        reply = methods[call.method](call.request, timeout=attempts.left_s())
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
-                if self._closed:
-                    return InputError(f"the connection to {self.target} was closed meanwhile")
+                if self._closed and not (isinstance(failed, grpc.RpcError) and attempts.is_told(failed)):
+                    return attempts.cut_off(sent=not isinstance(failed, ValueError))
                 if not isinstance(failed, grpc.RpcError):
                     raise
                 try:
@@ -153,6 +171,12 @@ class Connection:
                 if self._pid != os.getpid():
                     self._connect()
         return self._methods
+
+    def _abandon(self) -> None:
+        """Leave the channel to itself; the next call makes another. To close it might wait for ever."""
+        with gate.inside(), self._lock:
+            self._channel = None
+            self._pid = 0
 
     def _connect(self) -> None:
         gate.check_fork()
@@ -214,11 +238,13 @@ class RemoteStore(Store):
 
     def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
-        self.run(StoreCalls().compact(discard_damaged, progress), writes=True)
+        self.run(
+            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s), writes=True
+        )
 
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""
-        return self.run(StoreCalls().verify(progress))
+        return self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s))
 
     def stats(self) -> StoreStats:
         """Return figures about the store; `path` is the server's."""

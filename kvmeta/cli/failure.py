@@ -36,7 +36,7 @@ _CODE_OF = {  # class name in kvmeta.errors -> code; names, because importing th
     "OutcomeUnknownError": UNAVAILABLE,
     "IncompleteBatchError": DAMAGED,
     "UnsupportedError": USAGE,
-    "EngineNotInstalledError": UNAVAILABLE,
+    "EngineNotInstalledError": USAGE,
     "KvmetaError": UNAVAILABLE,
 }
 

@@ -34,6 +34,8 @@ FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
 _NEVER_REACHED = (  # what gRPC says of a call that no server has begun
     "failed to connect to all addresses",
+    "errors resolving ",
+    "DNS resolution failed",
     "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))",  # REFUSED_STREAM
 )
 
@@ -71,13 +73,32 @@ class Attempts:
         self._end = clock() + timeout_s
         self._pause_s = FIRST_PAUSE_S
         self._maybe_done = False  # an attempt before may have taken effect
+        self._ended: float | None = None
 
     def left_s(self) -> float:
         """Return the seconds until the deadline; at least one millisecond."""
         return max(0.001, self._end - self._clock())
 
+    def ended(self, _: Any = None) -> None:
+        """Note that an attempt has ended now: until somebody looks at it, no time passes."""
+        self._ended = self._clock()
+
+    def is_told(self, failed: Any) -> bool:
+        """Return whether a kvmeta server made the status: it says what became of the call."""
+        return bool(status.of_failed_call(failed).reason)
+
+    def cut_off(self, *, sent: bool) -> KvmetaError:
+        """Return the error of a call whose store was closed meanwhile."""
+        text = f"the connection to {self._server} was closed meanwhile"
+        if self._call.writes and (sent or self._maybe_done):
+            return OutcomeUnknownError(f"{text}{self._maybe(True)}")
+        return InputError(text)
+
     def after(self, failed: Any) -> float:
         """Return how many seconds to pause before the next attempt; raise the error that ends the call."""
+        if self._ended is not None:
+            self._end += self._clock() - self._ended
+            self._ended = None
         told = status.of_failed_call(failed)
         not_started = told.reason in NOT_STARTED or _never_reached(told)
         if not (not_started or (self._call.repeatable and _went_away(told))):

@@ -56,7 +56,6 @@ Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 
-_JOB_WAIT_S = 2.0
 _VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
 
 
@@ -291,8 +290,10 @@ class StoreCalls:
 
     def dataset(self, name: str) -> Program[None]:
         """Raise NotFoundError where there is no dataset `name`."""
-        if name not in (yield from self.datasets()):
-            raise NotFoundError(f"no dataset {name!r}; create_dataset makes one")
+        known = yield from self.datasets()
+        if name not in known:
+            has = ", ".join(known)
+            raise NotFoundError(f"no dataset {name!r} (there are: {has}); create_dataset makes one")
 
     def datasets(self) -> Program[list[str]]:
         """List the datasets."""
@@ -318,13 +319,13 @@ class StoreCalls:
         """Return the store's figures."""
         return records.stats((yield from _ask("Stats", pb.StatsRequest())))
 
-    def compact(self, discard_damaged: bool, progress: Progress | None) -> Program[None]:
-        """Merge each dataset's runs into one."""
-        yield from self._job(pb.JOB_KIND_COMPACT, discard_damaged, progress)
+    def compact(self, discard_damaged: bool, progress: Progress | None, wait_s: float) -> Program[None]:
+        """Merge each dataset's runs into one; each question may wait `wait_s` for the end."""
+        yield from self._job(pb.JOB_KIND_COMPACT, discard_damaged, progress, wait_s)
 
-    def verify(self, progress: Progress | None) -> Program[VerifyReport]:
-        """Read every page."""
-        job = yield from self._job(pb.JOB_KIND_VERIFY, False, progress)
+    def verify(self, progress: Progress | None, wait_s: float) -> Program[VerifyReport]:
+        """Read every page; each question may wait `wait_s` for the end."""
+        job = yield from self._job(pb.JOB_KIND_VERIFY, False, progress, wait_s)
         reports, taken = [job.report], len(job.report.damages)
         while taken < job.report.damages_total:
             request = pb.GetJobRequest(id=job.id, damages_from=taken)
@@ -386,13 +387,15 @@ class StoreCalls:
         )
         return records.volume(reply.volume)
 
-    def _job(self, kind: pb.JobKind, discard_damaged: bool, progress: Progress | None) -> Program[pb.Job]:
+    def _job(
+        self, kind: pb.JobKind, discard_damaged: bool, progress: Progress | None, wait_s: float
+    ) -> Program[pb.Job]:
         start = pb.StartJobRequest(kind=kind, request_id=uuid.uuid4().hex, discard_damaged=discard_damaged)
         job: pb.Job = (yield from _ask("StartJob", start, writes=True)).job
         while job.state == pb.JOB_STATE_RUNNING:
             if progress is not None:
                 progress(job.done, job.total)
-            job = (yield from _ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=_JOB_WAIT_S))).job
+            job = (yield from _ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=wait_s))).job
         if job.state != pb.JOB_STATE_DONE:  # failed, or something that this version does not know
             raise status.error_of(job.error.reason, job.error.message, dict(job.error.metadata))
         if progress is not None:

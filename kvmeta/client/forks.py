@@ -1,4 +1,4 @@
-"""No fork while a call is under way.
+"""No fork while a call of the blocking SDK is under way; those of kvmeta.aio survive no fork at all.
 
 gRPC survives a fork only if nothing else runs its code at that moment. Otherwise its locks may be copied as
 another thread holds them, and the child hangs inside fork() itself, where Python can neither notice nor
@@ -31,12 +31,17 @@ _NO_THREAD = 0  # what gRPC's own threads end
 class Pass:
     """One stay inside: a `with` lasts as long. An interrupt (Ctrl-C) may leave it behind past its time."""
 
-    __slots__ = ("_gate", "thread", "until")
+    __slots__ = ("_gate", "_timeout_s", "thread", "until")
 
     def __init__(self, gate: Gate, thread: int, timeout_s: float) -> None:
         self._gate = gate
+        self._timeout_s = timeout_s
         self.thread = thread
-        self.until = time.monotonic() + timeout_s + _GRACE_S
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the time run from now on."""
+        self.until = time.monotonic() + self._timeout_s + _GRACE_S
 
     def __enter__(self) -> None:
         self._gate.enter(self)
@@ -78,6 +83,7 @@ class Gate:
             # A signal's handler may call out of a call: the fork waits for that thread already.
             while self._forks and all(other.thread != stay.thread for other in self._inside):
                 self._changed.wait()
+            stay.begin()
             self._inside.append(stay)
 
     def leave(self, stay: Pass) -> None:

@@ -50,6 +50,11 @@ class ClientOptions:
         """Return `compression` as the protocol has it."""
         return pb.COMPRESSION_LZ4 if self.compression == "lz4" else pb.COMPRESSION_UNSPECIFIED
 
+    @property
+    def job_wait_s(self) -> float:
+        """Return how long to ask a server to wait for a job's end: well below the call's own deadline."""
+        return min(2.0, self.timeout_s / 2)
+
     def channel_arguments(self) -> list[tuple[str, Any]]:
         """Return gRPC's arguments for a channel."""
         return [

@@ -28,6 +28,7 @@ from kvmeta.v1 import kvmeta_pb2 as pb
 _PLAIN, _LZ4 = 1, 2  # the fields of Packed
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _VARINT_BYTES_MAX = 10
+_NUMBER_MAX = (1 << 29) - 1
 _FORMS = {_PLAIN << 3 | _BYTES: "plain", _LZ4 << 3 | _BYTES: "lz4"}
 
 
@@ -122,14 +123,21 @@ def _split(raw: bytes, names: dict[int, str]) -> tuple[bytes, dict[str, View]]:
             head.append(whole[start:end])
         elif name in found:
             raise DecodeError(f"{name} comes twice")
-        elif first == end:
-            found[name] = _NONE
         else:
-            key, first, inner_end = _field(raw, first)
-            if key not in _FORMS or inner_end != end:
-                raise DecodeError(f"{name} is neither plain nor lz4")
-            found[name] = View(_FORMS[key], whole[first:end])
+            found[name] = _packed(raw, first, end, whole)
     return b"".join(head), found
+
+
+def _packed(raw: bytes, place: int, end: int, whole: memoryview) -> View:
+    """Return the view that the Packed in raw[place:end] describes; unknown fields are passed over."""
+    view = _NONE
+    while place < end:
+        key, first, place = _field(raw, place)
+        if place > end:
+            raise DecodeError("a column ends within a field")
+        if key in _FORMS:  # of two, which no encoder writes, the last counts
+            view = View(_FORMS[key], whole[first:place])
+    return view
 
 
 def _field(raw: bytes, place: int) -> tuple[int, int, int]:
@@ -145,6 +153,8 @@ def _field(raw: bytes, place: int) -> tuple[int, int, int]:
         end = first + (8 if wire == _FIXED64 else 4)
     else:
         raise DecodeError(f"wire type {wire}")
+    if not 0 < key >> 3 <= _NUMBER_MAX:
+        raise DecodeError(f"field number {key >> 3}")
     if end > len(raw):
         raise DecodeError("it ends within a field")
     return key, first, end

@@ -116,10 +116,13 @@ def error_of(reason: str, message: str, metadata: dict[str, str]) -> KvmetaError
 
 
 def of_failed_call(failed: _FailedCall) -> FailedStatus:
-    """Return what a failed call's status says; the error of one without ErrorInfo is a plain KvmetaError."""
+    """Return what a failed call's status says; the error of one without ErrorInfo is a plain KvmetaError.
+
+    A reason that this version does not know is none: the status is to be taken by its code.
+    """
     code, message = failed.code(), failed.details() or ""
     for info in _error_infos(failed.trailing_metadata() or ()):
-        if info.domain == DOMAIN:
+        if info.domain == DOMAIN and info.reason in REASONS:
             return FailedStatus(code, info.reason, error_of(info.reason, message, dict(info.metadata)))
     return FailedStatus(code, "", KvmetaError(message))
 

@@ -14,6 +14,8 @@ from kvmeta_server.refusal import Refused
 
 SHARE_OF_ONE = 4
 """One connection may hold one of so many parts."""
+ANSWERS_TIMES = 2
+"""Answers that may be given up are, where all bytes are more than so many times what calls are refused at."""
 
 
 class Admission:
@@ -42,8 +44,17 @@ class Admission:
         self._calls[peer] += 1
         self.hold(peer, size)
 
-    def hold(self, peer: str, size: int) -> None:
-        """Count `size` more bytes: an answer that waits to leave."""
+    def hold(self, peer: str, size: int, *, may_refuse: bool = False) -> None:
+        """Count `size` more bytes: an answer that waits to leave.
+
+        With `may_refuse`, where the call changed nothing, raise Refused instead if far too much waits: small
+        calls may have large answers, and nobody knows how large when they come.
+        """
+        most = ANSWERS_TIMES * self._limits.bytes_in_flight_max
+        if may_refuse and (self.bytes >= most or self._bytes[peer] >= most // SHARE_OF_ONE):
+            raise Refused(
+                OVERLOADED, f"{self.bytes} bytes wait to leave; take answers, or ask for less at once"
+            )
         self.bytes += size
         self._bytes[peer] += size
 

@@ -114,7 +114,8 @@ class Jobs:
         job.error = error
         job.state = pb.JOB_STATE_FAILED if error else pb.JOB_STATE_DONE
         job.ended.set()
-        self._log.info("job ended", job=job.id, error=str(error) if error else "")
+        told = {"error": str(error)} if error else {}
+        self._log.info("job ended", job=job.id, kind=pb.JobKind.Name(job.kind), **told)
 
     def _forget_old(self) -> None:
         ended = [job.id for job in self._jobs.values() if job.state != pb.JOB_STATE_RUNNING]

@@ -8,7 +8,6 @@ raw request ── admission ── lane thread: parse, answer, serialise ──
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,6 +25,14 @@ from kvmeta_server.jobs import Jobs
 from kvmeta_server.lanes import Answer, Lane, Lanes
 from kvmeta_server.logs import Log
 from kvmeta_server.refusal import Refused
+
+DEADLINE_S_MAX = 3600.0
+"""A call that brings a longer deadline is treated as one that brings none."""
+_SENDING_S = 5.0  # for the answer, or the status, to leave after the time is up
+_READS = frozenset(
+    ("Describe", "Lookup", "Get", "ListDatasets", "GetVolumes", "ListVolumes", "Stats", "Scan", "GetJob")
+)
+"""What changes nothing: its answer may be given up."""
 
 _Answer = Callable[[Any], Message | Frame]
 _Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
@@ -102,12 +109,13 @@ class Service:
                 admission.admit(peer, held, while_draining=while_draining)
                 context.add_done_callback(lambda _: admission.release(peer, held))
                 if left_s is None:
+                    self._end_in_time(context)
                     async with asyncio.timeout(self._limits.deadline_s):
                         response = await answer(raw)
                 else:  # gRPC itself ends the call at its deadline
                     response = await answer(raw)
+                admission.hold(peer, len(response), may_refuse=name in _READS)
                 held += len(response)
-                admission.hold(peer, len(response))
                 return response
             except TimeoutError as error:
                 told = error if isinstance(error, DeadlineError) else self._late(name)
@@ -122,9 +130,16 @@ class Service:
 
         return behaviour
 
+    def _end_in_time(self, context: Any) -> None:
+        """Break the call off if even its answer has not left in time: a peer that does not read it."""
+        task = asyncio.current_task()
+        assert task is not None
+        timer = asyncio.get_running_loop().call_later(self._limits.deadline_s + _SENDING_S, task.cancel)
+        context.add_done_callback(lambda _: timer.cancel())
+
     def _time_left(self, context: Any) -> float | None:
         left_s = context.time_remaining()
-        if left_s is not None and math.isfinite(left_s):
+        if left_s is not None and left_s <= DEADLINE_S_MAX:
             return float(left_s)
         if self._limits.deadline_required:
             raise InputError("this server takes no call without a deadline; set one")

@@ -94,8 +94,8 @@ def test_closing_a_store_ends_its_calls_with_an_error() -> None:
             tasks = [asyncio.create_task(call) for call in calls]
             await asyncio.sleep(0.1)
             await store.close()
-            for task in tasks:
-                with pytest.raises(kvmeta.InputError, match="closed meanwhile"):
+            for task, kind in zip(tasks, [kvmeta.InputError] * 3 + [kvmeta.OutcomeUnknownError], strict=True):
+                with pytest.raises(kind, match="closed meanwhile"):
                     await task
 
     with hostile(reply) as target:
@@ -105,19 +105,57 @@ def test_closing_a_store_ends_its_calls_with_an_error() -> None:
 
             def look(ids: Any) -> None:
                 try:
-                    entries.lookup(ids)
+                    entries.lookup(ids) if len(ids) > 1 else entries.insert(ids, LOCATIONS[:1])
                 except BaseException as error:  # noqa: BLE001 - looked at below
                     ends.append(error)
 
-            threads = [threading.Thread(target=look, args=(ids,)) for ids in (IDS[:2], IDS)]
+            threads = [threading.Thread(target=look, args=(ids,)) for ids in (IDS[:2], IDS, IDS[:1])]
             for thread in threads:
                 thread.start()
             threading.Event().wait(0.2)
             store.close()
             for thread in threads:
                 thread.join(10)
-            assert [type(end) for end in ends] == [kvmeta.InputError] * 2
+            kinds = sorted(type(end).__name__ for end in ends)
+            assert kinds == ["InputError", "InputError", "OutcomeUnknownError"]
         asyncio.run(awaited(target))
+        go.set()
+
+
+def test_an_interrupt_amid_grpc_costs_the_channel_and_not_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def future(self, *_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with hostile(lambda: b"") as target, kvmeta.open(target) as store:
+        connection = store.connection
+        entries = store.dataset()
+        before = connection._channel
+        connection._methods["Lookup"] = Interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            entries.lookup(IDS)
+        assert store.datasets() == ["default"]
+        assert connection._channel is not before
+        before.close()
+
+
+def test_a_store_closed_under_a_load_ends_it_with_an_error_of_its_own() -> None:
+    def batches() -> Iterator[Any]:
+        yield IDS[:4], LOCATIONS[:4]
+        yield IDS[4:8], LOCATIONS[4:8]
+        store.close()
+        yield IDS[8:], LOCATIONS[8:]
+
+    go = threading.Event()
+
+    def reply() -> bytes:
+        go.wait(20)
+        return b""
+
+    with hostile(reply) as target:
+        store = kvmeta.open(target)
+        with pytest.raises((kvmeta.OutcomeUnknownError, kvmeta.InputError), match="closed meanwhile"):
+            store.dataset().load(batches())
         go.set()
 
 

@@ -51,6 +51,53 @@ def test_what_was_not_begun_is_tried_again(call: Call, failed: Failed) -> None:
     assert attempts(call).after(failed) > 0
 
 
+def newer(code: grpc.StatusCode) -> Failed:
+    """Return a failure whose reason this version does not know."""
+    return sent(code, status.status(code, "SOMETHING_NEW", "told"))
+
+
+def test_an_unknown_reason_is_taken_by_its_status() -> None:
+    assert attempts(READ).after(newer(Code.UNAVAILABLE)) > 0
+    with pytest.raises(kvmeta.OutcomeUnknownError):
+        attempts(INSERT).after(newer(Code.UNAVAILABLE))
+    with pytest.raises(kvmeta.DeadlineError):
+        attempts(READ).after(newer(Code.DEADLINE_EXCEEDED))
+
+
+def test_a_failure_that_is_looked_at_late_has_lost_no_time() -> None:
+    clock = Clock()
+    late = attempts(PUT, 10.0, clock)
+    clock.now += 1
+    late.ended()
+    clock.now += 60
+    assert late.after(refused(status.OVERLOADED)) > 0
+    assert late.left_s() == pytest.approx(9)
+    clock.now += 9
+    with pytest.raises(kvmeta.UnavailableError):
+        late.after(refused(status.OVERLOADED))
+
+
+@pytest.mark.parametrize(
+    ("call", "sent", "kind"),
+    [
+        (READ, True, kvmeta.InputError),
+        (PUT, True, kvmeta.OutcomeUnknownError),
+        (INSERT, True, kvmeta.OutcomeUnknownError),
+        (INSERT, False, kvmeta.InputError),
+    ],
+)
+def test_a_write_cut_off_by_close_is_unknown_once_it_was_sent(call: Call, sent: bool, kind: type) -> None:
+    error = attempts(call).cut_off(sent=sent)
+    assert type(error) is kind
+    assert "closed meanwhile" in str(error)
+
+
+def test_a_name_that_cannot_be_resolved_was_never_reached() -> None:
+    with grpc.insecure_channel("kvmeta.invalid:7400") as channel, pytest.raises(grpc.RpcError) as raised:
+        channel.unary_unary("/kvmeta.v1.StoreService/Write")(b"", timeout=20)
+    assert attempts(INSERT).after(raised.value) > 0
+
+
 @pytest.mark.parametrize("call", [READ, PUT])
 @pytest.mark.parametrize("failed", [BROKEN, Failed(Code.CANCELLED, "stream reset")])
 def test_a_safe_call_is_tried_again_when_the_connection_breaks(call: Call, failed: Failed) -> None:

@@ -165,7 +165,7 @@ def test_a_job_is_asked_for_until_it_ends_and_its_damages_page_by_page() -> None
         report = pb.VerifyReport(segments=1, pages=1, damages=[damage], damages_total=3)
         return pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=report))
 
-    report = run(StoreCalls().verify(None), answer, asked)
+    report = run(StoreCalls().verify(None, 2.0), answer, asked)
     assert len(report.damages) == 3
     assert [call.request.damages_from for call in asked[4:]] == [1, 2]
 
@@ -174,7 +174,7 @@ def test_a_failed_job_raises_what_it_failed_with() -> None:
     error = pb.JobError(reason="STORAGE_FULL", message="no room")
     job = pb.Job(id="1", state=pb.JOB_STATE_FAILED, error=error)
     with pytest.raises(kvmeta.StorageFullError, match="no room"):
-        run(StoreCalls().compact(False, None), lambda call: pb.StartJobResponse(job=job))
+        run(StoreCalls().compact(False, None, 2.0), lambda call: pb.StartJobResponse(job=job))
 
 
 @pytest.mark.parametrize("number", [0, -1, 1 << 32])
@@ -205,7 +205,10 @@ def test_codes_of_a_newer_server_are_failures(code: int) -> None:
 
 def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
     with pytest.raises(kvmeta.KvmetaError):
-        run(StoreCalls().compact(False, None), lambda call: pb.StartJobResponse(job=pb.Job(id="1", state=7)))
+        run(
+            StoreCalls().compact(False, None, 2.0),
+            lambda call: pb.StartJobResponse(job=pb.Job(id="1", state=7)),
+        )
 
 
 def test_a_server_that_lists_for_ever_is_left() -> None:

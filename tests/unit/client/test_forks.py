@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
+from kvmeta.client import forks
 from kvmeta.client.forks import Gate
 
 
@@ -55,6 +57,31 @@ def in_a_thread(work: Callable[[], Any]) -> threading.Event:
 def enter(gate: Gate) -> None:
     with gate.inside():
         pass
+
+
+def test_a_second_fork_waits_for_a_thread_that_the_first_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "_GRACE_S", 0.3)
+    gate = Gate()
+    first = Fork(gate)
+    assert first.happens()
+    stay, out = gate.inside(), threading.Event()
+
+    def call() -> None:
+        with stay:
+            out.wait(20)
+
+    done = in_a_thread(call)
+    time.sleep(0.4)  # longer than the pass was made for
+    first.ends()
+    until = time.monotonic() + 20
+    while stay not in gate._inside and time.monotonic() < until:
+        time.sleep(0.001)
+    second = Fork(gate)
+    assert second.waits()
+    out.set()
+    assert done.wait(20)
+    assert second.happens()
+    second.ends()
 
 
 def test_a_fork_waits_for_a_thread_inside() -> None:

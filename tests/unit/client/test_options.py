@@ -10,6 +10,10 @@ import kvmeta
 from kvmeta.client.options import ClientOptions, address_of
 
 
+def test_a_job_is_waited_for_within_the_calls_own_deadline() -> None:
+    assert [kvmeta.ClientOptions(timeout_s=each).job_wait_s for each in (1, 2, 30)] == [0.5, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("target", "address"),
     [

@@ -45,6 +45,18 @@ def test_answers_that_do_not_leave_count() -> None:
         admission.admit("other", 10)
 
 
+def test_answers_of_reads_are_given_up_where_far_too_much_waits() -> None:
+    admission = Admission(LIMITS)
+    admission.admit("greedy", 10)
+    admission.hold("greedy", 500, may_refuse=True)  # one answer may be large
+    with pytest.raises(Refused, match="510 bytes wait to leave"):
+        admission.hold("greedy", 1, may_refuse=True)
+    admission.hold("greedy", 2_000)  # what was done is told
+    with pytest.raises(Refused, match="2510 bytes wait"):
+        admission.hold("modest", 1, may_refuse=True)
+    assert admission.bytes == 2_510
+
+
 def test_a_draining_server_refuses_all() -> None:
     admission = Admission(LIMITS)
     admission.drain()

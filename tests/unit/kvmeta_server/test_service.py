@@ -20,12 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvmeta
+from bench import frames
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
 from kvmeta.protocol import status
 from kvmeta.protocol.calls import METHODS, SERVICE
 from kvmeta.protocol.packed import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
+from kvmeta_server import service
 from kvmeta_server.serving import Server
 from tests.serving import running
 
@@ -158,6 +160,41 @@ def test_a_call_without_a_deadline_gets_one(stub: Any, server: Server, slow: thr
     assert "0.5 s that a call without a deadline may take" in str(refusal.error)
     slow.set()
     settled(server)
+
+
+def test_an_answer_that_is_not_taken_ends_with_the_time_of_its_call(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_SENDING_S", 0.2)
+    with running(store, limits__deadline_s=0.5) as server:
+        peer = frames.Connection(server.address, window_bytes=0)
+        try:
+            peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString())
+            while not server.admission.calls:
+                time.sleep(0.01)
+            settled(server)
+        finally:
+            peer.close()
+        with connected(server) as channel:
+            stub: Any = rpc.StoreServiceStub(channel)
+            assert stub.Lookup(FIRST, timeout=10).states.plain
+
+
+def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -> None:
+    with running(store, limits__bytes_in_flight_max=4_000) as server:
+        greedy = [frames.Connection(server.address, window_bytes=0) for _ in range(3)]
+        try:
+            for peer in greedy:
+                peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString())
+            while server.admission.calls < 3:
+                time.sleep(0.01)
+            with connected(server) as channel:
+                stub: Any = rpc.StoreServiceStub(channel)
+                assert stub.Lookup(FIRST, timeout=10).states.plain
+        finally:
+            for peer in greedy:
+                peer.close()
+        settled(server)
 
 
 def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:

@@ -60,7 +60,7 @@ def test_fields_of_a_newer_peer_are_passed_over() -> None:
     "raw",
     [
         b"\x1a\x05\x0a",
-        b"\x1a\x03\x1a\x01x",
+        b"\x1a\x03\x1a\x05x",
         b"\x1a\x02\x0a\x05",
         b"\xff" * 11,
         b"\x0b",
@@ -80,6 +80,12 @@ def test_what_the_frame_takes_the_library_takes_alike(raw: bytes) -> None:
         theirs = pb.WriteRequest.FromString(raw)
         assert ours.dataset == theirs.dataset
         assert (ours.ids.plain, ours.ids.lz4) == (theirs.ids.plain, theirs.ids.lz4)
+
+
+def test_fields_of_a_column_that_are_not_known_are_passed_over() -> None:
+    for inner in (b"\x1a\x01x", b"\x1a\x01x\x0a\x02ab", b"\x0a\x02ab\x20\x05", b"\x0a\x01z\x0a\x02ab"):
+        raw = b"\x1a" + bytes([len(inner)]) + inner
+        assert parse(pb.WriteRequest, raw).ids.plain == pb.WriteRequest.FromString(raw).ids.plain
 
 
 @given(st.binary(max_size=8), st.integers(0, 60), st.integers(0, 255))
