@@ -155,8 +155,8 @@ class Dataset(ABC):
     def put(self, ids: Any, locations: Any) -> None:
         """Set the location of each ID; durable when it returns. Of duplicates the last wins.
 
-        An error's `.failed` (bool[n]) says which IDs are not acknowledged; they may have taken effect. Volumes
-        are not looked at here; only `read` needs them registered.
+        An error's `.failed` (bool[n]) says which IDs are not acknowledged; they may have taken effect.
+        Volumes are not looked up: `read` tells where one is not registered.
         """
         column = as_ids(ids)
         self._put(column, as_locations(locations, len(column)))

@@ -79,7 +79,7 @@ def test_insecure_allows_an_address_that_others_reach(serve: Any) -> None:
 def test_a_missing_package_names_the_pip_command(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvloop" else object())
     result, called = serve("--data", "c")
-    assert (result.exit_code, called) == (4, [])
+    assert (result.exit_code, called) == (2, [])
     assert result.stderr == 'kvmeta: kvmeta serve needs uvloop; run: pip install "kvmeta[server]"\n'
 
 
