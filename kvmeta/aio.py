@@ -156,14 +156,8 @@ class AsyncConnection:
                 # Closing a channel cancels its calls, not those who wait for them.
                 return attempts.cut_off(sent=True)
             except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failed:
-                if self._closed and not (
-                    isinstance(failed, grpc.aio.AioRpcError) and attempts.is_told(failed)
-                ):
-                    return attempts.cut_off(sent=isinstance(failed, grpc.aio.AioRpcError))
-                if not isinstance(failed, grpc.aio.AioRpcError):
-                    raise
                 try:
-                    await asyncio.sleep(attempts.after(failed))
+                    await asyncio.sleep(attempts.after(failed, closed=self._closed))
                 except KvmetaError as error:
                     return error
                 continue

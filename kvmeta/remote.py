@@ -96,8 +96,7 @@ class Connection:
             attempts = Attempts(first, self.address, timeout_s)
             return [self._finish(methods, first, attempts, None)]
         errors: list[KvmetaError | None] = []
-        unsent: list[KvmetaError] = []
-        flying: deque[tuple[Call, Attempts, grpc.Future[Any]]] = deque()
+        flying: deque[tuple[Call, Attempts, grpc.Future[Any] | None]] = deque()
         try:
             for call in chain((first, second), yielded):
                 if len(flying) == self.options.in_flight:
@@ -105,33 +104,28 @@ class Connection:
                     if errors[-1] is not None:
                         break
                 attempts = Attempts(call, self.address, timeout_s)
-                try:
-                    future = self._start(methods, call, attempts)
-                except ValueError:
-                    if not self._closed:
-                        raise
-                    unsent = [attempts.cut_off(sent=False)]
-                    break
-                future.add_done_callback(attempts.ended)
-                flying.append((call, attempts, future))
+                flying.append((call, attempts, self._start(methods, call, attempts)))
             while flying:
                 errors.append(self._finish(methods, *flying.popleft()))
         finally:
             for _, _, future in flying:  # an interrupt: nobody waits for these any more
-                with gate.inside():
-                    future.cancel()
-        return errors + unsent
+                if future is not None:
+                    with gate.inside():
+                        future.cancel()
+        return errors
 
-    def _start(self, methods: dict[str, Any], call: Call, attempts: Attempts) -> grpc.Future[Any]:
+    def _start(self, methods: dict[str, Any], call: Call, attempts: Attempts) -> grpc.Future[Any] | None:
+        """Send a call; None where the channel is closed, which `_finish` will tell."""
         try:
             with gate.inside():
                 future: grpc.Future[Any] = methods[call.method].future(
                     call.request, timeout=attempts.left_s()
                 )
                 gate.follow(future, attempts.left_s())
-                return future
-        except ValueError:  # the channel is closed
-            raise
+            future.add_done_callback(attempts.ended)
+            return future
+        except ValueError:
+            return None
         except BaseException:  # Ctrl-C, or a signal's handler: it may have kept gRPC from giving a lock back
             self._abandon()
             raise
@@ -148,12 +142,8 @@ class Connection:
                     with gate.inside(attempts.left_s()):
                         reply = methods[call.method](call.request, timeout=attempts.left_s())
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
-                if self._closed and not (isinstance(failed, grpc.RpcError) and attempts.is_told(failed)):
-                    return attempts.cut_off(sent=not isinstance(failed, ValueError))
-                if not isinstance(failed, grpc.RpcError):
-                    raise
                 try:
-                    time.sleep(attempts.after(failed))
+                    time.sleep(attempts.after(failed, closed=self._closed))
                 except KvmetaError as error:
                     return error
                 future = None

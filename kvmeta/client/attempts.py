@@ -38,6 +38,7 @@ _NEVER_REACHED = (  # what gRPC says of a call that no server has begun
     "DNS resolution failed",
     "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))",  # REFUSED_STREAM
 )
+_NOT_SENT = (ValueError, grpc.aio.UsageError)  # what gRPC raises of a channel that is closed
 
 
 class Call(NamedTuple):
@@ -83,10 +84,6 @@ class Attempts:
         """Note that an attempt has ended now: until somebody looks at it, no time passes."""
         self._ended = self._clock()
 
-    def is_told(self, failed: Any) -> bool:
-        """Return whether a kvmeta server made the status: it says what became of the call."""
-        return bool(status.of_failed_call(failed).reason)
-
     def cut_off(self, *, sent: bool) -> KvmetaError:
         """Return the error of a call whose store was closed meanwhile."""
         text = f"the connection to {self._server} was closed meanwhile"
@@ -94,12 +91,19 @@ class Attempts:
             return OutcomeUnknownError(f"{text}{self._maybe(True)}")
         return InputError(text)
 
-    def after(self, failed: Any) -> float:
-        """Return how many seconds to pause before the next attempt; raise the error that ends the call."""
+    def after(self, failed: Any, *, closed: bool = False) -> float:
+        """Return how many seconds to pause before the next attempt; raise the error that ends the call.
+
+        `closed`: whether the store was closed, which ends what no kvmeta server has given an answer to.
+        """
+        if isinstance(failed, (*_NOT_SENT, grpc.FutureCancelledError)):  # these have no status
+            raise self.cut_off(sent=not isinstance(failed, _NOT_SENT)) if closed else failed
         if self._ended is not None:
             self._end += self._clock() - self._ended
             self._ended = None
         told = status.of_failed_call(failed)
+        if closed and not told.reason:
+            raise self.cut_off(sent=True)
         not_started = told.reason in NOT_STARTED or _never_reached(told)
         if not (not_started or (self._call.repeatable and _went_away(told))):
             raise self._error(told)

@@ -37,7 +37,7 @@ class Pass:
         self._gate = gate
         self._timeout_s = timeout_s
         self.thread = thread
-        self.begin()
+        self.until = 0.0
 
     def begin(self) -> None:
         """Let the time run from now on."""
@@ -74,7 +74,7 @@ class Gate:
         """Let forks wait for `future`, which ends by itself in `timeout_s`. Called inside."""
         stay = Pass(self, _NO_THREAD, timeout_s)
         with self._lock:
-            self._inside.append(stay)
+            self._let_in(stay)
         future.add_done_callback(lambda _: self.leave(stay))
 
     def enter(self, stay: Pass) -> None:
@@ -83,8 +83,7 @@ class Gate:
             # A signal's handler may call out of a call: the fork waits for that thread already.
             while self._forks and all(other.thread != stay.thread for other in self._inside):
                 self._changed.wait()
-            stay.begin()
-            self._inside.append(stay)
+            self._let_in(stay)
 
     def leave(self, stay: Pass) -> None:
         """Leave, if still inside."""
@@ -112,6 +111,10 @@ class Gate:
         thread = threading.get_ident()
         self._open_anew([stay for stay in self._inside if stay.thread == thread])
         self._is_fork = True
+
+    def _let_in(self, stay: Pass) -> None:
+        stay.begin()  # not before: it may have waited for a fork
+        self._inside.append(stay)
 
     def _open_anew(self, inside: list[Pass]) -> None:
         self._lock = threading.RLock()  # a signal's handler may come while its thread holds it

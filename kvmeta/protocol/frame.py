@@ -124,11 +124,11 @@ def _split(raw: bytes, names: dict[int, str]) -> tuple[bytes, dict[str, View]]:
         elif name in found:
             raise DecodeError(f"{name} comes twice")
         else:
-            found[name] = _packed(raw, first, end, whole)
+            found[name] = _packed(raw, first, end)
     return b"".join(head), found
 
 
-def _packed(raw: bytes, place: int, end: int, whole: memoryview) -> View:
+def _packed(raw: bytes, place: int, end: int) -> View:
     """Return the view that the Packed in raw[place:end] describes; unknown fields are passed over."""
     view = _NONE
     while place < end:
@@ -136,7 +136,7 @@ def _packed(raw: bytes, place: int, end: int, whole: memoryview) -> View:
         if place > end:
             raise DecodeError("a column ends within a field")
         if key in _FORMS:  # of two, which no encoder writes, the last counts
-            view = View(_FORMS[key], whole[first:place])
+            view = View(_FORMS[key], memoryview(raw)[first:place])
     return view
 
 
