@@ -181,9 +181,13 @@ def test_an_interrupt_while_waiting_at_the_gate_leaves_it_open() -> None:
     assert fork.happens()
     main = threading.main_thread().ident
     assert main is not None
-    threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        enter(gate)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+    try:
+        threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            enter(gate)
+    finally:
+        signal.signal(signal.SIGINT, before)
     fork.ends()
     enter(gate)
     again = Fork(gate)
