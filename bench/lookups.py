@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import kvmeta
-from bench import peers
 from bench.stores import Stores
+from bench.systems import rocksdb
 from bench.table import Answer, Series, ratio
 from bench.timing import Progress, quiet
 from bench.workloads import Batch, Queries
@@ -31,7 +31,7 @@ class Subject:
     lookup: Callable[[Any], Any]
     queries: Queries
     batches: int
-    table: peers.Table | None = None
+    table: rocksdb.Table | None = None
     get: Callable[[Any], Any] | None = None
     ns: list[float] = field(default_factory=list)
     bare_ns: list[float] = field(default_factory=list)
@@ -137,8 +137,8 @@ def _open(stores: Stores, stack: ExitStack) -> dict[str, Subject]:
                 pass
         return opened
 
-    def peer(kind: peers.Kind, rows: int) -> None:
-        table = stack.enter_context(peers.opened(stores.peer(kind, rows), kind, rows))
+    def peer(kind: rocksdb.Kind, rows: int) -> None:
+        table = stack.enter_context(rocksdb.opened(stores.peer(kind, rows), kind, rows))
         with Progress(f"warming rocksdict, {kind}"):
             if table.warm() != rows:
                 raise AssertionError(f"the {kind} table does not hold {rows} entries")

@@ -25,8 +25,8 @@ import grpc
 import numpy as np
 
 import kvmeta
-from bench import servers
 from bench.echo import LOOKUP
+from bench.systems.redis import Redis, RedisClient
 from bench.table import Answer, Series, ratio
 from bench.timing import Progress
 from bench.workers import Worker, together_s
@@ -91,14 +91,12 @@ class Asker:
         self._raw_echo = channel.unary_unary(LOOKUP)
         self._channel = channel
         if redis_port:
-            from bench.redis_peer import Table
-
-            self._redis = Table(redis_port)
+            self._redis = RedisClient(redis_port)
             self._redis.expect(rows)
 
     def redis_bytes(self) -> int:
         """Return the bytes that Redis uses."""
-        return self._redis.memory_bytes()
+        return self._redis.used_bytes()
 
     def round(self, number: int, subject: str, batch_rows: int, ids: int) -> float:
         """Ask `ids` IDs of a subject and return how many millions it answers a second."""
@@ -165,7 +163,7 @@ def _request(ids: Any) -> pb.LookupRequest:
     return pb.LookupRequest(dataset="default", ids=pack(ids))
 
 
-def answers(target: str, echo: str, redis: servers.Redis | None, sizes: Any, seed: int) -> Iterator[Answer]:
+def answers(target: str, echo: str, redis: Redis | None, sizes: Any, seed: int) -> Iterator[Answer]:
     """Measure and yield the answers about lookups from one client process."""
     counts = dict.fromkeys(_WAYS, sizes.lookup_ids) | dict.fromkeys(_ECHOES, sizes.echo_ids)
     if redis is not None:

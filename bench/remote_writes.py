@@ -20,6 +20,7 @@ import numpy as np
 
 import kvmeta
 from bench import servers
+from bench.systems.redis import Redis, RedisClient
 from bench.table import Answer, Series, ratio
 from bench.timing import Progress, seconds
 from bench.workers import Worker, together_s
@@ -46,9 +47,7 @@ class Putter:
         self._dataset = self._store.dataset()
         self._next = 0
         if redis_port:
-            from bench.redis_peer import Table
-
-            self._redis = Table(redis_port)
+            self._redis = RedisClient(redis_port)
 
     def round(self, subject: str, batch_rows: int, rows: int) -> float:
         """Put about `rows` entries and return how many millions are durable a second."""
@@ -95,7 +94,7 @@ def answers(scratch: Path, sizes: Any, seed: int, *, against_redis: bool) -> Ite
     redis = None
     if against_redis:
         counts |= dict.fromkeys(_REDIS, sizes.redis_put_rows)
-        redis = servers.Redis(scratch / "redis-durable", durable=True)
+        redis = Redis(scratch / "redis-durable", "always")
     try:
         with (
             servers.Kvmeta(scratch / "store") as server,

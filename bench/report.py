@@ -51,7 +51,7 @@ def run(
         print(f"short: {answer.question}: {answer.measured.text()}, target {answer.target_text}")
     if left_out:
         print(f"left out: {left_out}")
-    judged = sum(answer.judged for answer in answers)
+    judged = sum(answer.judged and answer.target is not None for answer in answers)
     spent = time.monotonic() - start
     print(f"{judged - len(missed)} of {judged} targets met; {spent:.0f} s; rounds in {given.results}")
     return 1 if (missed or left_out) and form == "full" else 0

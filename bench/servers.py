@@ -1,4 +1,4 @@
-"""The servers under test, each a process of its own on a free loopback port: kvmeta, the echo, redis.
+"""Servers under test, processes of their own on free loopback ports: kvmeta, the echo, and a base for peers.
 
 They are told to stop by SIGTERM and waited for, so that a store served from the data directory is closed
 whole.
@@ -6,15 +6,14 @@ whole.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,15 +22,27 @@ import psutil
 from bench.timing import Progress
 
 _ROOT = Path(__file__).resolve().parents[1]
-_READY_S = 240
+READY_S = 240
 _STOP_S = 90
 
 
 class Server:
     """A process that answers. `pid` is its own."""
 
-    def __init__(self, command: list[str], **pipes: Any) -> None:
-        self._process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, text=True, **pipes)
+    def __init__(self, command: list[str], **more: Any) -> None:
+        more.setdefault("cwd", _ROOT)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, **more)
+        self._name = Path(command[0]).name
+
+    def wait(self, answers: Callable[[], bool]) -> None:
+        """Return when it answers; stop it and raise RuntimeError if it ends or takes too long."""
+        end = time.monotonic() + READY_S
+        with Progress(self._name):
+            while not answers():
+                if self._process.poll() is not None or time.monotonic() > end:
+                    self.stop()
+                    raise RuntimeError(f"{self._name} did not start")
+                time.sleep(0.02)
 
     @property
     def pid(self) -> int:
@@ -75,7 +86,7 @@ class Kvmeta(Server):
         self._reader = threading.Thread(target=self._read, args=(self._process.stderr,), daemon=True)
         self._reader.start()
         with Progress("kvmeta serve"):
-            self._ready.wait(_READY_S)
+            self._ready.wait(READY_S)
         if not self.target:
             self.stop()
             raise RuntimeError("kvmeta serve did not get ready:\n" + "".join(self._lines))
@@ -110,53 +121,17 @@ class Echo(Server):
         self.address = f"127.0.0.1:{port}"
 
 
-class Redis(Server):
-    """redis-server on `directory`: it holds what dump.rdb there holds, nothing where there is none.
-
-    It never writes the dump unless told to. With `durable` it starts empty, and each write is synced first.
-    """
-
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
-        directory.mkdir(parents=True, exist_ok=not durable)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        settings = {
-            "port": str(self.port), "bind": "127.0.0.1", "dir": str(directory),
-            "dbfilename": "dump.rdb", "save": "",
-            "rdbcompression": "no",  # hashes do not shrink, and a plain dump is read sooner
-            "appendonly": "yes" if durable else "no", "appendfsync": "always",
-            "auto-aof-rewrite-percentage": "0",  # nothing but the writes themselves
-        }  # fmt: skip
-        words = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        super().__init__(["redis-server", *words], stdout=subprocess.DEVNULL)
-        end = time.monotonic() + _READY_S
-        with Progress("redis-server"):
-            while not self._answers():
-                if self._process.poll() is not None or time.monotonic() > end:
-                    self.stop()
-                    raise RuntimeError("redis-server did not start")
-                time.sleep(0.02)
-
-    def _answers(self) -> bool:
-        """Return whether it serves: while it reads its dump it accepts connections, but refuses a PING."""
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
-        except OSError:
-            return False
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
-def redis_missing() -> str:
-    """Return why there is no Redis to compare with; empty where there is one."""
-    if shutil.which("redis-server") is None:
-        return "there is no redis-server (Debian's package redis-server has it)"
-    missing = [name for name in ("redis", "hiredis") if importlib.util.find_spec(name) is None]
-    return f"the Python package {missing[0]} is not installed" if missing else ""
-
-
-def redis_version() -> str:
-    """Return the version of redis-server, such as "7.0.15"."""
-    words = subprocess.run(["redis-server", "--version"], stdout=subprocess.PIPE, text=True, check=True)
-    return next((word[2:] for word in words.stdout.split() if word.startswith("v=")), "?")
+def listening(port: int) -> bool:
+    """Return whether somebody accepts connections on a loopback port."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True

@@ -24,8 +24,12 @@ from functools import partial
 from pathlib import Path
 
 from bench import crowd, engine, flood, remote_lookups, remote_writes, report, servers, single_gets
+from bench.built import built
 from bench.stores import Stores
+from bench.systems.redis import LOAD_BATCH_ROWS, Redis, RedisSystem
 from bench.table import Answer
+from bench.timing import Progress
+from bench.workloads import RECIPE
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ QUESTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one form of the benchmark; return the exit status."""
-    missing = servers.redis_missing()
+    missing = RedisSystem().missing()
     return report.run(
         "service",
         FORMS,
@@ -107,7 +111,7 @@ def _measure(_: str, sizes: Sizes, data: Path, *, against_redis: bool) -> Iterat
             server = stack.enter_context(servers.Kvmeta(big))
             echo = stack.enter_context(servers.Echo())
             with ExitStack() as lookups:
-                redis = None if dump is None else lookups.enter_context(servers.Redis(dump))
+                redis = None if dump is None else lookups.enter_context(Redis(dump))
                 yield from remote_lookups.answers(server.target, echo.address, redis, sizes, seed)
             yield from single_gets.answers(server.target, echo.address, sizes, seed)
             yield from crowd.answers(server.target, sizes, seed)
@@ -118,9 +122,14 @@ def _measure(_: str, sizes: Sizes, data: Path, *, against_redis: bool) -> Iterat
 
 
 def _redis_dump(stores: Stores, rows: int) -> Path:
-    from bench.redis_peer import dumped  # needs redis-py, which not everyone has
+    catalogue = stores.catalogue
+    recipe = {"recipe": RECIPE, "seed": catalogue.seed, "rows": rows}
 
-    return dumped(stores.directory, stores.catalogue, rows)
+    def build(path: Path) -> None:
+        with Progress(f"redis, {rows:,} rows, load", rows) as progress:
+            RedisSystem().build(path, progress.counted(catalogue.batches(0, rows, LOAD_BATCH_ROWS)))
+
+    return built(stores.directory / f"redis-{rows}", recipe, build)
 
 
 if __name__ == "__main__":

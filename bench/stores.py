@@ -9,18 +9,16 @@ upper                big (its segments hard-linked, for they never change), 8 up
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kvmeta
-from bench import peers
+from bench.built import built, record
+from bench.systems import rocksdb
 from bench.timing import Progress
 from bench.workloads import RECIPE, Catalogue
 from kvmeta.engine.options import EngineOptions
@@ -84,7 +82,7 @@ class Stores:
     def upper(self) -> Path:
         """Return the path of the big store's copy with upper runs; open it with `still_options` only."""
         big, sizes = self.big(), self.sizes
-        recipe = {"big": _built(big.parent)["build"], "memtable_rows": sizes.memtable_rows}
+        recipe = {"big": record(big.parent)["build"], "memtable_rows": sizes.memtable_rows}
 
         def build(path: Path) -> None:
             _copy(big, path)
@@ -112,14 +110,14 @@ class Stores:
         rows = self.sizes.memtable_rows
         return EngineOptions(memtable_rows_max=rows, batch_rows_max=min(rows, 65_536))
 
-    def peer(self, kind: peers.Kind, rows: int) -> Path:
+    def peer(self, kind: rocksdb.Kind, rows: int) -> Path:
         """Return the path of a RocksDB table of the first `rows` entries; both block kinds share one."""
         name = "block" if kind.startswith("block") else kind
 
         def build(path: Path) -> None:
             with Progress(f"rocksdict, {name}, {rows:,} rows", rows) as progress:
                 batches = self.catalogue.batches(0, rows, LOAD_BATCH_ROWS)
-                peers.build(path, kind, rows, progress.counted(batches))
+                rocksdb.build(path, kind, rows, progress.counted(batches))
 
         return self._ensure(f"rocksdict-{name}-{rows}", {}, build)
 
@@ -144,28 +142,13 @@ class Stores:
     def _ensure(self, name: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
         """Return the path of store `name`, built now unless a whole one of the same recipe is there."""
         directory = self.directory / name
-        path = directory / "store"
         if name in self._checked:  # it may be open by now
-            return path
+            return directory / "store"
         self._checked.add(name)
         recipe = {**recipe, "recipe": RECIPE, "seed": self.catalogue.seed, "kvmeta": kvmeta.__version__}
-        built = _built(directory)
-        if built.get("recipe") == recipe and (name.startswith("rocksdict") or _opens(path)):
-            return path
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        start = time.monotonic()
-        build(path)
-        record = {"recipe": recipe, "build": uuid.uuid4().hex, "seconds": time.monotonic() - start}
-        unfinished = directory / "built.new"
-        unfinished.write_text(json.dumps(record))
-        unfinished.replace(directory / "built.json")
-        return path
-
-
-def _built(directory: Path) -> dict[str, Any]:
-    path = directory / "built.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+        if not (name.startswith("rocksdict") or _opens(directory / "store")):
+            shutil.rmtree(directory, ignore_errors=True)
+        return built(directory, recipe, build)
 
 
 def _opens(path: Path) -> bool:

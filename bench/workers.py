@@ -102,14 +102,17 @@ def _run(pipe: Connection) -> None:
         pipe.send(answer)
 
 
-def together_s(call: Callable[[Any], Any], items: Iterable[Any], threads: int) -> float:
+def together_s(
+    call: Callable[[Any], Any], items: Iterable[Any], threads: int, before: Iterable[Any] | None = None
+) -> float:
     """Return how long `threads` threads take to call `call` with each of `items`, each taking the next one.
 
-    A quarter as many calls come before them, untimed: threads run, memory is there.
+    Calls with `before` (None: a quarter of the items) come first, untimed: threads run, memory is there.
     """
     items = list(items)
+    before = items[: max(threads, len(items) // 4)] if before is None else list(before)
     with ThreadPoolExecutor(threads) as pool:
-        _drain(pool, threads, call, items[: max(threads, len(items) // 4)])
+        _drain(pool, threads, call, before)
         with quiet():
             start = time.perf_counter()
             _drain(pool, threads, call, items)

@@ -24,6 +24,8 @@ import kvmeta
 Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Indices = NDArray[np.uint64]
+IdKind = Literal["hashed", "sequential", "paths"]
+Access = Literal["uniform", "zipf"]
 
 RECIPE = 1
 """Changes when a seed gives another catalogue than before: stores built from the old one are built again."""
@@ -35,17 +37,23 @@ SIGMA = 1.0  # of log length: the mean file is 108 KB, one in a thousand is over
 TAGS = 3
 ABSENT_FROM = 1 << 40
 _BLOCK_ROWS = 65_536
+_SCATTER = 2_654_435_761  # a prime
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A catalogue without end; a store holds its first rows. `ids`: random 128-bit numbers, or 0, 1, 2."""
+    """A catalogue without end; a store holds its first rows.
+
+    `ids`: random 128-bit numbers ("hashed"), 0, 1, 2 … ("sequential"), or hashes of file names ("paths").
+    """
 
     seed: int = 1
-    ids: Literal["hashed", "sequential"] = "hashed"
+    ids: IdKind = "hashed"
 
     def ids_of(self, indices: Indices) -> Ids:
         """Return the ID[n] of entries `indices` (u8[n])."""
+        if self.ids == "paths":
+            return kvmeta.as_ids([f"train/{i >> 12:08x}/{i & 0xFFF:04d}.jpg" for i in indices.tolist()])
         halves = np.zeros((len(indices), 2), np.uint64)
         if self.ids == "sequential":
             halves[:, 1] = indices.byteswap()  # IDs are big-endian
@@ -119,21 +127,33 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Queries:
-    """Random batches over the first `rows` entries; `present` is the share of IDs that are there."""
+    """Random batches over the first `rows` entries; `present` is the share of IDs that are there.
+
+    `access`: every entry is as likely as any other, or some are asked much more often (Zipf's law with
+    exponent 1, by the continuous inverse of its distribution: rank = rows ** u).
+    """
 
     catalogue: Catalogue
     rows: int
     present: float = 1.0
+    access: Access = "uniform"
 
     def batch(self, random: np.random.Generator, n: int) -> Batch:
-        """Return a batch of `n` IDs; every present entry is as likely as any other."""
-        indices = random.integers(0, self.rows, n, dtype=np.uint64)
+        """Return a batch of `n` IDs."""
+        if self.access == "zipf":
+            ranks = np.power(float(self.rows), random.random(n)).astype(np.uint64) - np.uint64(1)
+            indices = ranks * np.uint64(_SCATTER) % np.uint64(self.rows)  # popular ones are no neighbours
+        else:
+            indices = random.integers(0, self.rows, n, dtype=np.uint64)
         present = random.random(n) < self.present
         indices[~present] += np.uint64(ABSENT_FROM)
         return Batch(self.catalogue.ids_of(indices), indices, present)
 
-    def check(self, batch: Batch, found: NDArray[np.bool_], locations: Locations) -> None:
+    def check(self, batch: Batch, found: NDArray[np.bool_], locations: Locations | None) -> None:
         """Raise AssertionError where an answer is wrong: a wrong store's speed is of no interest."""
+        if locations is None:  # of a system that only tells what it holds
+            locations = np.zeros(len(found), kvmeta.LOCATION)
+            locations["checksum"] = np.where(found, self.catalogue.checksums_of(batch.indices), np.uint32(0))
         expected = np.where(batch.present, self.catalogue.checksums_of(batch.indices), np.uint32(0))
         wrong = (found != batch.present) | (locations["checksum"] != expected)
         if wrong.any():

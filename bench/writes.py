@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import kvmeta
-from bench import peers
 from bench.stores import LOAD_BATCH_ROWS, Stores
+from bench.systems import rocksdb
 from bench.table import Answer, Series, ratio
 from bench.timing import Progress, quiet, seconds
 from kvmeta.embedded import EmbeddedStore
@@ -86,7 +86,7 @@ def _put_kvmeta(stores: Stores, batches: Batches) -> Puts:
 
 
 def _put_peer(stores: Stores, batches: Batches) -> Puts:
-    writer = peers.Writer(stores.scratch())
+    writer = rocksdb.Writer(stores.scratch())
     try:
         _warm(writer.put, batches)
         calls = _time_calls(writer.put, batches)

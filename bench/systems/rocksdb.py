@@ -1,4 +1,4 @@
-"""The peer: RocksDB through rocksdict, as a store of the same entries (16-byte keys, 24-byte values).
+"""RocksDB through rocksdict, as a store of the same entries (16-byte keys, 24-byte values).
 
 It is tuned for the purpose: raw mode, no compression, compacted, everything warm, keys of a batch sorted, for
 writes too. A batch must become a list of `bytes` and its answer an array again, for that is what a caller
@@ -8,10 +8,10 @@ with numpy columns pays; the bare multi-get is measured beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +30,19 @@ from rocksdict import (
     WriteOptions,
 )
 
-import kvmeta
+from bench.systems.system import (
+    Batches,
+    Client,
+    Columns,
+    Place,
+    System,
+    halves,
+    package_version,
+    unordered,
+)
 
 MIB = 1 << 20
 Kind = Literal["block cache", "block mmap", "plain", "cuckoo"]
-
-
-class Columns(NamedTuple):
-    """A lookup's answer: found bool[n], locations LOCATION[n]."""
-
-    found: NDArray[np.bool_]
-    locations: NDArray[np.void]
 
 
 class Table:
@@ -56,40 +58,19 @@ class Table:
 
     def lookup(self, ids: NDArray[np.void]) -> Columns:
         """Return the locations of `ids` by one multi-get of sorted keys."""
-        order = _key_order(ids)
+        order = np.argsort(halves(ids))
         keys = ids[order].tolist()
         start = time.perf_counter()
         values = self._db.get(keys)
         self.bare_s += time.perf_counter() - start
-        return _columns(values, order)
+        return unordered(values, order)
 
     def close(self) -> None:
         """Close the table."""
         self._db.close()
 
 
-def _key_order(ids: NDArray[np.void]) -> NDArray[np.int64]:
-    """Return the order of the keys by their first 8 bytes; the few that tie may stand either way."""
-    return np.argsort(ids.view(">u8").reshape(-1, 2)[:, 0].astype(np.uint64))
-
-
-def _columns(values: list[bytes | None], order: NDArray[np.int64]) -> Columns:
-    n = len(values)
-    found, locations = np.ones(n, np.bool_), np.zeros(n, kvmeta.LOCATION)
-    try:
-        locations[order] = np.frombuffer(b"".join(values), kvmeta.LOCATION)  # type: ignore[arg-type]
-    except TypeError:  # some are absent
-        here = order[np.fromiter((value is not None for value in values), np.bool_, n)]
-        found[:] = False
-        found[here] = True
-        packed = b"".join([value for value in values if value is not None])
-        locations[here] = np.frombuffer(packed, kvmeta.LOCATION)
-    return Columns(found, locations)
-
-
-def build(
-    path: Path, kind: Kind, rows: int, batches: Iterable[tuple[NDArray[np.void], NDArray[np.void]]]
-) -> None:
+def build(path: Path, kind: Kind, rows: int, batches: Batches) -> None:
     """Write a table of all `batches`, compacted."""
     options = table_options(kind, rows)
     options.set_memtable_factory(MemtableFactory.vector())  # the quickest to fill; slow only to be read
@@ -123,8 +104,13 @@ class Writer:
 
     def put(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> None:
         """Write a batch durably."""
-        order = _key_order(ids)  # neighbours share the path through the memtable's skip list
+        order = np.argsort(halves(ids))  # neighbours share the path through the memtable's skip list
         self._db.write(_write_batch(ids[order], locations[order]), self._synced)
+
+    def lookup(self, ids: NDArray[np.void]) -> Columns:
+        """Return the locations of `ids` by one multi-get of sorted keys."""
+        order = np.argsort(halves(ids))
+        return unordered(self._db.get(ids[order].tolist()), order)
 
     def settle(self) -> None:
         """Return when no flush or compaction is under way or due."""
@@ -182,3 +168,102 @@ def _write_batch(ids: NDArray[np.void], locations: NDArray[np.void]) -> WriteBat
     for key, value in zip(ids.tolist(), locations.view("V24").tolist(), strict=True):
         put(key, value)
     return batch
+
+
+class RocksdbClient(Client):
+    """A table opened read-only, or an empty database that takes writes; `address`: (path, kind)."""
+
+    def __init__(self, address: tuple[Path, Kind]) -> None:
+        path, kind = address
+        self._table: Table | None = None
+        self._writer: Writer | None = None
+        if path.exists():
+            self._table = Table(path, kind, _rows(path))
+        else:
+            self._writer = Writer(path)
+
+    def lookup(self, ids: NDArray[np.void]) -> Columns:
+        """Return the locations of `ids` by one multi-get of sorted keys."""
+        open_one = self._table or self._writer
+        assert open_one is not None
+        return open_one.lookup(ids)
+
+    def put(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> None:
+        """Write a sorted, synced batch."""
+        assert self._writer is not None
+        self._writer.put(ids, locations)
+
+    def warm(self) -> bool:
+        """Read everything."""
+        assert self._table is not None
+        return self._table.warm() > 0
+
+    def settle(self) -> None:
+        """Wait for flushes and compactions."""
+        if self._writer is not None:
+            self._writer.settle()
+
+    def close(self) -> None:
+        """Close what is open."""
+        for each in (self._table, self._writer):
+            if each is not None:
+                each.close()
+
+
+class Rocksdb(System):
+    """One kind of table, in process."""
+
+    client = RocksdbClient
+    in_process = True
+    threads = (2,)
+    packages = ("rocksdict",)
+    kind: ClassVar[Kind]
+
+    def version(self) -> str:
+        """Return the version of rocksdict; RocksDB is compiled into it."""
+        return package_version("rocksdict")
+
+    @contextmanager
+    def served(self, directory: Path) -> Iterator[Place]:
+        """Name the path: the client opens it."""
+        yield Place((directory / "table", self.kind))
+
+    def build(self, directory: Path, batches: Batches) -> None:
+        """Write a compacted table."""
+        ready = list(batches)
+        rows = sum(len(ids) for ids, _ in ready)
+        build(directory / "table", self.kind, rows, ready)
+        (directory / "table.rows").write_text(str(rows))
+
+
+class BlockCache(Rocksdb):
+    """Block-based tables with a Bloom filter and everything in the block cache: what most people run."""
+
+    key, name, kind = "rocksdb", "RocksDB, block-based with Bloom filter (rocksdict)", "block cache"
+
+
+class BlockMmap(Rocksdb):
+    """The same tables, mapped."""
+
+    key, name, kind = "rocksdb-mmap", "RocksDB, the same, mapped", "block mmap"
+    writes = False
+
+
+class Plain(Rocksdb):
+    """Plain tables: a hash index made when the table is opened."""
+
+    key, name, kind = "rocksdb-plain", "RocksDB, plain tables", "plain"
+    writes = False
+    rows_max = 4_000_000
+
+
+class Cuckoo(Rocksdb):
+    """Cuckoo tables."""
+
+    key, name, kind = "rocksdb-cuckoo", "RocksDB, cuckoo tables", "cuckoo"
+    writes = False
+    rows_max = 4_000_000
+
+
+def _rows(path: Path) -> int:
+    return int(path.with_suffix(".rows").read_text())
