@@ -93,7 +93,7 @@ FORMS = {
         rows=2_000_000, kind_rows=500_000, rounds=3, slice_s=0.2, put_rounds=2, put_s=0.4, open_rounds=1
     ),
     "full": Sizes(
-        rows=20_000_000, kind_rows=1_000_000, rounds=7, slice_s=0.4, put_rounds=5, put_s=1.0, open_rounds=3
+        rows=20_000_000, kind_rows=1_000_000, rounds=5, slice_s=0.4, put_rounds=5, put_s=1.0, open_rounds=3
     ),
 }
 
