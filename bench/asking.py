@@ -28,8 +28,9 @@ ONE, PIPELINED = "one at a time", "pipelined"
 _FRESH_BATCHES = 256
 _CALL_BATCHES = 32
 _PROBE_BATCHES, _PROBE_ROWS = 32, 4096
-_WARM_ROWS = 4096
-_WARM_EVERY = 4
+_WARM_ROWS = 65_536
+_LOAD_ROWS = 4096
+_WARM_EVERY = 8
 
 
 class Case(NamedTuple):
@@ -70,10 +71,10 @@ class Asker:
 
     def load(self) -> None:
         """Load the first `rows` entries, for a system that keeps them in memory."""
-        self._client.load(self._catalogue.batches(0, self._rows, _WARM_ROWS))
+        self._client.load(self._catalogue.batches(0, self._rows, _LOAD_ROWS))
 
     def warm(self) -> None:
-        """Bring everything into memory: by the client's own way, else by asking for every fourth entry."""
+        """Bring everything into memory: by the client's own way, else by asking for every eighth entry."""
         if self._client.warm():
             return
         for first in range(0, self._rows, _WARM_EVERY * _WARM_ROWS):

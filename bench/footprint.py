@@ -57,9 +57,10 @@ def _memory(stores: Stores) -> Answer:
     """Judge what the store says of its tables and what the system says of the process, whichever is more."""
     sizes = stores.sizes
     with Progress("memory"):
-        empty = _child(stores.scratch(), 0, stores)
-        big = _child(stores.big(), sizes.rows, stores)
-        upper = _child(stores.upper(), sizes.upper_rows, stores)
+        seed, memtable_rows = stores.catalogue.seed, sizes.memtable_rows
+        empty = child(stores.scratch(), 0, seed, memtable_rows)
+        big = child(stores.big(), sizes.rows, seed, memtable_rows)
+        upper = child(stores.upper(), sizes.upper_rows, seed, memtable_rows)
     shutil.rmtree(stores.scratch(), ignore_errors=True)
     in_runs = sizes.upper_rows - sizes.memtable_rows
     shares = {
@@ -105,9 +106,9 @@ def _open_once(path: Path, options: EngineOptions | None) -> float:
     return spent
 
 
-def _child(path: Path, rows: int, stores: Stores) -> dict[str, int]:
-    """Measure a store in a process of its own."""
-    words = [str(path), str(rows), str(stores.catalogue.seed), str(stores.sizes.memtable_rows)]
+def child(path: Path, rows: int, seed: int, memtable_rows: int) -> dict[str, int]:
+    """Measure a store in a process of its own; return "anonymous_bytes", "table_bytes" and more."""
+    words = [str(path), str(rows), str(seed), str(memtable_rows)]
     command = [sys.executable, "-m", "bench.footprint", *words]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, check=True, text=True)

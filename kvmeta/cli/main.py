@@ -38,6 +38,7 @@ _BUILT_IN = {  # command -> module, object
     "verify": ("kvmeta.cli.store", "verify"),
     "compact": ("kvmeta.cli.store", "compact"),
     "volumes": ("kvmeta.cli.volumes", "volumes"),
+    "plan": ("kvmeta.cli.plan", "plan"),
 }
 
 

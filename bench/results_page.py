@@ -1,0 +1,236 @@
+"""bench/RESULTS.md and its plots, made from the files in bench/results: `python -m bench.results_page`.
+
+    compare.json               who answers how much, at what price
+    scale.json                 what growth costs
+    engine.json service.json   every target and what was measured
+
+A test checks that the page holds what this makes. Plots need matplotlib; without it the page is made alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.table import number
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PAGE = ROOT / "bench" / "RESULTS.md"
+BENCHMARKS = ("compare", "scale", "engine", "service")
+
+Section = dict[str, Any]
+_CASES = (
+    "batches of 256",
+    "batches of 4,096",
+    "batches of 16,384",
+    "half of them absent",
+    "all absent",
+    "Zipf",
+)
+_KINDS = ("sequential IDs", "paths IDs")
+
+
+def read(directory: Path = RESULTS) -> dict[str, Section]:
+    """Return the full form of each benchmark that has been run in full."""
+    sections = {}
+    for name in BENCHMARKS:
+        path = directory / f"{name}.json"
+        forms = json.loads(path.read_text()) if path.exists() else {}
+        if "full" in forms:
+            sections[name] = forms["full"]
+    return sections
+
+
+def page(sections: dict[str, Section]) -> str:
+    """Return the page."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python -m bench.results_page` from the files in [results](results), which hold every round.",
+        "A figure is the median of interleaved rounds; in brackets, where there is room, the least and the",
+        "most. Servers and clients share the cores. What is measured how is said in the docstrings of",
+        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py) and [service.py](service.py).",
+        "",
+    ]
+    if "compare" in sections:
+        lines += _compare(sections["compare"])
+    if "scale" in sections:
+        lines += _scale(sections["scale"])
+    for name, what in (("engine", "The engine"), ("service", "The service")):
+        if name in sections:
+            lines += [f"## {what}", "", *_machine(sections[name], name), *_targets(sections[name]["answers"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def systems(section: Section) -> list[Section]:
+    """Return the answers that tell everything about one system."""
+    return [answer for answer in section["answers"] if answer["key"].startswith("system-")]
+
+
+def sizes(section: Section) -> list[tuple[int, Section]]:
+    """Return the answers that tell everything about one size, and the size."""
+    told = [answer for answer in section["answers"] if answer["key"].startswith("rows-")]
+    return [(int(answer["key"].removeprefix("rows-")), answer) for answer in told]
+
+
+def series(answer: Section, name: str, unit: str | None = None) -> Section | None:
+    """Return the series of that name; a way to ask in brackets may follow it."""
+    for each in (answer["measured"], *answer["beside"]):
+        if (each["name"] == name or each["name"].startswith(f"{name} (")) and unit in (None, each["unit"]):
+            return dict(each)
+    return None
+
+
+def short(answer: Section) -> str:
+    """Return a system's name without its versions."""
+    return str(answer["question"]).partition(" (")[0]
+
+
+def _compare(section: Section) -> list[str]:
+    told = systems(section)
+    readers = [answer for answer in told if series(answer, "batches of 4,096")]
+    lines = ["## Side by side", "", *_machine(section, "compare")]
+    lines += ["Lookups in M IDs/s by the system's best way to ask:", ""]
+    lines += _table(
+        ("", "entries, M", *_CASES),
+        ((short(each), _median(each, "rows"), *(_median(each, case) for case in _CASES)) for each in readers),
+    )
+    lines += ["![Lookups a second](results/lookups.svg)", ""]
+    lines += ["Other kinds of IDs, stores of fewer entries, batches of 4,096:", ""]
+    lines += _table(
+        ("", *_KINDS), ((short(each), *(_median(each, kind) for kind in _KINDS)) for each in readers)
+    )
+    lines += ["A call, one at a time, in ms (batches of 4,096, SeaweedFS of 256), and what is kept:", ""]
+    lines += _table(
+        (
+            "",
+            "lookup p50",
+            "p99",
+            "put p50",
+            "p99",
+            "puts, M/s",
+            "durable",
+            "memory, B/entry",
+            "disk, B/entry",
+            "open, s",
+        ),
+        (_kept(each) for each in told),
+    )
+    lines += ["![Memory and disk](results/footprint.svg)", ""]
+    lines += ["How the best ways were:", ""]
+    lines += _targets([each for each in section["answers"] if each not in told])
+    lines += ["Versions and notes:", "", *(f"- {each['question']}" for each in told), ""]
+    return lines
+
+
+def _kept(answer: Section) -> tuple[str, ...]:
+    calls = [
+        next(
+            (
+                number(s["median"])
+                for s in answer["beside"]
+                if s["name"].startswith(what) and s["name"].endswith(p)
+            ),
+            "",
+        )
+        for what in ("lookup of", "put of")
+        for p in ("p50", "p99")
+    ]
+    durable, unsafe = _median(answer, "durable puts"), _median(answer, "puts, not durable")
+    safe = "yes" if durable else "no" if unsafe else ""
+    rest = (_median(answer, name) for name in ("memory", "disk", "open"))
+    return (short(answer), *calls, durable or unsafe, safe, *rest)
+
+
+def _scale(section: Section) -> list[str]:
+    told = sizes(section)
+    rows = (
+        ("warm lookup in process, ns/ID", "warm, in process", None),
+        ("warm lookup over gRPC, ns/ID", "warm, over gRPC", None),
+        ("cold lookup, batches of 4,096, k IDs/s", "cold, batches of 4,096", None),
+        ("device reads a cold ID", "cold, batches of 4,096: device reads", "/ID"),
+        ("device reads, k/s", "cold, batches of 4,096: device reads", "k/s"),
+        ("fio at the same depth, k/s", "fio at that depth, cold, batches of 4,096", None),
+        ("requests in flight", "cold, batches of 4,096: in flight", None),
+        ("cold lookup, batches of 16,384, k IDs/s", "cold, batches of 16,384", None),
+        ("mixed lookup, k IDs/s", "mixed", None),
+        ("device reads a mixed ID", "mixed: device reads", None),
+        ("memory, B/entry", "memory", None),
+        ("disk, B/entry", "disk", None),
+        ("open cold, s", "open, cold", None),
+        ("open warm, s", "open, warm", None),
+        ("load and compaction, M entries/s", "bulk load and compaction", None),
+        ("entries put, M", "entries put", None),
+        ("puts, M entries/s", "puts", None),
+        ("puts, merges waited for, M entries/s", "puts, merges waited for", None),
+        ("put of 4,096 while merging, p50, ms", "put of 4,096 while merging, p50", None),
+        ("p99, ms", "put of 4,096 while merging, p99", None),
+        ("bytes written for each byte put", "bytes written for each byte put", None),
+    )
+    lines = ["## Growth", "", *_machine(section, "scale")]
+    lines += _table(
+        ("", *(f"{size:,}" for size, _ in told)),
+        ((label, *(_median(each, name, unit) for _, each in told)) for label, name, unit in rows),
+    )
+    lines += ["![Cost against size](results/growth.svg)", ""]
+    sized = [answer for _, answer in told]
+    lines += _targets([each for each in section["answers"] if each not in sized])
+    return lines
+
+
+def _machine(section: Section, name: str) -> list[str]:
+    machine = section["machine"]
+    libraries = ", ".join(f"{library} {version}" for library, version in machine["libraries"].items())
+    return [
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / (1 << 30):.0f} GiB,"
+        f" {machine['kernel']}, Python {machine['python']}, {libraries}; {section['date'][:10]};"
+        f" `make bench-{name}-full`.",
+        "",
+    ]
+
+
+def _targets(answers: Iterable[Section]) -> list[str]:
+    rows = []
+    for answer in answers:
+        target, measured = answer["target"], answer["measured"]
+        bound = ""
+        if target is not None:
+            bound = f"{'≥' if target['bound'] == 'min' else '≤'} {number(target['value'])} {measured['unit']}"
+        rows.append((f"**{answer['question']}**", bound, _spread(measured), answer["verdict"]))
+        rows += [(each["name"], "", _spread(each), "") for each in answer["beside"]]
+    return _table(("", "target", "measured", ""), rows)
+
+
+def _spread(figure: Section) -> str:
+    text = f"{number(figure['median'])} {figure['unit']}".rstrip()
+    if len(figure["rounds"]) > 1:
+        text += f" ({number(figure['min'])}–{number(figure['max'])})"
+    return text
+
+
+def _median(answer: Section, name: str, unit: str | None = None) -> str:
+    figure = series(answer, name, unit)
+    return "" if figure is None else number(figure["median"])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def main() -> None:
+    """Write the page, and the plots if matplotlib is there."""
+    sections = read()
+    PAGE.write_text(page(sections))
+    if importlib.util.find_spec("matplotlib") is not None:
+        from bench import plots
+
+        plots.draw(sections, RESULTS)
+
+
+if __name__ == "__main__":
+    main()
