@@ -208,7 +208,7 @@ def _targets(answers: Iterable[Section]) -> list[str]:
 def _spread(figure: Section) -> str:
     text = f"{number(figure['median'])} {figure['unit']}".rstrip()
     if len(figure["rounds"]) > 1:
-        text += f" ({number(figure['min'])}–{number(figure['max'])})"
+        text += f" ({number(figure['min'])} to {number(figure['max'])})"
     return text
 
 

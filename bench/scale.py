@@ -34,24 +34,21 @@ import kvmeta
 from bench import engine, footprint, report, servers
 from bench.asking import PIPELINED, Asker, Case
 from bench.built import disk_bytes
-from bench.device import Device, fio_missing, make_cold, random_reads
+from bench.churn import puts
+from bench.cold import cold, mixed
 from bench.lookups import Subject
-from bench.stores import Stores, linked_copy
+from bench.stores import Stores
 from bench.systems.ours import KvmetaClient
 from bench.table import Answer, Series, ratio
-from bench.timing import Progress, quiet
+from bench.timing import Progress
 from bench.workers import Worker
 from bench.workloads import Catalogue, Queries
-from kvmeta.embedded import EmbeddedStore
 
 _ROW_BYTES = 31
 _MEMORY_SHARE = 0.6
 """Of this machine's memory: what all stores that are asked warm may take together."""
 _REMOTE_CASE = Case(batch_rows=16_384)
 _REMOTE_WAYS = (PIPELINED, "8 threads")
-_COLD_ROWS = 4096
-_ENTRY_BYTES = 40  # of an ID and a location: what a caller hands over
-_STATS_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -144,12 +141,12 @@ def _measure(form: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
     remote = parts.part("remote", lambda: _warm_remote({rows: paths[rows] for rows in warm_rows}, sizes))
     for rows in fitting:
         of = parts_of[rows] = {}
-        of["cold"] = parts.part(f"cold-{rows}", lambda rows=rows: _cold(paths[rows], rows, sizes))
+        of["cold"] = parts.part(f"cold-{rows}", lambda rows=rows: cold(paths[rows], rows, sizes))
         of["rest"] = parts.part(f"rest-{rows}", lambda rows=rows: _rest(stores[rows], rows))
         if rows in warm_rows:
-            of["puts"] = parts.part(f"puts-{rows}", lambda rows=rows: _puts(stores[rows], rows, sizes))
+            of["puts"] = parts.part(f"puts-{rows}", lambda rows=rows: puts(stores[rows], rows, sizes))
         else:
-            of["mixed"] = parts.part(f"mixed-{rows}", lambda rows=rows: _mixed(paths[rows], rows, sizes))
+            of["mixed"] = parts.part(f"mixed-{rows}", lambda rows=rows: mixed(paths[rows], rows, sizes))
     for rows in fitting:
         yield _told(rows, warm.get(str(rows)), remote.get(str(rows)), parts_of[rows])
     for rows in set(sizes.stores) - set(fitting):
@@ -221,77 +218,6 @@ def _warm_remote(paths: dict[int, Path], sizes: Sizes) -> dict[str, Any]:
     return {str(rows): min(ways.values(), key=statistics.median) for rows, ways in took.items()}
 
 
-class ColdReader:
-    """A process of its own that opens a store and asks."""
-
-    def __init__(self, path: Path, rows: int) -> None:
-        start = time.perf_counter()
-        self._device = Device(path)
-        self._store = kvmeta.open(path, mode="r")
-        self._dataset = self._store.dataset()
-        self._opened_s = time.perf_counter() - start
-        self._queries = Queries(Catalogue(), rows)
-        self._random = np.random.default_rng()
-
-    def fill(self) -> None:
-        """Read everything once: in the end memory holds as much of it as it can."""
-        for _ in self._dataset.scan():
-            pass
-
-    def opened_s(self) -> float:
-        """Return how long opening took."""
-        return self._opened_s
-
-    def ask(self, ids: int, batch_rows: int) -> dict[str, float]:
-        """Ask so many IDs in batches and return their number a second, and reads an ID, a second, in flight."""
-        batches = [self._queries.batch(self._random, batch_rows) for _ in range(max(1, ids // batch_rows))]
-        with quiet():
-            start = self._device.counters()
-            for batch in batches:
-                hits = self._dataset.lookup(batch.ids)
-            done = self._device.since(start)
-        self._queries.check(batches[-1], hits.found, hits.locations)
-        n = len(batches) * batch_rows
-        return {
-            "ids_s": n / done.seconds, "reads_id": done.reads / n, "bytes_id": done.read_bytes / n,
-            "reads_s": done.reads / done.seconds, "depth": done.depth,
-        }  # fmt: skip
-
-
-def _cold(path: Path, rows: int, sizes: Sizes) -> dict[str, Any]:
-    """Ask a cold store, batches of 4,096 and 16,384, then fio, in turn; every round starts cold."""
-    segments = sorted(path.rglob("*.seg"), key=lambda file: -file.stat().st_size)
-    rounds: dict[str, list[dict[str, float]]] = {"4096": [], "16384": []}
-    fio: dict[str, list[float]] = {"4096": [], "16384": []}
-    opened: list[float] = []
-    ids = min(sizes.cold_ids, max(_COLD_ROWS, rows // 64))  # a small store would be warm before the end
-    missing = fio_missing()
-    with Progress(f"cold lookups, {rows:,} rows", sizes.cold_rounds) as progress:
-        for turn in range(sizes.cold_rounds):
-            for batch_rows in (4096, 16_384):
-                make_cold(path)
-                with Worker(ColdReader, path, rows) as reader:
-                    opened.append(reader.call("opened_s"))
-                    got = reader.call("ask", ids, batch_rows)
-                rounds[str(batch_rows)].append(got)
-                if not missing:
-                    make_cold(path)
-                    depth = max(1, round(got["depth"]))
-                    fio[str(batch_rows)].append(random_reads(segments, depth, sizes.fio_s))
-            progress(turn + 1)
-    return {"rounds": rounds, "fio": fio, "opened_s": opened}
-
-
-def _mixed(path: Path, rows: int, sizes: Sizes) -> dict[str, Any]:
-    """Ask a store of which memory holds as much as it can."""
-    rounds = []
-    with Worker(ColdReader, path, rows) as reader, Progress(f"mixed lookups, {rows:,} rows"):
-        reader.call("fill")
-        for _ in range(sizes.cold_rounds):
-            rounds.append(reader.call("ask", sizes.cold_ids, _COLD_ROWS))
-    return {"rounds": rounds}
-
-
 def _rest(stores: Stores, rows: int) -> dict[str, Any]:
     """Measure memory, disk and opening."""
     path = stores.big()
@@ -315,75 +241,13 @@ def _rest(stores: Stores, rows: int) -> dict[str, Any]:
     }
 
 
-class Putter:
-    """A process of its own that puts into a store."""
-
-    def __init__(self, path: Path, first: int) -> None:
-        self._store = kvmeta.open(path)
-        self._first = first
-
-    def put(self, rows: int) -> dict[str, Any]:
-        """Put `rows` fresh entries in batches of 4,096, wait for the merges, and return what that took.
-
-        "merging_s" are the calls made while a merge was under way.
-        """
-        store, dataset = self._store, self._store.dataset()
-        assert isinstance(store, EmbeddedStore)
-        merging_s: list[float] = []
-        written = _written_bytes()
-        merging, spent_s = False, 0.0
-        batches = Catalogue().batches(self._first, rows, 4096)
-        for i, (ids, locations) in enumerate(batches):
-            if i % _STATS_EVERY == 0:
-                merging = bool(store.stats().datasets[0].merging)
-            start = time.perf_counter()
-            dataset.put(ids, locations)
-            took = time.perf_counter() - start
-            spent_s += took
-            if merging:
-                merging_s.append(took)
-        start = time.perf_counter()
-        while store.engine.background.step():
-            pass
-        settling_s = time.perf_counter() - start
-        runs = store.stats().datasets[0].runs
-        store.close()
-        os.sync()
-        return {
-            "rows": rows, "spent_s": spent_s, "settling_s": settling_s, "runs": runs,
-            "merging_calls": len(merging_s),
-            "p50_ms": float(np.percentile(merging_s or [0.0], 50) * 1e3),
-            "p99_ms": float(np.percentile(merging_s or [0.0], 99) * 1e3),
-            "largest_ms": max(merging_s, default=0.0) * 1e3,
-            "written": (_written_bytes() - written) / (rows * _ENTRY_BYTES),
-        }  # fmt: skip
-
-
-def _puts(stores: Stores, rows: int, sizes: Sizes) -> dict[str, Any]:
-    """Put into a copy so much that its bottom run is merged at least once, within bounds."""
-    path = stores.scratch()
-    count = max(sizes.put_rows_least, min(rows // 8 + 4_000_000, sizes.put_rows_most))
-    try:
-        linked_copy(stores.big(), path)
-        with Worker(Putter, path, rows) as putter, Progress(f"puts, {rows:,} rows and {count:,} more"):
-            return dict(putter.call("put", count))
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _written_bytes() -> int:
-    """Return the bytes that this process has caused to be written."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("write_bytes")))
-
-
 def _told(rows: int, warm: list[float] | None, remote: list[float] | None, of: dict[str, Any]) -> Answer:
     """Return everything measured of a size."""
-    rest, cold, puts = of["rest"], of["cold"], of.get("puts")
+    rest, pages, put = of["rest"], of["cold"], of.get("puts")
     beside = []
     if warm and remote:
         beside += [_series("warm, in process", "ns/ID", warm), _series("warm, over gRPC", "ns/ID", remote)]
-    for size, rounds in cold["rounds"].items():
+    for size, rounds in pages["rounds"].items():
         name = f"cold, batches of {int(size):,}"
         beside += [
             _series(name, "k IDs/s", [each["ids_s"] / 1e3 for each in rounds]),
@@ -391,8 +255,8 @@ def _told(rows: int, warm: list[float] | None, remote: list[float] | None, of: d
             _series(f"{name}: device reads", "k/s", [each["reads_s"] / 1e3 for each in rounds]),
             _series(f"{name}: in flight", "", [each["depth"] for each in rounds]),
         ]
-        if cold["fio"][size]:
-            beside.append(_series(f"fio at that depth, {name}", "k/s", [x / 1e3 for x in cold["fio"][size]]))
+        if pages["fio"][size]:
+            beside.append(_series(f"fio at that depth, {name}", "k/s", [x / 1e3 for x in pages["fio"][size]]))
     if "mixed" in of:
         rounds = of["mixed"]["rounds"]
         beside += [
@@ -402,20 +266,20 @@ def _told(rows: int, warm: list[float] | None, remote: list[float] | None, of: d
     beside += [
         _series("memory", "B/entry", [rest["memory"]]),
         _series("disk", "B/entry", [rest["disk"]]),
-        _series("open, cold", "s", cold["opened_s"]),
+        _series("open, cold", "s", pages["opened_s"]),
         _series("open, warm", "s", rest["opened_s"]),
         _series("bulk load and compaction", "M entries/s", [rows / rest["build_s"] / 1e6]),
     ]
-    if puts:
+    if put:
         beside += [
-            _series("entries put", "M", [puts["rows"] / 1e6]),
-            _series("put of 4,096 while merging, p50", "ms", [puts["p50_ms"]]),
-            _series("put of 4,096 while merging, p99", "ms", [puts["p99_ms"]]),
-            _series("put of 4,096 while merging, largest", "ms", [puts["largest_ms"]]),
-            _series("puts", "M entries/s", [puts["rows"] / puts["spent_s"] / 1e6]),
+            _series("entries put", "M", [put["rows"] / 1e6]),
+            _series("put of 4,096 while merging, p50", "ms", [put["p50_ms"]]),
+            _series("put of 4,096 while merging, p99", "ms", [put["p99_ms"]]),
+            _series("put of 4,096 while merging, largest", "ms", [put["largest_ms"]]),
+            _series("puts", "M entries/s", [put["rows"] / put["spent_s"] / 1e6]),
             _series("puts, merges waited for", "M entries/s",
-                    [puts["rows"] / (puts["spent_s"] + puts["settling_s"]) / 1e6]),
-            _series("bytes written for each byte put", "x", [puts["written"]]),
+                    [put["rows"] / (put["spent_s"] + put["settling_s"]) / 1e6]),
+            _series("bytes written for each byte put", "x", [put["written"]]),
         ]  # fmt: skip
     return Answer(f"rows-{rows}", f"{rows:,} entries", None, beside[0], beside=beside[1:], judged=False)
 

@@ -39,7 +39,8 @@ class Weed(Server):
             f"-master.port={self.master}", f"-master.port.grpc={free_port()}",
             f"-volume.port={self.volume}", f"-volume.port.grpc={free_port()}",
             f"-volume.max={2 * VOLUMES}", "-master.volumeSizeLimitMB=1024", "-filer=false",
-            "-volume.index=memory", "-volume.preStopSeconds=0", "-idleTimeout=36000", "-master.telemetry=false",
+            "-volume.index=memory", "-volume.preStopSeconds=0", "-idleTimeout=36000",
+            "-master.telemetry=false",
         ]  # fmt: skip
         super().__init__([program("weed"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.wait(self._answers)

@@ -59,9 +59,8 @@ def plan(as_json: bool, files: float, **asked: Any) -> None:
     render.table(("", "from", "so"), rows)
     click.echo("")
     click.echo(f"{render.count(needed.nodes, 'node')}, each with at least")
-    click.echo(
-        f"  {_told(needed.disk_bytes_per_node / planning.DISK_FILL, 'bytes')} of disk, {planning.DISK_FILL:.0%} full"
-    )
+    disk = _told(needed.disk_bytes_per_node / planning.DISK_FILL, "bytes")
+    click.echo(f"  {disk} of disk, {planning.DISK_FILL:.0%} full")
     click.echo(f"  {_told(needed.memory_bytes_per_node, 'bytes')} of memory for the process")
     cache = _told(needed.page_cache_bytes_per_node, "bytes")
     held = "counted on here" if needed.warm else "not counted on here"
