@@ -8,8 +8,9 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
+PEER_PACKAGES := redis-server postgresql-15 fio
 
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-report lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -49,6 +50,27 @@ bench-service: $(MARK) ## the service's figures, quick form (under 2 minutes onc
 
 bench-service-full: $(MARK) ## the service's figures with 60M rows
 	$(BIN)/python -m bench.service --full
+	$(BIN)/python -m bench.readme
+
+bench-peers-install: $(MARK) ## what the comparison and the growth benchmark measure against, from Debian and PyPI
+	command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && { apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PEER_PACKAGES); } || \
+	echo "not root or not Debian: install $(PEER_PACKAGES) yourself, or those peers are left out"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+
+bench-compare: $(MARK) ## kvmeta beside its peers, quick form
+	$(BIN)/python -m bench.compare --quick
+
+bench-compare-full: $(MARK) ## kvmeta beside its peers with 20M rows
+	$(BIN)/python -m bench.compare --full; status=$$?; $(BIN)/python -m bench.readme; exit $$status
+
+bench-scale: $(MARK) ## growth from 1M to 10M rows, warm and cold
+	$(BIN)/python -m bench.scale --quick
+
+bench-scale-full: $(MARK) ## growth from 1M to 1B rows (where the disk allows), warm and cold; resumable
+	$(BIN)/python -m bench.scale --full; status=$$?; $(BIN)/python -m bench.readme; exit $$status
+
+bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the planner's figures from bench/results
 	$(BIN)/python -m bench.readme
 
 lint: $(MARK) ## ruff

@@ -323,6 +323,7 @@ def _told(of: Figures) -> Answer:
         if of.memory_bytes is not None and of.empty_bytes is not None:
             more = max(0, of.memory_bytes - of.empty_bytes)
             beside.append(Series("memory", "B/entry", (more / of.rows,)))
+            beside.append(Series("memory, empty", "MB", (of.empty_bytes / 1e6,)))
         if of.disk_bytes is not None:
             beside.append(Series("disk", "B/entry", (of.disk_bytes / of.rows,)))
     if of.open_s:

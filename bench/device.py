@@ -66,6 +66,15 @@ def make_cold(directory: Path) -> None:
             os.close(handle)
 
 
+def is_on_disk(path: Path | str) -> bool:
+    """Return whether reads of a path can be counted."""
+    try:
+        Device(Path(path))
+    except ValueError:
+        return False
+    return True
+
+
 def fio_missing() -> str:
     """Return why the device's own speed cannot be measured, "" if it can."""
     return "" if shutil.which("fio") else "fio not found (make bench-peers-install)"

@@ -1,5 +1,7 @@
 """The README's measured tables, made from the files in bench/results: `python -m bench.readme`.
 
+    compare.json    <!-- measured: make bench-compare-full -->
+    scale.json      <!-- measured: make bench-scale-full -->
     engine.json     <!-- measured: make bench-engine-full -->
     service.json    <!-- measured: make bench-service-full -->
 
@@ -10,10 +12,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import results_page
 from bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,11 +27,15 @@ README = ROOT / "README.md"
 
 @dataclass(frozen=True)
 class Block:
-    """One measured table: its benchmark, its rows (key of an answer, label), and who shares the cores."""
+    """One measured block: its benchmark, who shares the cores, and what its table is made from.
+
+    `rows`: an answer's key and what to call it. `body`: makes the lines instead, from the form's section.
+    """
 
     name: str
-    rows: tuple[tuple[str, str], ...]
     sharers: str
+    rows: tuple[tuple[str, str], ...] = ()
+    body: Callable[[dict[str, Any]], list[str]] | None = None
 
     @property
     def results(self) -> Path:
@@ -74,8 +82,10 @@ SERVICE_ROWS = (
     ("flood-p99", "a healthy client's p99 under them, times"),
 )
 BLOCKS = (
-    Block("engine", ENGINE_ROWS, "the caller"),
-    Block("service", SERVICE_ROWS, "the clients"),
+    Block("compare", "the clients", body=results_page.side_by_side),
+    Block("scale", "the callers", body=results_page.growth),
+    Block("engine", "the caller", ENGINE_ROWS),
+    Block("service", "the clients", SERVICE_ROWS),
 )
 
 
@@ -83,19 +93,23 @@ def measured(block: Block, results: dict[str, Any]) -> str:
     """Return the block's Markdown for the full form of the benchmark."""
     form = results["full"]
     machine = form["machine"]
-    answers = {answer["key"]: answer for answer in form["answers"]}
-    lines = ["| | median | least to most |", "|---|---|---|"]
-    for key, label in block.rows:
-        figure = answers[key]["measured"]
-        spread = f"{number(figure['min'])} to {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
-        lines.append(f"| {label} | {number(figure['median'])} {figure['unit']} | {spread} |")
-    lines.append("")
+    lines = block.body(form) if block.body is not None else _rows(block, form)
     lines.append(
         f"{machine['cpu']}, {machine['cores']} cores shared with {block.sharers}, {machine['kernel']}, "
         f"Python {machine['python']}, {form['date'][:10]}; medians of interleaved rounds. "
         f"`make bench-{block.name}` repeats it (quick form)."
     )
     return "\n".join(lines) + "\n"
+
+
+def _rows(block: Block, form: dict[str, Any]) -> list[str]:
+    answers = {answer["key"]: answer for answer in form["answers"]}
+    lines = ["| | median | least to most |", "|---|---|---|"]
+    for key, label in block.rows:
+        figure = answers[key]["measured"]
+        spread = f"{number(figure['min'])} to {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
+        lines.append(f"| {label} | {number(figure['median'])} {figure['unit']} | {spread} |")
+    return [*lines, ""]
 
 
 def updated(readme: str, block: Block, results: dict[str, Any]) -> str:
@@ -111,13 +125,14 @@ def read(block: Block) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Write the README's blocks."""
+    """Write the README's blocks, and what else is made from the results."""
     readme = README.read_text()
     for block in BLOCKS:
         results = read(block)
         if results is not None:
             readme = updated(readme, block, results)
     README.write_text(readme)
+    results_page.main()
 
 
 if __name__ == "__main__":

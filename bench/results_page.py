@@ -1,10 +1,11 @@
-"""bench/RESULTS.md and its plots, made from the files in bench/results: `python -m bench.results_page`.
+"""bench/RESULTS.md, its plots and kvmeta/cli/measured.json, made from the files in bench/results.
 
     compare.json               who answers how much, at what price
     scale.json                 what growth costs
     engine.json service.json   every target and what was measured
 
-A test checks that the page holds what this makes. Plots need matplotlib; without it the page is made alone.
+`python -m bench.results_page` makes them; a test checks that they hold what this makes. Plots need
+matplotlib; without it the rest is made alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+PLANNED = ROOT / "kvmeta" / "cli" / "measured.json"
 PAGE = ROOT / "bench" / "RESULTS.md"
 BENCHMARKS = ("compare", "scale", "engine", "service")
 
@@ -52,8 +54,9 @@ def page(sections: dict[str, Section]) -> str:
         "",
         "Made by `python -m bench.results_page` from the files in [results](results), which hold every round.",
         "A figure is the median of interleaved rounds; in brackets, where there is room, the least and the",
-        "most. Servers and clients share the cores. What is measured how is said in the docstrings of",
-        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py) and [service.py](service.py).",
+        "most. Servers and clients share the cores. How things are measured is said at the head of",
+        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py) and",
+        "[service.py](service.py).",
         "",
     ]
     if "compare" in sections:
@@ -64,6 +67,65 @@ def page(sections: dict[str, Section]) -> str:
         if name in sections:
             lines += [f"## {what}", "", *_machine(sections[name], name), *_targets(sections[name]["answers"])]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def side_by_side(section: Section) -> list[str]:
+    """Return the README's table of systems."""
+    rows = []
+    for answer in systems(section):
+        put = _median(answer, "durable puts")
+        footprint = (_median(answer, name) for name in ("memory", "disk"))
+        rows.append((short(answer), _median(answer, "batches of 16,384"), put, *footprint))
+    head = ("", "lookups, M IDs/s", "durable puts, M/s", "memory, B/entry", "disk, B/entry")
+    return _table(head, rows)
+
+
+def growth(section: Section) -> list[str]:
+    """Return the README's table of sizes."""
+    head = (
+        "entries", "warm lookup in process, ns/ID", "over gRPC, ns/ID", "cold lookups, k IDs/s",
+        "device reads a cold ID", "memory, B/entry", "disk, B/entry", "open cold, s",
+    )  # fmt: skip
+    names = (
+        ("warm, in process", None), ("warm, over gRPC", None), ("cold, batches of 4,096", None),
+        ("cold, batches of 4,096: device reads", "/ID"), ("memory", None), ("disk", None), ("open, cold", None),
+    )  # fmt: skip
+    told = sizes(section)
+    return _table(head, ((f"{size:,}", *(_median(each, *name) for name in names)) for size, each in told))
+
+
+def measured(sections: dict[str, Section]) -> dict[str, Any] | None:
+    """Return what `kvmeta plan` counts with, None while a benchmark has not been run in full.
+
+    From the largest store that was asked warm: beyond it nothing says what memory would do.
+    """
+    if not {"compare", "scale", "engine"} <= set(sections):
+        return None
+    told = [(size, answer) for size, answer in sizes(sections["scale"]) if series(answer, "warm, over gRPC")]
+    rows, largest = max(told, key=lambda each: each[0])
+    kvmeta = next(each for each in systems(sections["compare"]) if each["key"] == "system-kvmeta")
+    engine = {answer["key"]: answer for answer in sections["engine"]["answers"]}
+    replay = next(each for each in engine["open"]["beside"] if "WAL" in each["name"])
+    machine = sections["scale"]["machine"]
+
+    def figure(answer: Section, name: str) -> float:
+        return float((series(answer, name) or {})["median"])
+
+    return {
+        "machine": f"{machine['cpu']}, {machine['cores']} cores, client and server sharing them",
+        "date": sections["scale"]["date"][:10],
+        "entries": rows,
+        "disk_bytes_per_entry": figure(largest, "disk"),
+        "memory_bytes_per_entry": figure(largest, "memory"),
+        "process_bytes": figure(kvmeta, "memory, empty") * 1e6,
+        "warm_lookups_per_s": 1e9 / figure(largest, "warm, over gRPC"),
+        "cold_lookups_per_s": figure(largest, "cold, batches of 16,384") * 1e3,
+        "puts_per_s": figure(largest, "puts, merges waited for") * 1e6,
+        "load_per_s": figure(largest, "bulk load and compaction") * 1e6,
+        "start_s": figure(kvmeta, "open"),
+        "open_s_per_entry": figure(largest, "open, cold") / rows,
+        "replay_s": replay["median"],
+    }
 
 
 def systems(section: Section) -> list[Section]:
@@ -226,6 +288,9 @@ def main() -> None:
     """Write the page, and the plots if matplotlib is there."""
     sections = read()
     PAGE.write_text(page(sections))
+    figures = measured(sections)
+    if figures is not None:
+        PLANNED.write_text(json.dumps(figures, indent=1) + "\n")
     if importlib.util.find_spec("matplotlib") is not None:
         from bench import plots
 

@@ -129,13 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(form: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
     parts = Parts(data, form, sizes)
-    fitting = [rows for rows in sizes.stores if _has_room(rows, data)]
-    stores = {rows: _stores(rows, data) for rows in fitting}
+    fitting = [rows for rows in sizes.stores if has_room(rows, data)]
+    stores = {rows: stores_of(rows, data) for rows in fitting}
     for each in stores.values():
         each.big()
     os.sync()  # the writing back of new stores is no part of what follows
     paths = {rows: each.big() for rows, each in stores.items()}
-    warm_rows = _warm(fitting)
+    warm_rows = warm_sizes(fitting)
     parts_of: dict[int, dict[str, Any]] = {}
     warm = parts.part("warm", lambda: _warm_local({rows: paths[rows] for rows in warm_rows}, sizes))
     remote = parts.part("remote", lambda: _warm_remote({rows: paths[rows] for rows in warm_rows}, sizes))
@@ -155,11 +155,11 @@ def _measure(form: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
     parts.done()
 
 
-def _stores(rows: int, data: Path) -> Stores:
+def stores_of(rows: int, data: Path) -> Stores:
     return Stores(data, replace(engine.FORMS["quick"], rows=rows))
 
 
-def _has_room(rows: int, data: Path) -> bool:
+def has_room(rows: int, data: Path) -> bool:
     """Return whether a store of `rows` is there or can be built, a third of it held twice meanwhile."""
     if (data / f"big-{rows}" / "built.json").exists():
         return True
@@ -167,7 +167,7 @@ def _has_room(rows: int, data: Path) -> bool:
     return shutil.disk_usage(data).free > rows * _ROW_BYTES * 1.5 + (2 << 30)
 
 
-def _warm(fitting: Sequence[int]) -> list[int]:
+def warm_sizes(fitting: Sequence[int]) -> list[int]:
     """Return the sizes that fit into memory, all at once."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _MEMORY_SHARE
     kept: list[int] = []
@@ -296,8 +296,8 @@ def _judged(
             small = _series(f"{start:,} rows", "ns/ID", took[str(start)])
             large = _series(f"{sizes.to_rows:,} rows", "ns/ID", took[str(sizes.to_rows)])
             question = f"warm lookup {name}: cost at {sizes.to_rows:,} rows against {start:,}"
-            slope = _series("slope of the log-log line over all sizes", "", [_slope(took)])
-            yield Answer(key, question, 2, ratio("times", large, small), beside=[small, large, slope])
+            steepness = _series("slope of the log-log line over all sizes", "", [slope(took)])
+            yield Answer(key, question, 2, ratio("times", large, small), beside=[small, large, steepness])
     of = parts_of.get(sizes.to_rows)
     if of is None:
         return
@@ -324,7 +324,7 @@ def _judged(
         )  # fmt: skip
 
 
-def _slope(took: dict[str, list[float]]) -> float:
+def slope(took: dict[str, list[float]]) -> float:
     """Return the exponent of cost against rows: 0 where it does not grow, 1 where it grows alike."""
     rows = [math.log(int(each)) for each in took]
     costs = [math.log(statistics.median(each)) for each in took.values()]

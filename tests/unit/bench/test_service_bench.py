@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import frames, servers, service
+from bench import frames, service
 from bench.flood import Flood
+from bench.systems.redis import RedisSystem
 from bench.workers import Worker, together_s
-from bench.workloads import Catalogue, Queries
 from kvmeta.embedded import EmbeddedStore
 from tests.serving import served
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> list[dict]:
 def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, capsys):
     answers = run(tmp_path)
 
-    missing = servers.redis_missing()
+    missing = RedisSystem().missing()
     expected = [key for key in service.QUESTIONS if not (missing and key in service.REDIS_QUESTIONS)]
     assert sorted(answer["key"] for answer in answers) == sorted(expected)
     for answer in answers:
@@ -41,38 +41,6 @@ def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, c
     assert hanging["still there in the end: half-sent calls"] == 6
     assert hanging["still there in the end: answers not taken"] == 6
     assert not (tmp_path / "stores" / "scratch").exists()
-
-
-def test_without_redis_its_questions_are_left_out_and_the_reason_is_told(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-
-    assert "redis-server" in servers.redis_missing()
-
-
-@pytest.mark.skipif(bool(servers.redis_missing()), reason="there is no Redis to start")
-def test_a_redis_dump_is_made_once_and_stays_as_it_is_while_it_is_served(tmp_path):
-    from bench.redis_peer import Table, dumped
-
-    catalogue = Catalogue()
-    dump = dumped(tmp_path, catalogue, 10_000) / "dump.rdb"
-    made = dump.stat()
-
-    assert dumped(tmp_path, catalogue, 10_000) == dump.parent
-    with servers.Redis(dump.parent) as server:
-        table = Table(server.port)
-        table.expect(10_000)
-        queries = Queries(catalogue, 10_000)
-        batch = queries.batch(np.random.default_rng(1), 500)
-        hits = table.lookup(batch.ids)
-        queries.check(batch, hits.found, hits.locations)
-        table.put(*next(Catalogue(seed=2).batches(0, 100, 100)))
-        with pytest.raises(AssertionError, match="holds 10100 entries"):
-            table.expect(10_000)
-        table.close()
-
-    after = dump.stat()
-    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (made.st_ino, made.st_mtime_ns, made.st_size)
-    assert sorted(file.name for file in dump.parent.iterdir()) == ["built.json", "dump.rdb"]
 
 
 def test_a_flood_hangs_on_until_it_is_closed(tmp_path):

@@ -1,0 +1,96 @@
+"""The growth benchmark runs whole in its tiny form, goes on where it stopped, and counts what it says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import churn, device, results_page, scale
+from bench.stores import Stores
+
+
+def run(tmp_path):
+    results = tmp_path / "scale.json"
+    assert scale.main(["--tiny", "--data", str(tmp_path / "data"), "--results", str(results)]) == 0
+    return json.loads(results.read_text())["tiny"]
+
+
+@pytest.mark.skipif(not device.is_on_disk(__file__), reason="needs a block device to count reads of")
+def test_the_tiny_form_measures_every_size(tmp_path, capsys):
+    section = run(tmp_path)
+
+    told = results_page.sizes(section)
+    assert [rows for rows, _ in told] == [5_000, 20_000]
+    for _, answer in told:
+        for name in (
+            "warm, in process",
+            "warm, over gRPC",
+            "cold, batches of 4,096",
+            "memory",
+            "disk",
+            "puts",
+        ):
+            assert results_page.series(answer, name) is not None, name
+    keys = {answer["key"] for answer in section["answers"]}
+    assert {"growth-remote", "growth-local", "cold-reads", "memory", "disk"} <= keys
+    assert "5,000 entries" in capsys.readouterr().out
+    assert not list((tmp_path / "data").glob("scale-*"))
+    assert not (tmp_path / "data" / "scratch").exists()
+    assert "## Growth" in results_page.page({"scale": section})
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    sizes = scale.FORMS["tiny"]
+    measured = []
+
+    def measure():
+        measured.append(1)
+        return {"figure": 1.5}
+
+    assert scale.Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
+    assert scale.Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
+    assert len(measured) == 1
+    scale.Parts(tmp_path, "tiny", scale.FORMS["quick"]).part("warm", measure)  # of other sizes: not the same
+    assert len(measured) == 2
+
+    parts = scale.Parts(tmp_path, "tiny", sizes)
+    parts.done()
+    parts.part("warm", measure)
+    assert len(measured) == 3
+
+
+def test_a_size_without_room_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        scale.shutil, "disk_usage", lambda _: scale.shutil._ntuple_diskusage(100, 0, 10 << 30)
+    )
+
+    assert scale.has_room(100_000_000, tmp_path)
+    assert not scale.has_room(1_000_000_000, tmp_path)
+
+
+def test_only_what_fits_into_memory_together_is_asked_warm(monkeypatch):
+    monkeypatch.setattr(
+        scale.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 20
+    )  # 4 GiB
+
+    assert scale.warm_sizes([1_000_000, 50_000_000, 300_000_000]) == [1_000_000, 50_000_000]
+
+
+def test_the_slope_is_the_exponent_of_cost_against_rows():
+    assert scale.slope({"1000": [5.0], "1000000": [5.0]}) == pytest.approx(0)
+    assert scale.slope({"1000": [1.0], "1000000": [1000.0]}) == pytest.approx(1)
+
+
+def test_puts_into_a_copy_leave_the_store_alone(tmp_path):
+    sizes = scale.FORMS["tiny"]
+    stores = scale.stores_of(20_000, tmp_path)
+    path = stores.big()
+    before = {file.name: file.stat().st_mtime_ns for file in path.rglob("*.seg")}
+
+    told = churn.puts(stores, 20_000, sizes)
+
+    assert told["rows"] == sizes.put_rows_least
+    assert told["written"] > 1
+    assert {file.name: file.stat().st_mtime_ns for file in path.rglob("*.seg")} == before
+    assert Stores(tmp_path, stores.sizes).big() == path
