@@ -11,8 +11,9 @@ cores. Scenes, one after the other:
     sequential, paths         the first case on smaller stores of other kinds of IDs
     empty                     puts into empty systems
 
-A system of which something is missing is left out, with a line; `make bench-peers-install` installs them.
-A rate is that of a system's best way to ask (asking.py); latencies are those of one call at a time.
+A scene is kept when it is done, so an interrupted run goes on behind it. A system of which something is
+missing is left out, with a line; `make bench-peers-install` installs them. A rate is that of a system's best
+way to ask (asking.py); latencies are those of one call at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ from typing import Any
 from bench import report
 from bench.asking import ONE, PIPELINED, Asker, Case, Slice, server_bytes
 from bench.built import built
+from bench.parts import Parts
 from bench.systems import lmdb, mooncake, ours, postgres, redis, rocksdb, seaweedfs
 from bench.systems.system import System
 from bench.table import Answer, Series, ratio
@@ -65,6 +67,8 @@ TARGETS = (
 """Who shall be how many times as fast as whom."""
 REPORTED = (("kvmeta-embedded", "rocksdb-plain"), ("kvmeta-embedded", "rocksdb-cuckoo"))
 PUT_ROWS = 4096
+Scene = dict[str, dict[str, Any]]
+"""What a scene tells of each system, by key; JSON, for it is kept (parts.py)."""
 _LOAD_ROWS = 65_536
 
 
@@ -93,7 +97,7 @@ FORMS = {
         rows=2_000_000, kind_rows=500_000, rounds=3, slice_s=0.2, put_rounds=2, put_s=0.4, open_rounds=1
     ),
     "full": Sizes(
-        rows=20_000_000, kind_rows=1_000_000, rounds=5, slice_s=0.4, put_rounds=5, put_s=1.0, open_rounds=3
+        rows=20_000_000, kind_rows=1_000_000, rounds=3, slice_s=0.4, put_rounds=3, put_s=1.0, open_rounds=3
     ),
 }
 
@@ -104,13 +108,22 @@ class Figures:
 
     system: System
     rows: int = 0
-    lookups: dict[tuple[str, str], list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    lookups: dict[tuple[str, str], list[Slice]] = field(default_factory=dict)
     """By case and way, a slice a round."""
-    puts: dict[str, list[Slice]] = field(default_factory=lambda: defaultdict(list))
+    puts: dict[str, list[Slice]] = field(default_factory=dict)
     open_s: list[float] = field(default_factory=list)
     memory_bytes: int | None = None
     empty_bytes: int | None = None
     disk_bytes: int | None = None
+
+    def add(self, told: dict[str, Any]) -> None:
+        """Add what a scene tells of the system."""
+        for case, way, slices in told.pop("lookups", ()):
+            self.lookups[case, way] = [Slice(*each) for each in slices]
+        for way, slices in told.pop("puts", ()):
+            self.puts[way] = [Slice(*each) for each in slices]
+        for name, value in told.items():
+            setattr(self, name, value)
 
     def best(self, case: str) -> Series | None:
         """Return the rates of the best way to ask in a case."""
@@ -166,14 +179,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
 
 
-def _measure(systems: Sequence[System], _: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
-    figures = {system.key: Figures(system) for system in systems}
+def _measure(systems: Sequence[System], form: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
     readers = [system for system in systems if system.reads]
-    _lookups("hashed", readers, figures, sizes, data, sizes.rows, CASES)
-    _reopen(readers, figures, sizes, data)
-    for kind in OTHER_KINDS:
-        _lookups(kind, readers, figures, sizes, data, sizes.kind_rows, {f"{kind} IDs": BASE})
-    _puts([system for system in systems if system.writes], figures, sizes, data)
+    writers = [system for system in systems if system.writes]
+    parts = Parts(data, f"compare-{form}", sizes)
+    scenes: list[tuple[str, Callable[[], Scene]]] = [
+        ("hashed", lambda: _lookups("hashed", readers, sizes, data, sizes.rows, CASES)),
+        ("opening", lambda: _reopen(readers, sizes, data)),
+        *(
+            (kind, partial(_lookups, kind, readers, sizes, data, sizes.kind_rows, {f"{kind} IDs": BASE}))
+            for kind in OTHER_KINDS
+        ),
+        ("puts", lambda: _puts(writers, sizes, data)),
+    ]
+    figures = {system.key: Figures(system) for system in systems}
+    for name, play in scenes:
+        for key, told in parts.part(name, play).items():
+            figures[key].add(told)
+    parts.done()
     for each in figures.values():
         yield _told(each)
     for who, whom, times in TARGETS:
@@ -185,23 +208,24 @@ def _measure(systems: Sequence[System], _: str, sizes: Sizes, data: Path) -> Ite
 
 
 def _lookups(
-    kind: IdKind, systems: Sequence[System], figures: dict[str, Figures], sizes: Sizes, data: Path,
-    rows: int, cases: dict[str, Case],
-) -> None:  # fmt: skip
+    kind: IdKind, systems: Sequence[System], sizes: Sizes, data: Path, rows: int, cases: dict[str, Case]
+) -> Scene:
     """Play a scene of lookups: all systems up, asked in turn."""
     paths = {system.key: _kept(system, kind, rows, data) for system in systems}
     os.sync()  # the writing back of what was just built is no part of what follows
+    scene: Scene = {}
+    got: dict[tuple[str, str, str], list[Slice]] = defaultdict(list)
     with ExitStack() as stack:
         instances = []
         for system in systems:
-            of = figures[system.key]
+            told = scene[system.key] = {}
             instance = _up(system, kind, paths[system.key], rows, stack)
             instances.append(instance)
             if kind == "hashed":
-                of.rows = _rows(system, rows)
-                of.memory_bytes = instance.memory_bytes()
+                told["rows"] = _rows(system, rows)
+                told["memory_bytes"] = instance.memory_bytes()
                 if system.keeps:
-                    of.disk_bytes = system.disk_bytes(paths[system.key])
+                    told["disk_bytes"] = system.disk_bytes(paths[system.key])
         asked = [
             (instance, name, case, way)
             for name, case in cases.items()
@@ -211,30 +235,37 @@ def _lookups(
         with Progress(f"lookups, {kind} IDs", sizes.rounds * len(asked)) as progress:
             for turn in range(sizes.rounds):
                 for i, (instance, name, case, way) in enumerate(asked):
-                    fitting = case._replace(batch_rows=instance.system.batch_rows(case.batch_rows))
-                    got = instance.asker.call("lookups", fitting, way, sizes.slice_s)
-                    figures[instance.system.key].lookups[name, way].append(got)
+                    system = instance.system
+                    fitting = case._replace(batch_rows=system.batch_rows(case.batch_rows))
+                    slice_ = instance.asker.call("lookups", fitting, way, sizes.slice_s)
+                    got[system.key, name, way].append(slice_)
                     progress(turn * len(asked) + i + 1)
+    for (key, name, way), slices in got.items():
+        scene[key].setdefault("lookups", []).append((name, way, slices))
+    return scene
 
 
-def _reopen(systems: Sequence[System], figures: dict[str, Figures], sizes: Sizes, data: Path) -> None:
+def _reopen(systems: Sequence[System], sizes: Sizes, data: Path) -> Scene:
     """Open what keeps its entries, files in memory, nothing else running."""
-    with Progress("opening", sizes.open_rounds * len(systems)) as progress:
+    kept = [system for system in systems if system.keeps]
+    scene: Scene = {system.key: {"open_s": []} for system in kept}
+    with Progress("opening", sizes.open_rounds * len(kept)) as progress:
         for turn in range(sizes.open_rounds):
-            for i, system in enumerate(systems):
-                if system.keeps:
-                    path = _kept(system, "hashed", sizes.rows, data)
-                    with ExitStack() as stack:
-                        rows = _rows(system, sizes.rows)
-                        instance = Instance(system, path, Catalogue(), rows, stack)
-                        figures[system.key].open_s.append(instance.opened_s())
-                progress(turn * len(systems) + i + 1)
+            for i, system in enumerate(kept):
+                path, rows = _kept(system, "hashed", sizes.rows, data), _rows(system, sizes.rows)
+                with ExitStack() as stack:
+                    instance = Instance(system, path, Catalogue(), rows, stack)
+                    scene[system.key]["open_s"].append(instance.opened_s())
+                progress(turn * len(kept) + i + 1)
+    return scene
 
 
-def _puts(systems: Sequence[System], figures: dict[str, Figures], sizes: Sizes, data: Path) -> None:
+def _puts(systems: Sequence[System], sizes: Sizes, data: Path) -> Scene:
     """Play the scene of puts: all systems up and empty at first."""
     scratch = data / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
+    scene: Scene = {}
+    got: dict[tuple[str, str], list[Slice]] = defaultdict(list)
     try:
         with ExitStack() as stack:
             instances = []
@@ -242,17 +273,20 @@ def _puts(systems: Sequence[System], figures: dict[str, Figures], sizes: Sizes, 
                 directory = scratch / system.key
                 directory.mkdir(parents=True)
                 instances.append(Instance(system, directory, Catalogue(), 0, stack))
-                figures[system.key].empty_bytes = instances[-1].memory_bytes()
+                scene[system.key] = {"empty_bytes": instances[-1].memory_bytes()}
             asked = [(instance, way) for instance in instances for way in _ways(instance.system)]
             with Progress("puts", sizes.put_rounds * len(asked)) as progress:
                 for turn in range(sizes.put_rounds):
                     for i, (instance, way) in enumerate(asked):
-                        batch_rows = instance.system.batch_rows(PUT_ROWS)
-                        got = instance.asker.call("puts", batch_rows, way, sizes.put_s)
-                        figures[instance.system.key].puts[way].append(got)
+                        system = instance.system
+                        batch_rows = system.batch_rows(PUT_ROWS)
+                        got[system.key, way].append(instance.asker.call("puts", batch_rows, way, sizes.put_s))
                         progress(turn * len(asked) + i + 1)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    for (key, way), slices in got.items():
+        scene[key].setdefault("puts", []).append((way, slices))
+    return scene
 
 
 def _up(system: System, kind: IdKind, path: Path, rows: int, stack: ExitStack) -> Instance:

@@ -14,7 +14,6 @@ A size that the disk has no room for is left out, with a line.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,9 +21,9 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from bench.built import disk_bytes
 from bench.churn import puts
 from bench.cold import cold, mixed
 from bench.lookups import Subject
+from bench.parts import Parts
 from bench.stores import Stores
 from bench.systems.ours import KvmetaClient
 from bench.table import Answer, Series, ratio
@@ -89,37 +89,10 @@ FORMS = {
         rows=1_000_000_000,
         stores=(1_000_000, 4_000_000, 10_000_000, 100_000_000, 300_000_000, 1_000_000_000),
         from_rows=1_000_000, local_from_rows=4_000_000, to_rows=300_000_000, warm_rounds=9, warm_batches=128,
-        remote_s=0.5, cold_rounds=5, cold_ids=1 << 18, fio_s=3, put_rows_least=12_000_000,
+        remote_s=0.5, cold_rounds=3, cold_ids=1 << 18, fio_s=3, put_rows_least=12_000_000,
         put_rows_most=48_000_000,
     ),
 }  # fmt: skip
-
-
-class Parts:
-    """The parts of a run that are done, kept in a file each until the whole run is."""
-
-    def __init__(self, directory: Path, form: str, sizes: Sizes) -> None:
-        self._directory = directory / f"scale-{form}"
-        self._recipe = {"kvmeta": kvmeta.__version__, "sizes": json.loads(json.dumps(asdict(sizes)))}
-
-    def part(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return a part as it was measured, now or before the run was interrupted."""
-        path = self._directory / f"{name}.json"
-        if path.exists():
-            kept = json.loads(path.read_text())
-            if kept["recipe"] == self._recipe:
-                print(f"  {name}: as measured before", file=sys.stderr)
-                return dict(kept["part"])
-        part = measure()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps({"recipe": self._recipe, "part": part}))
-        unfinished.replace(path)
-        return part
-
-    def done(self) -> None:
-        """Forget all parts."""
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(form: str, sizes: Sizes, data: Path) -> Iterator[Answer]:
-    parts = Parts(data, form, sizes)
+    parts = Parts(data, f"scale-{form}", sizes)
     fitting = [rows for rows in sizes.stores if has_room(rows, data)]
     stores = {rows: stores_of(rows, data) for rows in fitting}
     for each in stores.values():

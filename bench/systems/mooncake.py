@@ -18,7 +18,7 @@ import numpy as np
 from bench.servers import Server, free_port, listening
 from bench.systems.system import Client, Columns, Ids, Locations, Place, System, package_version, program
 
-_SEGMENT_BYTES = 1 << 30
+_SEGMENT_BYTES = 4 << 30  # an object takes more than its 24 bytes
 _BUFFER_BYTES = 64 << 20
 
 

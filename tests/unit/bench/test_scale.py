@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bench import churn, device, results_page, scale
+from bench.parts import Parts
 from bench.stores import Stores
 
 
@@ -48,13 +49,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
         measured.append(1)
         return {"figure": 1.5}
 
-    assert scale.Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
-    assert scale.Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
+    assert Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
+    assert Parts(tmp_path, "tiny", sizes).part("warm", measure) == {"figure": 1.5}
     assert len(measured) == 1
-    scale.Parts(tmp_path, "tiny", scale.FORMS["quick"]).part("warm", measure)  # of other sizes: not the same
+    Parts(tmp_path, "tiny", scale.FORMS["quick"]).part("warm", measure)  # of other sizes: not the same
     assert len(measured) == 2
 
-    parts = scale.Parts(tmp_path, "tiny", sizes)
+    parts = Parts(tmp_path, "tiny", sizes)
     parts.done()
     parts.part("warm", measure)
     assert len(measured) == 3
