@@ -75,7 +75,7 @@ def cold(path: Path, rows: int, sizes: Any) -> dict[str, Any]:
                     opened.append(reader.call("opened_s"))
                     got = reader.call("ask", ids, batch_rows)
                 rounds[str(batch_rows)].append(got)
-                if not missing:
+                if not missing and got["depth"]:  # else nobody knows how deep fio should go
                     make_cold(path)
                     depth = max(1, round(got["depth"]))
                     fio[str(batch_rows)].append(random_reads(segments, depth, sizes.fio_s))

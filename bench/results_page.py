@@ -52,11 +52,10 @@ def page(sections: dict[str, Section]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `python -m bench.results_page` from the files in [results](results), which hold every round.",
-        "A figure is the median of interleaved rounds; in brackets, where there is room, the least and the",
-        "most. Servers and clients share the cores. How things are measured is said at the head of",
-        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py) and",
-        "[service.py](service.py).",
+        "Made by `make bench-report` from the files in [results](results), which hold every round. A figure",
+        "is the median of interleaved rounds; in brackets, where there is room, the least and the most.",
+        "Servers and clients share the cores. How things are measured is said at the head of",
+        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py), [service.py](service.py).",
         "",
     ]
     if "compare" in sections:
@@ -88,7 +87,8 @@ def growth(section: Section) -> list[str]:
     )  # fmt: skip
     names = (
         ("warm, in process", None), ("warm, over gRPC", None), ("cold, batches of 4,096", None),
-        ("cold, batches of 4,096: device reads", "/ID"), ("memory", None), ("disk", None), ("open, cold", None),
+        ("cold, batches of 4,096: device reads", "/ID"), ("memory", None), ("disk", None),
+        ("open, cold", None),
     )  # fmt: skip
     told = sizes(section)
     return _table(head, ((f"{size:,}", *(_median(each, *name) for name in names)) for size, each in told))

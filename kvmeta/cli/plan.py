@@ -13,17 +13,12 @@ from kvmeta.cli import options, render
 _DAY_S, _HOUR_S, _MINUTE_S = 86_400, 3600, 60
 
 
-class Number(click.ParamType):
-    """A number as people write large ones: 20e9, 20_000_000_000."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return it."""
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is no number; write 20e9 or 20_000_000_000", param, ctx)
+def _number(_: click.Context, __: click.Parameter, text: str | float) -> float:
+    """Return a number as people write large ones: 20e9, 20_000_000_000."""
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number; write 20e9 or 20_000_000_000") from None
 
 
 def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
@@ -31,12 +26,22 @@ def _size(_: click.Context, __: click.Parameter, text: str | None) -> int | None
 
 
 @click.command(short_help="How many machines a catalogue needs.")
-@click.option("--files", type=Number(), required=True, help="Files to be remembered, such as 20e9.")
+@click.option(
+    "--files", callback=_number, metavar="N", required=True, help="Files to be remembered, such as 20e9."
+)
 @click.option("--replicas", type=int, default=3, show_default=True, help="Nodes that hold each of them.")
-@click.option("--lookups-per-s", type=Number(), default=0.0, help="IDs looked up a second, in batches.")
-@click.option("--puts-per-s", type=Number(), default=0.0, help="Entries put a second, in batches.")
-@click.option("--disk", "disk_bytes", callback=_size, help="Disk of one node, such as 3.6TiB.")
-@click.option("--memory", "memory_bytes", callback=_size, help="Memory of one node, such as 256GiB.")
+@click.option(
+    "--lookups-per-s", callback=_number, metavar="N", default="0", help="IDs looked up a second, in batches."
+)
+@click.option(
+    "--puts-per-s", callback=_number, metavar="N", default="0", help="Entries put a second, in batches."
+)
+@click.option(
+    "--disk", "disk_bytes", callback=_size, metavar="SIZE", help="Disk of one node, such as 3.6TiB."
+)
+@click.option(
+    "--memory", "memory_bytes", callback=_size, metavar="SIZE", help="Memory of one node, such as 256GiB."
+)
 @options.json_option
 def plan(as_json: bool, files: float, **asked: Any) -> None:
     """Print nodes, disk, memory, restart and rebuild time for a catalogue, and how they come about.

@@ -13,8 +13,11 @@ ROOMS = ("kvmeta", "server", "bench", "tests")
 SOURCES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 SOURCES = [path for path in SOURCES if not path.stem.endswith(("_pb2", "_pb2_grpc"))]  # generated
 PAGES = [
-    ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile")
-]
+    ROOT / name
+    for name in (
+        "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "bench/RESULTS.md",
+    )
+]  # fmt: skip
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 LINES_MAX = 600
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager", "data", "info"}

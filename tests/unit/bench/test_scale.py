@@ -17,7 +17,6 @@ def run(tmp_path):
     return json.loads(results.read_text())["tiny"]
 
 
-@pytest.mark.skipif(not device.is_on_disk(__file__), reason="needs a block device to count reads of")
 def test_the_tiny_form_measures_every_size(tmp_path, capsys):
     section = run(tmp_path)
 
@@ -95,3 +94,19 @@ def test_puts_into_a_copy_leave_the_store_alone(tmp_path):
     assert told["written"] > 1
     assert {file.name: file.stat().st_mtime_ns for file in path.rglob("*.seg")} == before
     assert Stores(tmp_path, stores.sizes).big() == path
+
+
+def test_reads_are_counted_on_the_device_or_else_of_the_process(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1 << 20))
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(device.os, "major", lambda _: 0)  # no such device
+        below = device.Device(tmp_path)
+        device.make_cold(tmp_path)
+        start = below.counters()
+        assert file.read_bytes() == bytes(1 << 20)
+        done = below.since(start)
+        assert done.reads >= 0
+        assert done.seconds > 0
+        assert known or done.depth == 0
