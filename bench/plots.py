@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 
 from bench import results_page
+from bench.table import number
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "kvmeta"
@@ -45,7 +46,7 @@ def _lookups(told: list[Section]) -> Figure:
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(bars) + 1))
     axes.barh([bar[0] for bar in bars], [bar[1] for bar in bars], color=[_color(bar[2]) for bar in bars])
     for place, (_, rate, _) in enumerate(bars):
-        axes.text(rate * 1.05, place, f"{rate:.3g}", va="center")
+        axes.text(rate * 1.05, place, number(rate), va="center")
     axes.set_xscale("log")
     axes.set_xlabel("lookups, M IDs/s, batches of 16,384, best way to ask")
     return figure
@@ -65,7 +66,7 @@ def _footprint(told: list[Section]) -> Figure:
         values = [row[which] for row in rows]
         panel.barh([row[0] for row in rows], values, color=[_color(row[3]) for row in rows])
         for place, value in enumerate(values):
-            panel.text(value, place, f" {value:.3g}", va="center")
+            panel.text(value, place, f" {number(value)}", va="center")
         panel.set_xlabel(f"{name}, B/entry")
     return figure
 

@@ -183,7 +183,7 @@ def _compare(section: Section) -> list[str]:
         (_kept(each) for each in told),
     )
     lines += ["![Memory and disk](results/footprint.svg)", ""]
-    lines += ["How the best ways were:", ""]
+    lines += ["Factors, each at its best (which way that was stands in the row):", ""]
     lines += _targets([each for each in section["answers"] if each not in told])
     lines += ["Versions and notes:", "", *(f"- {each['question']}" for each in told), ""]
     return lines
