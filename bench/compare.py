@@ -62,7 +62,9 @@ CASES = {
 OTHER_KINDS: tuple[IdKind, ...] = ("sequential", "paths")
 TARGETS = (
     ("kvmeta", "redis", 8), ("kvmeta", "postgres", 15), ("kvmeta", "mooncake", 8),
-    ("kvmeta", "seaweedfs", 50),    ("kvmeta-embedded", "rocksdb", 8), ("kvmeta-embedded", "lmdb", 8),
+    ("kvmeta", "seaweedfs", 50),
+    ("kvmeta-embedded", "rocksdb", 8), ("kvmeta-embedded", "rocksdb-mmap", 8),
+    ("kvmeta-embedded", "lmdb", 8),
 )  # fmt: skip
 """Who shall be how many times as fast as whom."""
 REPORTED = (("kvmeta-embedded", "rocksdb-plain"), ("kvmeta-embedded", "rocksdb-cuckoo"))

@@ -1,8 +1,8 @@
 """PostgreSQL 15 through psycopg 3: entries in a table, asked by `= ANY($1)`, loaded and put by COPY.
 
-A batch of IDs becomes one binary array parameter without a Python object for each, and the answer comes back
-as one value, each row's ID and location one after the other: four times as fast as a result of rows. COPY
-does not replace rows, so a put takes fresh IDs only; the benchmark puts no others.
+A batch of IDs becomes one binary array parameter, and the answer comes back as one value, each row's ID and
+location one after the other: no Python object for a row on either way. COPY does not replace rows, so a put
+takes fresh IDs only; the benchmark puts no others.
 
 PostgreSQL does not run as root: there it runs as the user `postgres` that its package makes.
 """
