@@ -8,7 +8,7 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
-PEER_PACKAGES := redis-server postgresql-15 fio
+PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
 .PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-report lint types layers protos protos-check format check clean
 

@@ -238,6 +238,7 @@ def _told(rows: int, warm: list[float] | None, remote: list[float] | None, of: d
         ]
     beside += [
         _series("memory", "B/entry", [rest["memory"]]),
+        _series("directories and filters, mapped", "B/entry", [rest["tables"]]),
         _series("disk", "B/entry", [rest["disk"]]),
         _series("open, cold", "s", pages["opened_s"]),
         _series("open, warm", "s", rest["opened_s"]),
