@@ -13,12 +13,12 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
 
+from bench.proc import status_bytes
 from bench.systems.system import Client
 from bench.timing import quiet
 from bench.workers import together_s
@@ -87,7 +87,7 @@ class Asker:
         for _ in range(_PROBE_BATCHES):
             self._client.lookup(queries.batch(self._random, _PROBE_ROWS).ids)
         ctypes.CDLL(None).malloc_trim(0)
-        return _bytes_of("self", "RssAnon")
+        return status_bytes("self", "RssAnon")
 
     def lookups(self, case: Case, way: str, slice_s: float) -> Slice:
         """Ask for about `slice_s` seconds."""
@@ -166,17 +166,8 @@ def server_bytes(pid: int) -> int:
     """Return the memory of a server and its children that no file backs; what they share counts once."""
     root = psutil.Process(pid)
     pids = [each.pid for each in (root, *root.children(recursive=True))]
-    shared = max(_bytes_of(each, "RssShmem") for each in pids)
-    return shared + sum(_bytes_of(each, "RssAnon") for each in pids)
-
-
-def _bytes_of(pid: int | str, name: str) -> int:
-    path = Path(f"/proc/{pid}/status")
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:  # it has ended meanwhile
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    shared = max(status_bytes(each, "RssShmem") for each in pids)
+    return shared + sum(status_bytes(each, "RssAnon") for each in pids)
 
 
 def _in_turn(call: Callable[[Any], Any], items: list[Any], calls: list[float] | None) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import kvmeta
+from bench.proc import io_bytes
 from bench.stores import Stores, linked_copy
 from bench.timing import Progress
 from bench.workers import Worker
@@ -40,7 +41,7 @@ class Putter:
         store, dataset = self._store, self._store.dataset()
         assert isinstance(store, EmbeddedStore)
         merging_s: list[float] = []
-        written = _written_bytes()
+        written = io_bytes("write_bytes")
         merging, spent_s = False, 0.0
         batches = Catalogue().batches(self._first, rows, 4096)
         for i, (ids, locations) in enumerate(batches):
@@ -65,7 +66,7 @@ class Putter:
             "p50_ms": float(np.percentile(merging_s or [0.0], 50) * 1e3),
             "p99_ms": float(np.percentile(merging_s or [0.0], 99) * 1e3),
             "largest_ms": max(merging_s, default=0.0) * 1e3,
-            "written": (_written_bytes() - written) / (rows * ENTRY_BYTES),
+            "written": (io_bytes("write_bytes") - written) / (rows * ENTRY_BYTES),
         }  # fmt: skip
 
 
@@ -79,9 +80,3 @@ def puts(stores: Stores, rows: int, sizes: Any) -> dict[str, Any]:
             return dict(putter.call("put", count))
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _written_bytes() -> int:
-    """Return the bytes that this process has caused to be written."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("write_bytes")))

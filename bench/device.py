@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.proc import io_bytes
+
 _FIO_FILES = 16
 _PAGE_BYTES, _SECTOR_BYTES = 4096, 512
 
@@ -49,8 +51,7 @@ class Device:
     def counters(self) -> Counters:
         """Return what it has done so far."""
         if not self._stat.exists():
-            lines = Path("/proc/self/io").read_text().splitlines()
-            read = int(next(line.split()[1] for line in lines if line.startswith("read_bytes")))
+            read = io_bytes("read_bytes")
             return Counters(time.perf_counter(), read // _PAGE_BYTES, read, 0.0)
         words = [int(word) for word in self._stat.read_text().split()]
         return Counters(time.perf_counter(), words[0], words[2] * _SECTOR_BYTES, words[10] / 1e3)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import kvmeta
+from bench.proc import status_bytes
 from bench.stores import Stores
 from bench.table import Answer, Series
 from bench.timing import Progress, seconds
@@ -126,9 +127,9 @@ def _measure(path: str, rows: int, seed: int, memtable_rows: int) -> dict[str, i
         for _ in range(_BATCHES):
             dataset.lookup(queries.batch(random, _BATCH_ROWS).ids)
         figures = store.stats().datasets[0]
-        before = _anonymous_bytes()
+        before = status_bytes("self", "RssAnon")
         ctypes.CDLL(None).malloc_trim(0)
-        after = _anonymous_bytes()
+        after = status_bytes("self", "RssAnon")
         return {
             "anonymous_bytes": after,
             "freed_bytes": before - after,
@@ -136,11 +137,6 @@ def _measure(path: str, rows: int, seed: int, memtable_rows: int) -> dict[str, i
             "memtable_bytes": figures.memtable_bytes if figures.memtable_rows else 0,
             "table_bytes": figures.table_bytes,
         }
-
-
-def _anonymous_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Before the other server's turn kvmeta may end the merge it is at.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 import kvmeta
 from bench import servers
+from bench.systems.ours import settled
 from bench.systems.redis import Redis, RedisClient
 from bench.table import Answer, Series, ratio
 from bench.timing import Progress, seconds
@@ -34,7 +34,6 @@ REDIS_TIMES = 2
 _WAYS = ("threads", "load")
 _REDIS = ("redis, 1 thread", f"redis, {THREADS} threads")
 _WARM_BATCHES = 16
-_SETTLED_S, _STEP_S = 0.2, 0.02
 
 
 class Putter:
@@ -68,12 +67,7 @@ class Putter:
 
     def settle(self) -> tuple[int, int]:
         """Wait until no merge has been under way for a moment; return runs and rows."""
-        quiet_since = time.monotonic()
-        while time.monotonic() - quiet_since < _SETTLED_S:
-            stats = self._store.stats().datasets[0]
-            if stats.merging:
-                quiet_since = time.monotonic()
-            time.sleep(_STEP_S)
+        stats = settled(self._store)
         return stats.runs, stats.rows + stats.memtable_rows
 
     def _fresh(self, count: int, batch_rows: int) -> list[Any]:

@@ -80,7 +80,6 @@ class Lmdb(System):
 
     key, name = "lmdb", "LMDB (py-lmdb)"
     client = LmdbClient
-    in_process = True
     threads = (2,)
     packages = ("lmdb",)
 

@@ -68,12 +68,8 @@ class KvmetaClient(Client):
         return True
 
     def settle(self) -> None:
-        """Wait until no merge has been under way for a moment."""
-        quiet_since = time.monotonic()
-        while time.monotonic() - quiet_since < _SETTLED_S:
-            if self._store.stats().datasets[0].merging:
-                quiet_since = time.monotonic()
-            time.sleep(_STEP_S)
+        """Wait for the merges."""
+        settled(self._store)
 
     def close(self) -> None:
         """Close the store."""
@@ -85,7 +81,6 @@ class Embedded(System):
 
     key, name = "kvmeta-embedded", "kvmeta, embedded"
     client = KvmetaClient
-    in_process = True
     threads = (2,)
 
     def version(self) -> str:
@@ -102,7 +97,6 @@ class Served(Embedded):
     """`kvmeta serve`."""
 
     key, name = "kvmeta", "kvmeta, over gRPC"
-    in_process = False
     threads = (8,)
 
     @contextmanager
@@ -161,6 +155,17 @@ class EchoSystem(System):
         """Start the echo."""
         with Echo() as server:
             yield Place(server.address, server.pid)
+
+
+def settled(store: kvmeta.Store) -> Any:
+    """Return the figures of the first dataset once no merge has been under way for a moment."""
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < _SETTLED_S:
+        figures = store.stats().datasets[0]
+        if figures.merging:
+            quiet_since = time.monotonic()
+        time.sleep(_STEP_S)
+    return figures
 
 
 def _request(ids: Ids) -> pb.LookupRequest:

@@ -91,12 +91,8 @@ class RedisClient(Client):
         self._redis.execute_command("MSET", *_pairs(ids, locations))
 
     def load(self, batches: Batches) -> None:
-        """Send an MSET a batch."""
-        for batch in batches:
-            self.put(*batch)
-
-    def save(self) -> None:
-        """Write what it holds to its dump, and wait until that is done."""
+        """Send an MSET a batch, then write the dump and wait until that is done."""
+        super().load(batches)
         with Progress("redis, dump"):
             self._redis.save()
 
@@ -134,14 +130,6 @@ class RedisSystem(System):
         """Start redis-server."""
         with Redis(directory, self.sync) as server:
             yield Place(server.port, server.pid)
-
-    def build(self, directory: Path, batches: Batches) -> None:
-        """Set all entries and save the dump."""
-        with self.served(directory) as place:
-            client = RedisClient(place.address)
-            client.load(batches)
-            client.save()
-            client.close()
 
 
 class RedisEverySecond(RedisSystem):

@@ -214,7 +214,6 @@ class Rocksdb(System):
     """One kind of table, in process."""
 
     client = RocksdbClient
-    in_process = True
     threads = (2,)
     packages = ("rocksdict",)
     kind: ClassVar[Kind]

@@ -3,7 +3,7 @@
 A system has two halves. `System` lives in the benchmark's process: it starts servers, or names the directory
 where there is none. Its `client` lives in a process of its own and is what is timed:
 
-    benchmark   System.served(directory) ──> Place(address, pids)
+    benchmark   System.served(directory) ──> Place(address, server)
     client      client(address).lookup(ids), .put(ids, locations)
 
 Columns go in and come out, for that is what a caller with numpy arrays has; what a client library wants
@@ -61,7 +61,7 @@ class Client(ABC):
 
     def put(self, ids: Ids, locations: Locations) -> None:
         """Write a batch; it is as safe as the system's `durable` says when this returns."""
-        raise NotImplementedError
+        raise kvmeta.UnsupportedError(f"{type(self).__name__} takes no puts")
 
     def load(self, batches: Batches) -> None:
         """Write many batches in the quickest way there is."""
@@ -95,7 +95,6 @@ class System(ABC):
     note: ClassVar[str] = ""
     """What a reader must know of the figures."""
     client: ClassVar[type[Client]]
-    in_process: ClassVar[bool] = False
     threads: ClassVar[tuple[int, ...]] = (4,)
     """Numbers of client threads to try besides one."""
     reads: ClassVar[bool] = True
@@ -221,7 +220,7 @@ def matched(ids: Ids, got: Ids, locations: Locations) -> Columns:
 def halves(ids: Ids) -> NDArray[np.uint64]:
     """Return the first half of each ID as a number, in the order of the IDs; in this workload none tie.
 
-    Sequential IDs differ in the second half only, so both halves are folded together there.
+    Sequential IDs differ in the second half only: there it is that one.
     """
     both = np.ascontiguousarray(ids).view(">u8").reshape(-1, 2).astype(np.uint64)
     return both[:, 0] if both[:, 0].any() else both[:, 1]

@@ -122,9 +122,9 @@ def plan(demand: Demand, of: Measured) -> Plan:
         steps.append(Step(name, arithmetic, value, unit))
         return value
 
-    files, replicas = demand.files, demand.replicas
-    entries = files * replicas
-    step("entries", f"{files:,} files x {replicas} replicas", entries, "entries")
+    replicas = demand.replicas
+    entries = demand.files * replicas
+    step("entries", f"{demand.files:,} files x {replicas} replicas", entries, "entries")
     disk_each = of.disk_bytes_per_entry * (1 + UPPER_SHARE)
     disk = step(
         "disk",
