@@ -29,6 +29,7 @@ from kvmeta.engine.segment import Segment
 
 _QUIET_BATCHES = 8
 _ASK_ROWS_MIN = 16
+_BLOCKS_PAGE = 8  # what the kernel counts reads in: 512 bytes
 
 
 class Found(NamedTuple):
@@ -48,8 +49,8 @@ class Found(NamedTuple):
 class ColdReads:
     """Decides, batch by batch, whether to ask for pages before the lookup (`lookup.ask`).
 
-    Asking costs a system call an ID, so it stops after some batches that found every page in memory, and
-    starts again when a lookup had to wait for page faults.
+    Asking costs the kernel a look at every page, so it stops after some batches for which hardly anything had
+    to be read, and starts again when a lookup had to wait for page faults.
     """
 
     def __init__(self) -> None:
@@ -57,10 +58,14 @@ class ColdReads:
 
     def before(self, view: View, mixed: NDArray[np.uint64]) -> int:
         """Ask for what `mixed` will need if pages were cold lately; return the thread's major faults."""
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
         if self._quiet < _QUIET_BATCHES and len(mixed) >= _ASK_ROWS_MIN and len(view.run_table):
-            asked = kernels.ask(mixed, view.run_table, view.segment_table)
-            self._quiet = 0 if asked * 64 > len(mixed) else self._quiet + 1
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+            blocks_before = usage.ru_inblock
+            kernels.ask(mixed, view.run_table, view.segment_table)
+            usage = resource.getrusage(resource.RUSAGE_THREAD)
+            pages = (usage.ru_inblock - blocks_before) // _BLOCKS_PAGE
+            self._quiet = 0 if pages * 64 > len(mixed) else self._quiet + 1
+        return usage.ru_majflt
 
     def after(self, faults_before: int, n: int) -> None:
         """Note how many page faults the lookup of `n` IDs had to wait for."""

@@ -37,15 +37,14 @@ from kvmeta.engine.kernels.layout import (
     SEG_STATES,
 )
 from kvmeta.engine.kernels.memory import (
-    MADV_WILLNEED,
+    RANGES_MAX,
     entry,
     field,
     load_u32,
     load_u64,
-    madvise,
-    mincore,
     njit,
     prefetch,
+    will_need,
 )
 from kvmeta.engine.kernels.memtable import find
 
@@ -206,14 +205,14 @@ def lookup(mixed, memtables, runs, segments, expired, found, versions, locations
 
 @njit
 def ask(mixed, runs, segments):
-    """Ask the kernel for every page not in memory that a lookup of `mixed` will touch; return how many.
+    """Ask the kernel for every page that a lookup of `mixed` will touch.
 
     One pass over the whole batch before the lookup, so that the device sees a deep queue instead of one page
-    fault at a time. `mincore` tells what is in memory, `madvise(WILLNEED)` starts the read.
+    fault at a time. What is in memory already costs the kernel a look into its table of pages.
     """
     n = len(mixed)
-    resident = np.zeros(8, np.uint8)
-    resident_at = U(resident.ctypes.data)
+    pages = np.empty((RANGES_MAX, 2), np.uint64)
+    pages[:, 1] = PAGE_BYTES
     ids, where = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)
     start, first, end = np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64), np.empty(GROUP, np.uint64)
     asked = 0
@@ -229,10 +228,11 @@ def ask(mixed, runs, segments):
                 if end[j] == U(0):
                     continue
                 segment = entry(segments, where[j])
-                page = row_address(segment, row_page(segment, start[j]), start[j]) & U(0xFFFFFFFFFFFFF000)
-                resident[0] = 1
-                mincore(page, U(PAGE_BYTES), resident_at)
-                if not resident[0] & 1:
-                    madvise(page, U(PAGE_BYTES), MADV_WILLNEED)
-                    asked += 1
-    return asked
+                pages[asked, 0] = row_address(segment, row_page(segment, start[j]), start[j]) & U(
+                    0xFFFFFFFFFFFFF000
+                )
+                asked += 1
+                if asked == RANGES_MAX:
+                    will_need(pages, asked)
+                    asked = 0
+    will_need(pages, asked)

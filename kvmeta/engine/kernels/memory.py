@@ -119,6 +119,31 @@ def byte_swap(typing_context, value):
     return types.uint64(types.uint64), generate
 
 
-mincore = types.ExternalFunction("mincore", types.int32(types.uint64, types.uint64, types.uint64))
-madvise = types.ExternalFunction("madvise", types.int32(types.uint64, types.uint64, types.int32))
-MADV_WILLNEED = 3
+_madvise = types.ExternalFunction("madvise", types.int32(types.uint64, types.uint64, types.int32))
+_close = types.ExternalFunction("close", types.int32(types.int32))
+_getpid = types.ExternalFunction("getpid", types.int32())
+# The C library has no name for these two before glibc 2.36; their numbers are the same on every architecture.
+_syscall = types.ExternalFunction(
+    "syscall", types.int64(types.int64, types.int64, types.uint64, types.uint64, types.int64, types.int64)
+)
+_PIDFD_OPEN, _PROCESS_MADVISE, _WILLNEED = 434, 440, 3
+RANGES_MAX = 1024
+
+
+@njit
+def will_need(ranges, count):
+    """Start reading ranges[:count], u8[RANGES_MAX at most, 2] of address and length: one system call for all.
+
+    `process_madvise` (Linux 5.10); where the kernel has none or refuses, one `madvise` a range.
+    """
+    if count == 0:
+        return
+    us = _syscall(_PIDFD_OPEN, _getpid(), types.uint64(0), types.uint64(0), 0, 0)
+    advised = _syscall(
+        _PROCESS_MADVISE, us, types.uint64(ranges.ctypes.data), types.uint64(count), _WILLNEED, 0
+    )
+    if us >= 0:
+        _close(types.int32(us))
+    if advised < 0:
+        for i in range(count):
+            _madvise(ranges[i, 0], ranges[i, 1], _WILLNEED)
