@@ -88,7 +88,8 @@ protos: $(PROTOS_MARK) ## check the protocol and generate kvmeta/v1 from it
 
 protos-check: $(PROTOS_MARK) ## the protocol breaks no promise, and kvmeta/v1 is what it generates
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && protos/generate.sh $(PROTOS_VENV)/bin "$$out" && \
-	diff -r -x __init__.py -x __pycache__ "$$out/kvmeta/v1" kvmeta/v1
+	diff -r -x __init__.py -x __pycache__ "$$out/kvmeta/v1" kvmeta/v1 && \
+	for file in "$$out"/server/kvmeta_server/cluster/*; do diff "$$file" "$${file#$$out/}"; done
 
 $(PROTOS_MARK): protos/requirements.txt
 	$(PYTHON) -m venv $(PROTOS_VENV)

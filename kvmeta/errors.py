@@ -90,7 +90,12 @@ class DeadlineError(KvmetaError, TimeoutError):
 
 
 class OutcomeUnknownError(KvmetaError):
-    """The write may or may not have taken effect; `failed` names the IDs."""
+    """The write may or may not have taken effect; `failed` names the IDs.
+
+    `partial` is the result for the others, of the type the call returns; None where there is none.
+    """
+
+    partial: Any = None
 
 
 class IncompleteBatchError(KvmetaError):

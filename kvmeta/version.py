@@ -109,14 +109,30 @@ class HybridClock:
         self._slot = slot << SLOT_SHIFT
         self._unix_ms = unix_ms
         self._last = 0  # (ms, counter) of the last stamp, as one number
+        self._ceiling = VERSION_MAX
+        self._reserve: Callable[[int], int] | None = None
         self._lock = threading.Lock()
+
+    def be(self, slot: int, ceiling: int, reserve: Callable[[int], int]) -> None:
+        """Stamp as node `slot`, above `ceiling`, and never beyond what `reserve` has noted before.
+
+        `reserve(version)` notes durably that stamps may come up to the larger version it returns: a node whose
+        clock was set back does not stamp what it stamped in its last life.
+        """
+        with self._lock:
+            self._slot = slot << SLOT_SHIFT
+            self._last = max(self._last, ceiling >> COUNTER_SHIFT)
+            self._ceiling, self._reserve = 0, reserve
 
     def stamp(self, count: int = 1) -> int:
         """Return the first of `count` successive versions, `STAMP_STEP` apart, above all seen before."""
         with self._lock:
             wall = (self._unix_ms() - EPOCH_MS) << COUNTER_BITS
             first = max(wall, self._last + 1)
-            self._last = first + count - 1
+            last = first + count - 1
+            if self._reserve is not None and last << COUNTER_SHIFT >= self._ceiling:
+                self._ceiling = self._reserve(last << COUNTER_SHIFT)
+            self._last = last
         return first << COUNTER_SHIFT | self._slot
 
     def observe(self, version: int) -> None:

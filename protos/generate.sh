@@ -8,6 +8,8 @@ out=${2:-$here/..}
 "$bin/buf" lint "$here"
 "$bin/buf" format --exit-code --diff "$here"
 "$bin/buf" breaking "$here" --against "$here/../tests/fixtures/protocol-v1.binpb"
-mkdir -p "$out/kvmeta/v1"
+mkdir -p "$out/kvmeta/v1" "$out/server/kvmeta_server/cluster"
 PATH="$bin:$PATH" "$bin/python" -m grpc_tools.protoc -I "$here" \
-  --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" --mypy_grpc_out=quiet:"$out" kvmeta/v1/kvmeta.proto
+  --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" --mypy_grpc_out=quiet:"$out" kvmeta/v1/{kvmeta,peer,cluster}.proto
+"$bin/python" -m grpc_tools.protoc -I "$here/etcd" --python_out="$out/server/kvmeta_server/cluster" \
+  --pyi_out="$out/server/kvmeta_server/cluster" etcd_rpc.proto

@@ -16,6 +16,7 @@ from kvmeta.engine.compaction import Choice, RunShape
 from kvmeta.engine.manifest import MergeRecord, RunRecord
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.merge import Advance, Merge, advanced
+from kvmeta.engine.run import Run
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
@@ -132,16 +133,34 @@ class Background:
         """
         self.flush()
         for tree in list(self._engine.trees.values()):
-            output: int | None = None  # of the merge of everything, once it is started
-            share: float | None = 0.0
-            while share is not None:
-                with self.lock:  # step by step, so that flushes get between
-                    output, share = self._compact_step(tree, output, discard=discard)
-                if progress is not None and share is not None:
-                    progress(share)
+            self._merge_all(tree, progress, discard=discard)
+
+    def drop(self, tree: Tree, stretches: tuple[tuple[int, int], ...]) -> None:
+        """Rewrite the tree without the rows whose high halves lie in `stretches` (first and last, in order).
+
+        Nobody may write there meanwhile.
+        """
+        self.flush()
+        self._merge_all(tree, None, drop=stretches)
+
+    def _merge_all(
+        self,
+        tree: Tree,
+        progress: Callable[[float], None] | None,
+        *,
+        discard: bool = False,
+        drop: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        output: int | None = None  # of the merge of everything, once it is started
+        share: float | None = 0.0
+        while share is not None:
+            with self.lock:  # step by step, so that flushes get between
+                output, share = self._compact_step(tree, output, discard=discard, drop=drop)
+            if progress is not None and share is not None:
+                progress(share)
 
     def _compact_step(
-        self, tree: Tree, output: int | None, *, discard: bool
+        self, tree: Tree, output: int | None, *, discard: bool, drop: tuple[tuple[int, int], ...]
     ) -> tuple[int | None, float | None]:
         """Do one step towards the merge of everything, or of it; return its output run and the share.
 
@@ -157,9 +176,9 @@ class Background:
         share = self._merge_step(tree, ours[0]) if ours else 0.0
         if output is None and not tree.record.merges:
             tombstones = any(segment.record.tombstones for run in tree.runs for segment in run.segments)
-            rewrite = tombstones or tree.dataset.ttl_s is not None or discard
+            rewrite = tombstones or tree.dataset.ttl_s is not None or discard or bool(drop)
             choice = compaction.everything(self._shapes(tree, damaged=discard), rewrite=rewrite)
-            self._start_merge(tree, choice, discard=discard)
+            self._start_merge(tree, choice, discard=discard, drop=drop)
             if not tree.record.merges:
                 return None, None
             return tree.record.merges[0].output, 0.0
@@ -233,19 +252,33 @@ class Background:
             bottom_ratio=options.bottom_ratio,
         )
 
-    def _start_merge(self, tree: Tree, choice: Choice | None, *, discard: bool = False) -> None:
+    def _start_merge(
+        self,
+        tree: Tree,
+        choice: Choice | None,
+        *,
+        discard: bool = False,
+        drop: tuple[tuple[int, int], ...] = (),
+    ) -> None:
         if choice is not None:
-            record = MergeRecord(choice.inputs, self._engine.take_number(), choice.bottom, discard=discard)
+            number = self._engine.take_number()
+            record = MergeRecord(choice.inputs, number, choice.bottom, discard=discard, drop=drop)
             self._engine.set_tree(tree, replace(tree.record, merges=(*tree.record.merges, record)))
 
     def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:
         options = self._engine.options
-        inputs = tuple(run for run in tree.runs if run.record.number in record.inputs)
         filtered = not record.bottom or tree.dataset.bottom_filter
         filter_bits = options.filter_bits_per_row if filtered else 0
         return Merge(
-            record, inputs, self._engine.files, filter_bits=filter_bits, step_rows=options.merge_step_rows
+            record,
+            self._inputs(tree, record),
+            self._engine.files,
+            filter_bits=filter_bits,
+            step_rows=options.merge_step_rows,
         )
+
+    def _inputs(self, tree: Tree, record: MergeRecord) -> tuple[Run, ...]:
+        return tuple(run for run in tree.runs if run.record.number in record.inputs)
 
     def _merge_step(self, tree: Tree, record: MergeRecord) -> float:
         """Do one window of a merge the manifest has under way; return the share that is done.
@@ -257,7 +290,8 @@ class Background:
         self._merges[record.output] = merge
         try:
             inside = {*record.inputs, record.output}
-            advance = merge.step(tree.view.lowest_outside(inside), tree.expired())
+            purge = min(tree.view.lowest_outside(inside), tree.purge_below)
+            advance = merge.step(purge, tree.expired())
             if advance is not None:
                 self._take_advance(tree, record, advance)
         except CorruptionError:  # the merge ends at its frontier; the damaged run is merged no more
@@ -276,6 +310,8 @@ class Background:
         self._engine.set_tree(tree, advanced(tree.record, record, advance))
         if advance.done:
             del self._merges[record.output]
+        else:
+            self._merges[record.output].narrow(self._inputs(tree, record))
 
     def quarantine(self, tree: Tree, *, ended: MergeRecord | None = None) -> None:
         """Write the damage found so far to the manifest, so that it is known at the next open."""

@@ -25,30 +25,41 @@ from kvmeta.engine.tree import Tree
 from kvmeta.engine.view import Found, View
 from kvmeta.engine.wal import Position
 from kvmeta.errors import KvmetaError, NotFoundError, OutcomeUnknownError
-from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
+from kvmeta.version import MOVE_BITS, MOVES_MAX, TOMBSTONE, HybridClock
 
 Rows = NDArray[np.uint64]
 
-PUT, INSERT, DELETE, RELOCATE = "put", "insert", "delete", "relocate"
+PUT, INSERT, DELETE, RELOCATE, APPLY = "put", "insert", "delete", "relocate", "apply"
+ACCEPTED, STALE, REFUSED = 0, 1, 2
+"""An apply's outcomes: held now, something newer is held, too old for what was promised."""
 
 
 @dataclass
 class Write:
     """One chunk to commit: rows u8[n, 6] with distinct IDs and no versions yet.
 
-    `expected` (u8[n]) are a relocate's seen versions. The commit fills `held` (what insert and relocate
-    found), `outcome` (u1[n] of `Outcome`, relocate) and `error`.
+    `expected` (u8[n]) are a relocate's seen versions. An apply's rows bring their versions; `promised()` (u8[n])
+    says, at the commit, up to which version no row is accepted that is not held (a move of a held entry
+    excepted). The commit
+    fills `held` (what insert, relocate and apply found), `outcome` (u1[n], of `Outcome` for a relocate, of
+    ACCEPTED … for an apply) and `error`.
     """
 
     tree: Tree
     kind: str
     rows: Rows
     expected: NDArray[np.uint64] | None = None
+    promised: Callable[[], NDArray[np.uint64]] | None = None
     held: Found | None = None
     outcome: NDArray[np.uint8] | None = None
     version: int = 0
     error: BaseException | None = None
     done: bool = False
+
+    @property
+    def held_first(self) -> bool:
+        """Return whether what is held decides what becomes of it."""
+        return self.kind in (INSERT, RELOCATE, APPLY)
 
     def versions(self) -> NDArray[np.uint64]:
         """Return u8[n]: an insert's versions held now, its own where it took effect."""
@@ -130,7 +141,7 @@ class Committer:
         try:
             group = _Group(self.position)
             accepted = self._with_room(writes)
-            shared = len(accepted) > 1 and any(write.kind in (INSERT, RELOCATE) for write in accepted)
+            shared = len(accepted) > 1 and any(write.held_first for write in accepted)
             for write in accepted:
                 self._decide(write, group, shared=shared)
             if not group.batch.wal:
@@ -177,9 +188,16 @@ class Committer:
             write.outcome = _judge(write)
             rows = rows[write.outcome == Outcome.RELOCATED]
             rows[:, VERSION] = write.held.versions[write.outcome == Outcome.RELOCATED] + np.uint64(1)
+        elif write.kind == APPLY:
+            kind = wal.RELOCATE  # rows with versions of their own
+            write.held = self._held(write, group)
+            write.outcome = _weigh(write)
+            rows = rows[(write.outcome == ACCEPTED) & (rows[:, VERSION] > write.held.versions)]
         if not len(rows):
             return
-        if write.kind != RELOCATE:
+        if write.kind == APPLY:
+            self._clock.observe(int(rows[:, VERSION].max()))
+        elif write.kind != RELOCATE:
             write.version = self._clock.stamp()
             rows[:, VERSION] = write.version
         if write.kind == DELETE:
@@ -199,10 +217,10 @@ class Committer:
         tree = write.tree
         mixed = np.ascontiguousarray(write.rows[:, : LOW + 1])
         pending = group.pending.get(tree.dataset.number)
-        if pending is None:
-            return tree.lookup(mixed)
-        view = tree.view
-        return View((pending, *view.memtables), view.runs).lookup(mixed, tree.cold, tree.expired())
+        view = tree.view if pending is None else View((pending, *tree.view.memtables), tree.view.runs)
+        if write.kind == APPLY:
+            return view.lookup(mixed, tree.cold, raw=True)
+        return view.lookup(mixed, tree.cold, tree.expired())
 
 
 def _judge(write: Write) -> NDArray[np.uint8]:
@@ -214,4 +232,15 @@ def _judge(write: Write) -> NDArray[np.uint8]:
     outcome[held.versions != write.expected] = Outcome.CHANGED
     outcome[held.found == 0] = Outcome.ABSENT
     outcome[held.failed != 0] = Outcome.FAILED
+    return outcome
+
+
+def _weigh(write: Write) -> NDArray[np.uint8]:
+    """Return each row's outcome: the larger version wins, and what was promised not to come does not."""
+    assert write.held is not None
+    versions, held = write.rows[:, VERSION], write.held.versions
+    outcome = np.where(held > versions, np.uint8(STALE), np.uint8(ACCEPTED))
+    if write.promised is not None:
+        moved = (held >> MOVE_BITS) == (versions >> MOVE_BITS)
+        outcome[(versions <= write.promised()) & (held < versions) & ~moved] = REFUSED
     return outcome

@@ -24,12 +24,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvmeta import mixing
 from kvmeta.engine import filenames, recovery, segment_header
 from kvmeta.engine import load as bulk
 from kvmeta.engine import mark as marks
 from kvmeta.engine.background import Background
 from kvmeta.engine.commit import Committer, Write
+from kvmeta.engine.kernels.layout import VERSION
 from kvmeta.engine.manifest import Change, DatasetRecord, Manifest, RunRecord, TreeRecord
 from kvmeta.engine.mark import Mark
 from kvmeta.engine.memtable import Memtable
@@ -53,6 +57,8 @@ from kvmeta.errors import (
     os_errors,
 )
 from kvmeta.version import HybridClock
+
+Rows = NDArray[np.uint64]
 
 DEFAULT_DATASET = "default"
 _REFRESH_TRIES = 16
@@ -151,7 +157,7 @@ class Engine:
             if self.path.exists() and not self.path.is_dir():
                 raise FormatError(f"{self.path} is not a directory")
             self.path.mkdir(parents=True, exist_ok=True)
-            ours = {"KVMETA", "KVMETA.new", "LOCK", "MARK", "SEAL", "log", "segments"}
+            ours = {"KVMETA", "KVMETA.new", "LOCK", "MARK", "SEAL", "log", "node", "segments"}
             foreign = sorted(file.name for file in self.path.iterdir() if file.name not in ours)
             if foreign and not filenames.identity(self.path).exists():
                 raise FormatError(
@@ -427,7 +433,7 @@ class Engine:
             return
         with self._datasets_lock:
             self.change(change)
-            tree = Tree(made[0], TreeRecord(), (), self.options.memtable_rows_max, self.clock)
+            tree = Tree(made[0], TreeRecord(), (), self.clock, self.options)
             self.trees = {**self.trees, made[0].number: tree}
 
     def drop_dataset(self, name: str) -> None:
@@ -451,6 +457,11 @@ class Engine:
         self.check_writable()
         self.background.wait_for_room(write.tree)  # before the commit lock: what frees room may need it
         self._committer.commit(write)
+
+    def settle(self) -> None:
+        """Return when what is being committed now is visible."""
+        with self._committer.lock:
+            pass
 
     def _make_room(self, tree: Tree, n: int) -> None:
         """Let `n` rows fit the tree's memtable (the committer's)."""
@@ -489,6 +500,28 @@ class Engine:
             self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
         self.background.notify()
         return rows
+
+    def ingest(self, tree: Tree, rows: Rows) -> None:
+        """Install `rows` (u8[n, 6], sorted, distinct IDs, versions of their own) as a run, durably.
+
+        They need not be newer than what is held: the larger version wins, as everywhere.
+        """
+        self.check_writable()
+        if not len(rows):
+            return
+        self.clock.observe(int(rows[:, VERSION].max()))
+        writers: list[SegmentWriter] = []
+        with self.background.lock:
+            try:
+                self.check_tree(tree)
+                for writer in self.files.write(rows, filter_bits=self.options.filter_bits_per_row):
+                    writers.append(writer)
+                records = self._seal([writers], 0)
+            except BaseException:
+                bulk.abandon([writers])
+                raise
+            self.set_tree(tree, replace(tree.record, runs=(*tree.record.runs, *records)))
+        self.background.notify()
 
     def _seal(self, runs: list[list[SegmentWriter]], offset: int) -> list[RunRecord]:
         records = []

@@ -60,7 +60,8 @@ class RunRecord:
 class MergeRecord:
     """A merge under way: the output run covers mixed IDs whose high half is below `frontier`.
 
-    `discard`: what is damaged in the inputs is given up.
+    `discard`: what is damaged in the inputs is given up. `drop`: stretches of high halves (first and last, in
+    order, disjoint) whose rows are left out.
     """
 
     inputs: tuple[int, ...]
@@ -68,6 +69,7 @@ class MergeRecord:
     bottom: bool
     frontier: int = 0
     discard: bool = False
+    drop: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,13 @@ def _tree(fields: dict[str, Any]) -> TreeRecord:
         )
         for run in fields["runs"]
     )
-    merges = tuple(MergeRecord(**{**merge, "inputs": tuple(merge["inputs"])}) for merge in fields["merges"])
+    merges = tuple(_merge(merge) for merge in fields["merges"])
     return TreeRecord(fields["flushed"], runs, merges)
+
+
+def _merge(fields: dict[str, Any]) -> MergeRecord:
+    drop = tuple((first, last) for first, last in fields.get("drop", ()))
+    return MergeRecord(**{**fields, "inputs": tuple(fields["inputs"]), "drop": drop})
 
 
 def _digest(key: bytes, value: bytes) -> int:

@@ -22,7 +22,7 @@ from kvmeta.engine.run import Run, SegmentFiles
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.view import View
-from kvmeta.engine.window import HASH_MAX, cut, merged_rows
+from kvmeta.engine.window import HASH_MAX, cut, merged_rows, within
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Merge:
         self._filter_bits = filter_bits
         self._step_rows = step_rows
         self._position = record.frontier
+        self._drop = np.array(record.drop, np.uint64).reshape(-1, 2)
         self._end = HASH_MAX
         self._bounds: Bounds | None = None
         self._writer: SegmentWriter | None = None
@@ -74,6 +75,8 @@ class Merge:
         rows = merged_rows(
             self._view, self._position, last, purge=purge, expired=expired, lenient=self.record.discard
         )
+        if len(self._drop):
+            rows = rows[~within(rows, self._drop)]
         if len(rows):
             assert self._bounds is not None
             if self._writer is None:
@@ -81,6 +84,11 @@ class Merge:
             self._writer.append(rows)
         self._position = last + 1
         return self._finish_segment() if last == self._end else None
+
+    def narrow(self, inputs: tuple[Run, ...]) -> None:
+        """Go on with what is left of the inputs: dropped segments keep their space while anybody has them open."""
+        self.inputs = inputs
+        self._view = View((), inputs)
 
     def abandon(self) -> None:
         """Drop the unfinished segment; the frontier stays where the manifest has it."""

@@ -51,6 +51,10 @@ class EngineOptions:
     """Rows of WAL (about 40 bytes each) kept for the oldest memtable. Beyond it that memtable is flushed,
     however few rows it has: a dataset that is seldom written must not keep the log of all others."""
 
+    keep_tombstones: bool = False
+    """On where other copies may hold what a tombstone hides: merges keep it until `Tree.purge_below` is past
+    it."""
+
     sync: bool = True
     """Off only in tests and measurements: acknowledged writes then do not survive a power cut."""
 

@@ -129,7 +129,7 @@ def recover(
     for number, dataset in manifest.datasets.items():
         record = manifest.trees.get(number, TreeRecord())
         runs = tuple(Run.open(run, files, known) for run in record.runs)
-        trees[number] = Tree(dataset, record, runs, options.memtable_rows_max, clock)
+        trees[number] = Tree(dataset, record, runs, clock, options)
         for run in runs:
             clock.observe(run.highest)
     position, replayed = _replay(rocks, head.anchor, mark, trees, clock, log)

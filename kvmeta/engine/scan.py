@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.kernels import merge as kernels
 from kvmeta.engine.tree import Tree
-from kvmeta.engine.view import View
-from kvmeta.engine.window import HASH_MAX, cut, merged_rows
+from kvmeta.engine.window import HASH_MAX, merged_rows, window_end
 
 EXAMINED_ROWS_MAX = 4 << 20
 """Rows a page looks at, whatever its filter lets through: a tenth of a second, so that a call ends."""
@@ -49,14 +48,6 @@ def stretch(shard: tuple[int, int], sample: float) -> Stretch:
     return Stretch(first, first + max(1, width) - 1)
 
 
-def _window_end(view: View, first_high: int, last_high: int, rows_max: int) -> int:
-    """Return where to end a window of about `rows_max` rows; a memtable's rows lie evenly over the order."""
-    for memtable in view.memtables:
-        if memtable.count > rows_max:
-            last_high = min(last_high, first_high + (HASH_MAX + 1) * rows_max // memtable.count)
-    return cut(view, first_high, last_high, rows_max)
-
-
 def page(
     tree: Tree, keys: NDArray[np.uint64], over: Stretch, after: bytes | None, rows_max: int, tag: int | None
 ) -> Columns:
@@ -76,7 +67,7 @@ def page(
     written = examined = 0
     while high <= over.last:
         view = tree.view
-        last = _window_end(view, high, over.last, max(1024, rows_max - written))
+        last = window_end(view, high, over.last, max(1024, rows_max - written))
         rows = merged_rows(view, high, last, expired=expired)
         m, consumed = kernels.emit(
             rows, np.uint64(high), np.uint64(low), fresh, np.uint64(tag or 0), tag is None,

@@ -13,32 +13,37 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.manifest import DatasetRecord, TreeRecord
 from kvmeta.engine.memtable import Memtable
+from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.run import Run, SegmentFiles
 from kvmeta.engine.view import ColdReads, Found, View
 from kvmeta.engine.wal import Position
-from kvmeta.version import HybridClock, expiry
+from kvmeta.version import VERSION_MAX, HybridClock, expiry
 
 Rows = NDArray[np.uint64]
 
 
 class Tree:
-    """The LSM tree of one dataset."""
+    """The LSM tree of one dataset.
+
+    `purge_below`: tombstones of this version and later are kept by merges, whatever else allows them to go.
+    """
 
     def __init__(
         self,
         dataset: DatasetRecord,
         record: TreeRecord,
         runs: tuple[Run, ...],
-        memtable_rows: int,
         clock: HybridClock,
+        options: EngineOptions,
     ) -> None:
         self.dataset = dataset
         self.record = record
         self.runs = runs
-        self._memtable_rows = memtable_rows
-        self.mutable = Memtable(memtable_rows)
+        self._memtable_rows = options.memtable_rows_max
+        self.mutable = Memtable(self._memtable_rows)
         self.frozen: tuple[Memtable, ...] = ()  # oldest first
         self.cold = ColdReads()
+        self.purge_below = 0 if options.keep_tombstones else VERSION_MAX
         self._clock = clock
         self._lock = threading.Lock()
         self.view = View((), ())
@@ -48,6 +53,10 @@ class Tree:
     def lookup(self, mixed: Rows) -> Found:
         """Return the largest entries of `mixed` (u8[n, 2]) as of now."""
         return self.view.lookup(mixed, self.cold, self.expired())
+
+    def held(self, mixed: Rows) -> Found:
+        """Return what is held of `mixed`, tombstones and expired entries included."""
+        return self.view.lookup(mixed, self.cold, raw=True)
 
     def expired(self) -> int:
         """Return the version below which entries have expired; 0 = none."""

@@ -97,15 +97,20 @@ class View:
                 prior += segment.record.rows
                 s += 1
 
-    def lookup(self, mixed: NDArray[np.uint64], cold: ColdReads, expired: int = 0) -> Found:
-        """Return the largest entries of `mixed` (u8[n, 2]); absent, deleted and expired ones are zeros."""
+    def lookup(
+        self, mixed: NDArray[np.uint64], cold: ColdReads, expired: int = 0, *, raw: bool = False
+    ) -> Found:
+        """Return the largest entries of `mixed` (u8[n, 2]); absent, deleted and expired ones are zeros.
+
+        With `raw`, deleted and expired ones are told as they are held.
+        """
         n = len(mixed)
         out = Found(
             np.zeros(n, np.uint8), np.zeros(n, np.uint64), np.zeros((n, 3), np.uint64), np.zeros(n, np.uint8)
         )
         faults = cold.before(self, mixed)
         kernels.lookup(
-            mixed, self.memtable_table, self.run_table, self.segment_table, np.uint64(expired), *out
+            mixed, self.memtable_table, self.run_table, self.segment_table, np.uint64(expired), raw, *out
         )
         cold.after(faults, n)
         return out

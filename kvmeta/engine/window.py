@@ -25,6 +25,14 @@ def cut(view: View, first_high: int, last_high: int, rows_max: int) -> int:
     )
 
 
+def window_end(view: View, first_high: int, last_high: int, rows_max: int) -> int:
+    """Return where to end a window of about `rows_max` rows; a memtable's rows lie evenly over the order."""
+    for memtable in view.memtables:
+        if memtable.count > rows_max:
+            last_high = min(last_high, first_high + (HASH_MAX + 1) * rows_max // memtable.count)
+    return cut(view, first_high, last_high, rows_max)
+
+
 def merged_rows(
     view: View, first_high: int, last_high: int, *, purge: int = 0, expired: int = 0, lenient: bool = False
 ) -> Rows:
@@ -53,6 +61,16 @@ def merged_rows(
     out = np.empty_like(rows)
     m = merge_kernels.merge(rows, heads, ends, np.uint64(purge), np.uint64(expired), out)
     return out[:m]
+
+
+def within(rows: Rows, stretches: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return bool[n]: whether a row's high half lies in one of `stretches`, u8[m, 2] of first and last.
+
+    The stretches are disjoint and in order.
+    """
+    at = np.searchsorted(stretches[:, 0], rows[:, 0], side="right") - 1
+    inside: NDArray[np.bool_] = (at >= 0) & (rows[:, 0] <= stretches[at, 1])
+    return inside
 
 
 def _damage(view: View, code: int) -> CorruptionError:

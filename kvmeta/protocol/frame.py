@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from kvmeta.errors import InputError
 from kvmeta.protocol.packed import compressed
 from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.v1 import peer_pb2 as peer
 
 _PLAIN, _LZ4 = 1, 2  # the fields of Packed
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
@@ -57,7 +58,11 @@ def _columns_of(kind: Descriptor) -> dict[int, str]:
     return {each.number: each.name for each in kind.fields if each.message_type is pb.Packed.DESCRIPTOR}
 
 
-_COLUMNS = {kind.full_name: _columns_of(kind) for kind in pb.DESCRIPTOR.message_types_by_name.values()}
+_COLUMNS = {
+    kind.full_name: _columns_of(kind)
+    for file in (pb.DESCRIPTOR, peer.DESCRIPTOR)
+    for kind in file.message_types_by_name.values()
+}
 """Of each message of the protocol: the numbers and names of its columns."""
 _NUMBERS = {kind: {name: number for number, name in names.items()} for kind, names in _COLUMNS.items()}
 
@@ -104,7 +109,7 @@ def parse(kind: type[Message], raw: bytes) -> Any:
 
 
 def _view(column: NDArray[Any], packing: pb.Compression) -> View:
-    plain = column.view(np.uint8).data
+    plain = column.reshape(-1).view(np.uint8).data
     block = compressed(plain, packing)
     return View("plain", plain) if block is None else View("lz4", memoryview(block))
 

@@ -12,6 +12,11 @@ class Compression(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     COMPRESSION_UNSPECIFIED: _ClassVar[Compression]
     COMPRESSION_LZ4: _ClassVar[Compression]
 
+class Consistency(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONSISTENCY_UNSPECIFIED: _ClassVar[Consistency]
+    CONSISTENCY_FAST: _ClassVar[Consistency]
+
 class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OPERATION_UNSPECIFIED: _ClassVar[Operation]
@@ -40,6 +45,8 @@ class JobState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     JOB_STATE_FAILED: _ClassVar[JobState]
 COMPRESSION_UNSPECIFIED: Compression
 COMPRESSION_LZ4: Compression
+CONSISTENCY_UNSPECIFIED: Consistency
+CONSISTENCY_FAST: Consistency
 OPERATION_UNSPECIFIED: Operation
 OPERATION_PUT: Operation
 OPERATION_INSERT: Operation
@@ -69,40 +76,46 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("version", "store_id", "seed", "batch_rows_max", "message_bytes_max", "read_only")
+    __slots__ = ("version", "store_id", "seed", "batch_rows_max", "message_bytes_max", "read_only", "epoch")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STORE_ID_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     BATCH_ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     version: str
     store_id: bytes
     seed: int
     batch_rows_max: int
     message_bytes_max: int
     read_only: bool
-    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[bytes] = ..., seed: _Optional[int] = ..., batch_rows_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., read_only: bool = ...) -> None: ...
+    epoch: int
+    def __init__(self, version: _Optional[str] = ..., store_id: _Optional[bytes] = ..., seed: _Optional[int] = ..., batch_rows_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., read_only: bool = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class LookupRequest(_message.Message):
-    __slots__ = ("dataset", "ids", "reply_compression")
+    __slots__ = ("dataset", "ids", "reply_compression", "consistency")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     ids: Packed
     reply_compression: Compression
-    def __init__(self, dataset: _Optional[str] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
+    consistency: Consistency
+    def __init__(self, dataset: _Optional[str] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("states", "locations", "versions")
+    __slots__ = ("states", "locations", "versions", "epoch")
     STATES_FIELD_NUMBER: _ClassVar[int]
     LOCATIONS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     states: Packed
     locations: Packed
     versions: Packed
-    def __init__(self, states: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, states: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
     __slots__ = ("dataset", "operation", "ids", "locations", "versions", "reply_compression")
@@ -121,14 +134,16 @@ class WriteRequest(_message.Message):
     def __init__(self, dataset: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
 
 class WriteResponse(_message.Message):
-    __slots__ = ("outcomes", "locations", "versions")
+    __slots__ = ("outcomes", "locations", "versions", "epoch")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     LOCATIONS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     outcomes: Packed
     locations: Packed
     versions: Packed
-    def __init__(self, outcomes: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, outcomes: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ScanRequest(_message.Message):
     __slots__ = ("dataset", "page_rows", "sample", "tag", "after", "shard_index", "shard_count", "reply_compression")
@@ -444,6 +459,38 @@ class GetJobResponse(_message.Message):
     JOB_FIELD_NUMBER: _ClassVar[int]
     job: Job
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ...) -> None: ...
+
+class GetMapRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("slot", "name", "address", "live")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    name: str
+    address: str
+    live: bool
+    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., live: bool = ...) -> None: ...
+
+class GetMapResponse(_message.Message):
+    __slots__ = ("epoch", "partitions", "replicas", "write_quorum", "nodes", "owners")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_QUORUM_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    partitions: int
+    replicas: int
+    write_quorum: int
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    owners: Packed
+    def __init__(self, epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., owners: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

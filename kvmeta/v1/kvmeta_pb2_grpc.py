@@ -120,6 +120,11 @@ class StoreServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetJobResponse.FromString,
                 _registered_method=True)
+        self.GetMap = channel.unary_unary(
+                '/kvmeta.v1.StoreService/GetMap',
+                request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetMapRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetMapResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/kvmeta.v1.StoreService/Stats',
                 request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.StatsRequest.SerializeToString,
@@ -256,6 +261,14 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMap(self, request, context):
+        """Returns which nodes own which part of the IDs, so that a client can ask them itself. Any node answers any call
+        without. Errors: UNSUPPORTED (a single server).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stats(self, request, context):
         """Returns figures about the store.
         """
@@ -350,6 +363,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetJobRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetJobResponse.SerializeToString,
+            ),
+            'GetMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMap,
+                    request_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetMapRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetMapResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -817,6 +835,33 @@ class StoreService(object):
             '/kvmeta.v1.StoreService/GetJob',
             kvmeta_dot_v1_dot_kvmeta__pb2.GetJobRequest.SerializeToString,
             kvmeta_dot_v1_dot_kvmeta__pb2.GetJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.StoreService/GetMap',
+            kvmeta_dot_v1_dot_kvmeta__pb2.GetMapRequest.SerializeToString,
+            kvmeta_dot_v1_dot_kvmeta__pb2.GetMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -86,6 +86,10 @@ class StoreServiceStub:
     """Returns a job's progress, and its result once it has ended. The server forgets a job when it restarts, and the
     oldest ended ones when there are many. Errors: NOT_FOUND.
     """
+    GetMap: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.GetMapRequest, _kvmeta_pb2.GetMapResponse]
+    """Returns which nodes own which part of the IDs, so that a client can ask them itself. Any node answers any call
+    without. Errors: UNSUPPORTED (a single server).
+    """
     Stats: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.StatsRequest, _kvmeta_pb2.StatsResponse]
     """Returns figures about the store."""
 
@@ -138,6 +142,10 @@ class StoreServiceAsyncStub(StoreServiceStub):
     GetJob: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.GetJobRequest, _kvmeta_pb2.GetJobResponse]  # type: ignore[assignment]
     """Returns a job's progress, and its result once it has ended. The server forgets a job when it restarts, and the
     oldest ended ones when there are many. Errors: NOT_FOUND.
+    """
+    GetMap: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.GetMapRequest, _kvmeta_pb2.GetMapResponse]  # type: ignore[assignment]
+    """Returns which nodes own which part of the IDs, so that a client can ask them itself. Any node answers any call
+    without. Errors: UNSUPPORTED (a single server).
     """
     Stats: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.StatsRequest, _kvmeta_pb2.StatsResponse]  # type: ignore[assignment]
     """Returns figures about the store."""
@@ -290,6 +298,16 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_kvmeta_pb2.GetJobResponse, _abc.Awaitable[_kvmeta_pb2.GetJobResponse]]:
         """Returns a job's progress, and its result once it has ended. The server forgets a job when it restarts, and the
         oldest ended ones when there are many. Errors: NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetMap(
+        self,
+        request: _kvmeta_pb2.GetMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvmeta_pb2.GetMapResponse, _abc.Awaitable[_kvmeta_pb2.GetMapResponse]]:
+        """Returns which nodes own which part of the IDs, so that a client can ask them itself. Any node answers any call
+        without. Errors: UNSUPPORTED (a single server).
         """
 
     @_abc_1.abstractmethod

@@ -6,25 +6,33 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import kvmeta
-from kvmeta.batch import Outcome
+from kvmeta.batch import Hits, Outcome
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
-from kvmeta.errors import CorruptionError, IncompleteBatchError, InputError
+from kvmeta.errors import (
+    CorruptionError,
+    IncompleteBatchError,
+    InputError,
+    OutcomeUnknownError,
+    UnavailableError,
+    UnsupportedError,
+)
 from kvmeta.ids import ID, ids_from_keys
 from kvmeta.location import LOCATION
 from kvmeta.protocol import records
-from kvmeta.protocol.codes import EXISTS, FAILED, TOOK_EFFECT
+from kvmeta.protocol.codes import EXISTS, FAILED, TOOK_EFFECT, UNACKNOWLEDGED, UNAVAILABLE
 from kvmeta.protocol.frame import Frame
 from kvmeta.protocol.packed import VERSION, unpack, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
+from kvmeta_server.cluster.store import CoordinatedDataset, CoordinatedStore
 from kvmeta_server.config import Limits
 
 TEXT_BYTES_MAX = 4096
@@ -33,12 +41,13 @@ VOLUMES_BYTES_MAX = 2 << 20
 """Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
 _ID_BYTES = 16
+AnyDataset = EmbeddedDataset | CoordinatedDataset
 
 
 class Answers:
     """The answers of one store."""
 
-    def __init__(self, store: EmbeddedStore, limits: Limits) -> None:
+    def __init__(self, store: EmbeddedStore | CoordinatedStore, limits: Limits) -> None:
         self._store = store
         self._limits = limits
 
@@ -52,18 +61,15 @@ class Answers:
             batch_rows_max=self._limits.batch_rows_max,
             message_bytes_max=self._limits.message_bytes_max,
             read_only=self._store.engine.read_only,
+            epoch=self._epoch(),
         )
 
     def lookup(self, request: pb.LookupRequest) -> Frame:
         """Look up a batch; damage is a state, not an error."""
-        hits = self._dataset(request.dataset).lookup(self._ids(request.ids), on_error="mask")
-        states = hits.found.view(np.uint8)
-        if hits.failed.any():
-            states = np.where(hits.failed, np.uint8(FAILED), states)
-        packing = request.reply_compression
-        return Frame.of(
-            pb.LookupResponse(), packing, states=states, locations=hits.locations, versions=hits.versions
-        )
+        fast = request.consistency == pb.CONSISTENCY_FAST
+        hits, states = _looked_up(self._dataset(request.dataset), self._ids(request.ids), fast=fast)
+        head, packing = pb.LookupResponse(epoch=self._epoch()), request.reply_compression
+        return Frame.of(head, packing, states=states, locations=hits.locations, versions=hits.versions)
 
     def write(self, request: pb.WriteRequest) -> pb.WriteResponse | Frame:
         """Write a batch, which is atomic: it is one chunk of the engine."""
@@ -71,14 +77,12 @@ class Answers:
         ids = self._ids(request.ids)
         operation, packing = request.operation, request.reply_compression
         if operation == pb.OPERATION_DELETE:
-            dataset.delete(ids)
-            return pb.WriteResponse()
+            return self._all_or_some(lambda: dataset.delete(ids))
         if operation not in (pb.OPERATION_PUT, pb.OPERATION_INSERT, pb.OPERATION_RELOCATE):
             raise InputError(f"operation: expected PUT, INSERT, DELETE or RELOCATE, got {operation}")
         locations = unpack(request.locations, LOCATION, len(ids), "locations")
         if operation == pb.OPERATION_PUT:
-            dataset.put(ids, locations)
-            return pb.WriteResponse()
+            return self._all_or_some(lambda: dataset.put(ids, locations))
         if operation == pb.OPERATION_INSERT:
             return _insert(dataset, ids, locations, packing)
         versions = unpack(request.versions, VERSION, len(ids), "versions")
@@ -101,8 +105,10 @@ class Answers:
 
     def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
-        hits = self._dataset(request.dataset).lookup(_entry_id(request.entry), on_error="mask")
-        if hits.failed[0]:
+        hits, states = _looked_up(self._dataset(request.dataset), _entry_id(request.entry), fast=False)
+        if states[0] == UNAVAILABLE:
+            raise UnavailableError("too few replicas of the entry answered; try again")
+        if states[0] == FAILED:
             raise CorruptionError("the page that may hold the entry is damaged; run verify to see which")
         if not hits.found[0]:
             return pb.GetResponse()
@@ -169,6 +175,21 @@ class Answers:
             volume = self._store.volumes.set_state(volume, state)
         return pb.UpdateVolumeResponse(volume=records.volume_message(volume))
 
+    def get_map(self, _: pb.GetMapRequest) -> Frame:
+        """Return the cluster's map."""
+        if isinstance(self._store, EmbeddedStore):
+            raise UnsupportedError("this is a single server; there is no map")
+        cluster_map, peers = self._store.maps.current, self._store.peers
+        nodes = [
+            pb.Node(slot=node.slot, name=node.name, address=node.address, live=peers.likely(node.slot))
+            for node in cluster_map.nodes
+        ]
+        head = pb.GetMapResponse(
+            epoch=cluster_map.epoch, partitions=cluster_map.partitions, replicas=cluster_map.replicas,
+            write_quorum=cluster_map.write_quorum, nodes=nodes,
+        )  # fmt: skip
+        return Frame.of(head, pb.COMPRESSION_UNSPECIFIED, owners=np.ascontiguousarray(cluster_map.readers))
+
     def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
         """Write what is in memory to runs."""
         self._store.flush()
@@ -178,7 +199,22 @@ class Answers:
         """Return figures about the store."""
         return records.stats_message(self._store.stats())
 
-    def _dataset(self, name: str) -> EmbeddedDataset:
+    def _epoch(self) -> int:
+        return 0 if isinstance(self._store, EmbeddedStore) else self._store.maps.current.epoch
+
+    def _all_or_some(self, write: Callable[[], None]) -> pb.WriteResponse | Frame:
+        """Return what became of a write; in a cluster some IDs may be acknowledged and others not."""
+        head = pb.WriteResponse(epoch=self._epoch())
+        try:
+            write()
+        except OutcomeUnknownError as error:
+            if error.failed is None or error.failed.all():
+                raise
+            outcomes = np.where(error.failed, np.uint8(UNACKNOWLEDGED), np.uint8(TOOK_EFFECT))
+            return Frame.of(head, pb.COMPRESSION_UNSPECIFIED, outcomes=outcomes)
+        return head
+
+    def _dataset(self, name: str) -> AnyDataset:
         return self._store.dataset(name or "default")
 
     def _ids(self, packed: pb.Packed) -> NDArray[np.void]:
@@ -191,21 +227,35 @@ class Answers:
         return self._store.volumes.get(name.number if which == "number" else _absolute_uri(name.uri))
 
 
+def _looked_up(dataset: AnyDataset, ids: NDArray[np.void], *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
+    """Look up a batch; return the hits and the protocol's states."""
+    if isinstance(dataset, CoordinatedDataset):
+        return dataset.lookup_at(ids, fast=fast)
+    hits = dataset.lookup(ids, on_error="mask")
+    states = hits.found.view(np.uint8)
+    return hits, np.where(hits.failed, np.uint8(FAILED), states) if hits.failed.any() else states
+
+
 def _insert(
-    dataset: EmbeddedDataset, ids: NDArray[np.void], locations: NDArray[np.void], packing: pb.Compression
+    dataset: AnyDataset, ids: NDArray[np.void], locations: NDArray[np.void], packing: pb.Compression
 ) -> Frame:
+    failed_as = np.uint8(Outcome.FAILED)
     try:
         result = dataset.insert(ids, locations)
     except IncompleteBatchError as error:
-        result = error.partial
+        result, failed_as = error.partial, np.uint8(Outcome.FAILED)
+    except OutcomeUnknownError as error:
+        if error.failed is None or error.failed.all():
+            raise
+        result, failed_as = error.partial, np.uint8(UNACKNOWLEDGED)
     outcomes = np.where(result.inserted, np.uint8(TOOK_EFFECT), np.uint8(EXISTS))
-    outcomes[result.failed] = Outcome.FAILED
+    outcomes[result.failed] = failed_as
     columns = {"locations": result.locations, "versions": result.versions}
     return Frame.of(pb.WriteResponse(), packing, outcomes=outcomes, **columns)
 
 
 def _relocate(
-    dataset: EmbeddedDataset,
+    dataset: AnyDataset,
     ids: NDArray[np.void],
     locations: NDArray[np.void],
     versions: NDArray[Any],
@@ -213,7 +263,9 @@ def _relocate(
 ) -> Frame:
     try:
         result = dataset.relocate(ids, locations, versions)
-    except IncompleteBatchError as error:
+    except (IncompleteBatchError, OutcomeUnknownError) as error:
+        if isinstance(error, OutcomeUnknownError) and (error.failed is None or error.failed.all()):
+            raise
         result = error.partial
     return Frame.of(pb.WriteResponse(), packing, outcomes=result.outcomes)
 

@@ -39,6 +39,12 @@ _EPILOG = (
 @click.option("--insecure", is_flag=True, default=None, help="Listen where others reach it, without TLS.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), help="The log on stderr.  [text]")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[info]")
+@click.option("--cluster", metavar="NAME", help="Be a node of this cluster; the first node founds it.")
+@click.option("--etcd", metavar="URL,…", help="The cluster's etcd.  [http://127.0.0.1:2379]")
+@click.option("--node", metavar="NAME", help="This node's name.  [HOST-PORT]")
+@click.option("--advertise", metavar="HOST:PORT", help="Where nodes and clients reach this node.  [--listen]")
+@click.option("--zone", metavar="ZONE", help="What fails together: replicas lie in distinct zones.")
+@click.option("--weight", type=float, metavar="W", help="This node's share, relative to others.  [1]")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as limits.calls_max=512."
 )
@@ -49,6 +55,12 @@ def serve(
     insecure: bool | None,
     log_format: str | None,
     log_level: str | None,
+    cluster: str | None,
+    etcd: str | None,
+    node: str | None,
+    advertise: str | None,
+    zone: str | None,
+    weight: float | None,
     settings: tuple[str, ...],
 ) -> None:
     """Serve the store in DIR until SIGTERM, then let calls under way end.
@@ -56,6 +68,7 @@ def serve(
     \b
     kvmeta serve --data catalog
     kvmeta lookup --store kvmeta://localhost:7400 --ids ids.bin
+    kvmeta serve --data n1 --listen 10.0.0.1:7400 --insecure --cluster prod --etcd http://10.0.0.9:2379
 
     Ready when the log says so, and when the gRPC health service says SERVING.
     """  # noqa: D301 - click looks for the backspace itself
@@ -70,6 +83,12 @@ def serve(
         "insecure": insecure,
         "log.format": log_format,
         "log.level": log_level,
+        "cluster.name": cluster,
+        "cluster.etcd": etcd,
+        "cluster.node": node,
+        "cluster.advertise": advertise,
+        "cluster.zone": zone,
+        "cluster.weight": weight,
     }
     _serve(config.load(file, os.environ, flags, settings))
 

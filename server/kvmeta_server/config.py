@@ -100,6 +100,56 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What makes the server a node of a cluster."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")]
+    """The cluster's name: one etcd may serve several. The first node to come founds it."""
+
+    etcd: Annotated[str, Meta(min_length=1)] = "http://127.0.0.1:2379"
+    """etcd's URLs, separated by commas."""
+
+    etcd_ca: str = ""
+    """The certificate of the authority that signed etcd's; for https:// URLs."""
+    etcd_cert: str = ""
+    """This node's certificate, where etcd asks for one."""
+    etcd_key: str = ""
+    """Its key."""
+
+    node: Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9_.-]*$")] = ""
+    """The node's name; by default HOST-PORT. It stays the same for as long as its data does."""
+
+    advertise: str = ""
+    """HOST:PORT under which nodes and clients reach this node; by default `listen`."""
+
+    zone: str = ""
+    """What fails together, such as a rack: replicas lie in distinct zones where there are enough."""
+
+    weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
+    """Its share of the partitions, relative to other nodes."""
+
+    replicas: Annotated[int, Meta(ge=1, le=15)] = 3
+    """Owners of each partition. Fixed when the cluster is founded, as are the next three."""
+
+    write_quorum: Annotated[int, Meta(ge=1, le=15)] = 2
+    """Owners that must have a write before it is acknowledged: more than half."""
+
+    partitions: Annotated[int, Meta(ge=1, le=65_536)] = 4096
+    """Partitions; a power of two, many times the nodes there will ever be."""
+
+    max_skew_s: _PositiveSeconds = 60.0
+    """How far clocks may be apart: rows stamped further ahead are refused."""
+
+    repair_interval_s: _PositiveSeconds = 600.0
+    """Seconds between two comparisons of replicas."""
+
+    move_rows_s: Annotated[float, Meta(gt=0)] = 1_000_000.0
+    """Rows a second that a node copies at most when partitions move to it."""
+
+    hints_bytes_max: _Bytes = 1 << 30
+    """Bytes of rows kept for nodes that do not answer; what is beyond, anti-entropy brings later."""
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of a server."""
 
@@ -116,15 +166,16 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     threads: Threads = Threads()
     log: LogSettings = LogSettings()
 
+    cluster: ClusterSettings | None = None
+    """Set where the server is a node of a cluster."""
+
     @property
     def host(self) -> str:
         """Return the host of `listen`, without brackets."""
         return self.listen.rpartition(":")[0].strip("[]")
 
 
-_TABLES = tuple(
-    name for name, kind in get_type_hints(Config).items() if kind in (Limits, Threads, LogSettings)
-)
+_TABLES = ("limits", "threads", "log", "cluster")
 
 
 def load(
@@ -157,6 +208,9 @@ def load(
     except msgspec.ValidationError as error:
         raise InputError(_told(error, given)) from None
     _check(config, given)
+    if config.cluster is not None and not config.cluster.advertise:
+        cluster = msgspec.structs.replace(config.cluster, advertise=config.listen)
+        config = msgspec.structs.replace(config, cluster=cluster)
     return config
 
 
@@ -243,11 +297,34 @@ def _check(config: Config, given: _Given) -> None:
             f"{listen}: {config.listen} can be reached by others, and everybody who reaches it may read and "
             "write, for there is no TLS yet; say --insecure if the network keeps strangers out"
         )
+    if config.cluster is not None:
+        _check_cluster(config, given)
     least = config.limits.batch_rows_max * _ROW_BYTES + _MARGIN_BYTES
     if config.limits.message_bytes_max < least:
         raise InputError(
             f"{given.place('limits.message_bytes_max')}: {config.limits.message_bytes_max} bytes are too few "
             f"for {config.limits.batch_rows_max} rows; give at least {least}, or lower limits.batch_rows_max"
+        )
+
+
+def _check_cluster(config: Config, given: _Given) -> None:
+    cluster = config.cluster
+    assert cluster is not None
+    advertised = cluster.advertise or config.listen
+    parts = _LISTEN.fullmatch(advertised)
+    if parts is None or not 0 < int(parts["port"]) <= 65_535:
+        place = given.place("cluster.advertise" if cluster.advertise else "listen")
+        raise InputError(
+            f"{place}: expected the HOST:PORT under which other nodes reach this one, got {advertised!r}"
+        )
+    if not cluster.replicas // 2 < cluster.write_quorum <= cluster.replicas:
+        raise InputError(
+            f"{given.place('cluster.write_quorum')}: expected more than half of {cluster.replicas} replicas and at "
+            f"most all of them, got {cluster.write_quorum}"
+        )
+    if cluster.partitions & (cluster.partitions - 1):
+        raise InputError(
+            f"{given.place('cluster.partitions')}: expected a power of two, got {cluster.partitions}"
         )
 
 

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from kvmeta.protocol.status import OVERLOADED
 from kvmeta_server.refusal import Refused
 
 Answer = Callable[[bytes], bytes]
+T = TypeVar("T")
 
 
 class _Work:
@@ -59,6 +61,11 @@ class Lane:
             raise Refused(OVERLOADED, f"{self._waiting_max} calls wait for a {self._name} thread")
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._queue.put(_Work(answer, request, future))
+        return future
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Return the future result of `work`, done by a thread of the lane."""
+        future: asyncio.Future[Any] = self.answer(lambda _: work(), b"-")  # type: ignore[arg-type,return-value]
         return future
 
     def close(self, patience_s: float = 10.0) -> None:

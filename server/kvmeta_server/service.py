@@ -12,14 +12,24 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
+import msgspec
 from google.protobuf.message import Message
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
-from kvmeta.protocol.calls import METHODS, SERVICE
+from kvmeta.protocol.calls import (
+    CLUSTER_METHODS,
+    CLUSTER_SERVICE,
+    METHODS,
+    PEER_METHODS,
+    PEER_SERVICE,
+    SERVICE,
+)
 from kvmeta.protocol.frame import Frame, parse
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
+from kvmeta_server.cluster.node import ClusterNode
+from kvmeta_server.cluster.operators import Operators
 from kvmeta_server.config import Limits
 from kvmeta_server.jobs import Jobs
 from kvmeta_server.lanes import Answer, Lane, Lanes
@@ -30,7 +40,18 @@ DEADLINE_S_MAX = 3600.0
 """A call that brings a longer deadline is treated as one that brings none."""
 _SENDING_S = 5.0  # for the answer, or the status, to leave after the time is up
 _READS = frozenset(
-    ("Describe", "Lookup", "Get", "ListDatasets", "GetVolumes", "ListVolumes", "Stats", "Scan", "GetJob")
+    (
+        "Describe",
+        "Lookup",
+        "Get",
+        "ListDatasets",
+        "GetVolumes",
+        "ListVolumes",
+        "Stats",
+        "Scan",
+        "GetJob",
+        "GetMap",
+    )
 )
 """What changes nothing: its answer may be given up."""
 
@@ -56,6 +77,7 @@ class Service:
             "GetVolumes": (lookups, answers.get_volumes),
             "ListVolumes": (lookups, answers.list_volumes),
             "Stats": (lookups, answers.stats),
+            "GetMap": (lookups, answers.get_map),
             # What waits for a disk, for room or for merges keeps none of the above waiting.
             "Write": (writes, answers.write),
             "Put": (writes, answers.put),
@@ -84,23 +106,61 @@ class Service:
             handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
+    def node_handlers(self, node: ClusterNode) -> tuple[Any, ...]:
+        """Return the handlers of what peers and operators ask of a node."""
+        peers, operators = node.answers, Operators(node)
+        mine = Admission(
+            msgspec.structs.replace(self._limits, calls_max=1 << 14, bytes_in_flight_max=1 << 30)
+        )
+        asked: dict[str, Callable[[Any], Awaitable[Message | Frame]]] = {
+            "Apply": peers.apply, "Fetch": peers.fetch, "Decide": peers.decide, "Rows": peers.rows,
+            "Digest": peers.digest, "Repaired": peers.repaired, "State": peers.state,
+        }  # fmt: skip
+        operated: dict[str, Callable[[Any], Awaitable[Message | Frame]]] = {
+            "GetStatus": operators.get_status,
+            "ChangeMembers": operators.change_members,
+            "Repair": operators.repair,
+        }
+        handlers = []
+        for service, methods, answers in (
+            (PEER_SERVICE, PEER_METHODS, asked),
+            (CLUSTER_SERVICE, CLUSTER_METHODS, operated),
+        ):
+            behaviours = {
+                name: grpc.unary_unary_rpc_method_handler(
+                    self._waiting(name, method.request, answers[name], mine)
+                )
+                for name, method in methods.items()
+            }
+            handlers.append(grpc.method_handlers_generic_handler(service, behaviours))
+        return tuple(handlers)
+
     def _answering(self, name: str, lane: Lane, answer: Answer) -> _Behaviour:
         return self._guarded(name, lambda raw: lane.answer(answer, raw))
 
     def _waiting(
-        self, name: str, request: type[Message], answer: Callable[[Any], Awaitable[Message]]
+        self,
+        name: str,
+        request: type[Message],
+        answer: Callable[[Any], Awaitable[Message | Frame]],
+        admission: Admission | None = None,
     ) -> _Behaviour:
         async def waited(raw: bytes) -> bytes:
             return (await answer(parse(request, raw))).SerializeToString()
 
         # Whoever waits for a job may ask for its end while the server drains.
-        return self._guarded(name, waited, while_draining=name == "GetJob")
+        return self._guarded(name, waited, while_draining=name == "GetJob", admission=admission)
 
     def _guarded(
-        self, name: str, answer: Callable[[bytes], Awaitable[bytes]], *, while_draining: bool = False
+        self,
+        name: str,
+        answer: Callable[[bytes], Awaitable[bytes]],
+        *,
+        while_draining: bool = False,
+        admission: Admission | None = None,
     ) -> _Behaviour:
         """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
-        admission = self._admission
+        admission = admission or self._admission
 
         async def behaviour(raw: bytes, context: Any) -> bytes:
             try:

@@ -20,10 +20,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import UnavailableError
 from kvmeta.protocol.calls import SERVICE
 from kvmeta_server.admission import SHARE_OF_ONE, Admission
 from kvmeta_server.answers import Answers
+from kvmeta_server.cluster.node import ClusterNode
+from kvmeta_server.cluster.store import CoordinatedStore
 from kvmeta_server.config import Config
 from kvmeta_server.jobs import Jobs
 from kvmeta_server.lanes import Lane, Lanes
@@ -41,20 +44,30 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Server:
     """A store's server on the running event loop; `address` is where it listens once it has started."""
 
-    def __init__(self, config: Config, store: EmbeddedStore, log: Log) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: EmbeddedStore | CoordinatedStore,
+        log: Log,
+        node: ClusterNode | None = None,
+    ) -> None:
         threads, limits = config.threads, config.limits
+        # A node's lookups wait for other nodes: more threads than cores.
+        lookups = threads.lookup_count if node is None else max(threads.lookup_count, threads.write)
         self._config = config
         self._log = log
         self._lanes = Lanes(
-            Lane("lookup", threads.lookup_count, limits.calls_max),
+            Lane("lookup", lookups, limits.calls_max),
             Lane("write", threads.write, limits.calls_max),
             Lane("other", threads.other, limits.calls_max),
         )
         self.admission = Admission(limits)
-        self._jobs = Jobs(store, limits.jobs_max, log)
+        self._jobs = Jobs(store if isinstance(store, EmbeddedStore) else store.local, limits.jobs_max, log)
         service = Service(Answers(store, limits), self._jobs, self._lanes, self.admission, limits, log)
         self._server = grpc.aio.server(options=channel_arguments(config))
         self._server.add_generic_rpc_handlers((service.handler(),))
+        if node is not None:
+            self._server.add_generic_rpc_handlers(service.node_handlers(node))
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
@@ -93,7 +106,9 @@ def serve(config: Config) -> None:
     _raise_open_files()
     _refuse_taken_port(config)
     started = time.monotonic()
-    with EmbeddedStore(config.data) as store:
+    with EmbeddedStore(
+        config.data, options=EngineOptions(keep_tombstones=config.cluster is not None)
+    ) as store:
         opened = time.monotonic()
         warm()
         log.info(
@@ -109,10 +124,22 @@ def serve(config: Config) -> None:
 
 async def _serve(config: Config, store: EmbeddedStore, log: Log) -> None:
     stop = _stop_on_signals()
-    server = Server(config, store, log)
-    await server.start()
-    await stop.wait()
-    await server.stop()
+    if config.cluster is None:
+        server = Server(config, store, log)
+        await server.start()
+        await stop.wait()
+        await server.stop()
+        return
+    node = ClusterNode(config, store, log)
+    try:
+        await node.join()
+        server = Server(config, node.store, log, node)
+        await server.start()
+        node.start()
+        await stop.wait()
+        await server.stop()
+    finally:
+        await node.stop()
 
 
 def _stop_on_signals() -> asyncio.Event:

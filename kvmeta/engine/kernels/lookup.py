@@ -160,11 +160,11 @@ def _aim(segments, mixed, ids, count, where, start, first, end):
 
 
 @njit
-def lookup(mixed, memtables, runs, segments, expired, found, versions, locations, failed):
+def lookup(mixed, memtables, runs, segments, expired, raw, found, versions, locations, failed):
     """Look up `mixed` (u8[n, 2]); write found u1[n], versions u8[n], locations u8[n, 3], failed u1[n].
 
     All outputs start as zeros. An entry that is a tombstone or whose version is below `expired` counts as
-    absent and is zeroed.
+    absent and is zeroed; with `raw` it is told as it is.
     """
     n = len(mixed)
     ids, where = np.empty(GROUP, np.int64), np.empty(GROUP, np.int64)
@@ -196,7 +196,7 @@ def lookup(mixed, memtables, runs, segments, expired, found, versions, locations
         for i in range(group, group_end):
             if versions[i] == U(0):
                 continue
-            if not versions[i] & _TOMBSTONE and versions[i] >= expired:
+            if raw or (not versions[i] & _TOMBSTONE and versions[i] >= expired):
                 found[i] = 1
             else:
                 versions[i] = U(0)

@@ -192,3 +192,21 @@ def test_a_seldom_written_dataset_does_not_keep_the_log(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path / "catalog", "r") as store:
         assert store.dataset("seldom").lookup(ids(3)).found.all()
         assert store.dataset().lookup(ids(5000)).found.all()
+
+
+def test_a_merge_gives_back_the_space_of_what_it_has_passed(tmp_path: Path) -> None:
+    """A removed file keeps its space while it is mapped: a merge may not hold on to what lies behind it."""
+    options = EngineOptions(segment_bytes_max=64 << 10, merge_step_rows=2048, background=False)
+    deleted: list[int] = []
+    with kvmeta.open(tmp_path / "store", options=options) as store:
+        random = np.random.default_rng(1)
+        for _ in range(2):
+            ids = random.integers(0, 256, (40_000, 16), np.uint8)
+            store.dataset().load([(ids, np.zeros(40_000, kvmeta.LOCATION))])
+
+        def note(_done: int, _total: int) -> None:
+            deleted.append(Path("/proc/self/maps").read_text().count("(deleted)"))
+
+        store.compact(progress=note)
+    assert len(deleted) > 10
+    assert max(deleted) <= 6

@@ -1,0 +1,123 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Change(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANGE_UNSPECIFIED: _ClassVar[Change]
+    CHANGE_DRAIN: _ClassVar[Change]
+    CHANGE_REMOVE: _ClassVar[Change]
+    CHANGE_REBALANCE: _ClassVar[Change]
+    CHANGE_WEIGHT: _ClassVar[Change]
+    CHANGE_UNDRAIN: _ClassVar[Change]
+CHANGE_UNSPECIFIED: Change
+CHANGE_DRAIN: Change
+CHANGE_REMOVE: Change
+CHANGE_REBALANCE: Change
+CHANGE_WEIGHT: Change
+CHANGE_UNDRAIN: Change
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("slot", "name", "address", "zone", "weight", "state", "live", "answered", "epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "repaired")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ZONE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OWNED_FIELD_NUMBER: _ClassVar[int]
+    INCOMING_FIELD_NUMBER: _ClassVar[int]
+    HINTED_FIELD_NUMBER: _ClassVar[int]
+    LEFTOVER_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    name: str
+    address: str
+    zone: str
+    weight: float
+    state: str
+    live: bool
+    answered: bool
+    epoch: int
+    owned: int
+    incoming: int
+    hinted: int
+    leftover: int
+    clock_ms: int
+    rows_copied: int
+    repaired: int
+    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., repaired: _Optional[int] = ...) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("name", "cluster", "epoch", "partitions", "replicas", "write_quorum", "members", "moving", "etcd", "unavailable")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    WRITE_QUORUM_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    MOVING_FIELD_NUMBER: _ClassVar[int]
+    ETCD_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    cluster: bytes
+    epoch: int
+    partitions: int
+    replicas: int
+    write_quorum: int
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    moving: int
+    etcd: bool
+    unavailable: int
+    def __init__(self, name: _Optional[str] = ..., cluster: _Optional[bytes] = ..., epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., moving: _Optional[int] = ..., etcd: bool = ..., unavailable: _Optional[int] = ...) -> None: ...
+
+class ChangeMembersRequest(_message.Message):
+    __slots__ = ("change", "node", "weight", "force")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    change: Change
+    node: str
+    weight: float
+    force: bool
+    def __init__(self, change: _Optional[_Union[Change, str]] = ..., node: _Optional[str] = ..., weight: _Optional[float] = ..., force: bool = ...) -> None: ...
+
+class ChangeMembersResponse(_message.Message):
+    __slots__ = ("epoch", "moves")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    moves: int
+    def __init__(self, epoch: _Optional[int] = ..., moves: _Optional[int] = ...) -> None: ...
+
+class RepairRequest(_message.Message):
+    __slots__ = ("dataset",)
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    dataset: str
+    def __init__(self, dataset: _Optional[str] = ...) -> None: ...
+
+class RepairResponse(_message.Message):
+    __slots__ = ("partitions", "rows", "skipped")
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    partitions: int
+    rows: int
+    skipped: int
+    def __init__(self, partitions: _Optional[int] = ..., rows: _Optional[int] = ..., skipped: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,185 @@
+from kvmeta.v1 import kvmeta_pb2 as _kvmeta_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ApplyRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "epoch", "rows", "repair")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    epoch: int
+    rows: _kvmeta_pb2.Packed
+    repair: bool
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repair: bool = ...) -> None: ...
+
+class ApplyResponse(_message.Message):
+    __slots__ = ("epoch", "outcomes", "versions")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    outcomes: _kvmeta_pb2.Packed
+    versions: _kvmeta_pb2.Packed
+    def __init__(self, epoch: _Optional[int] = ..., outcomes: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "epoch", "ids", "versions_only")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_ONLY_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    epoch: int
+    ids: _kvmeta_pb2.Packed
+    versions_only: bool
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., ids: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions_only: bool = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("epoch", "states", "versions", "locations")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    LOCATIONS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    states: _kvmeta_pb2.Packed
+    versions: _kvmeta_pb2.Packed
+    locations: _kvmeta_pb2.Packed
+    def __init__(self, epoch: _Optional[int] = ..., states: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., locations: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class DecideRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "epoch", "operation", "rows")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    epoch: int
+    operation: _kvmeta_pb2.Operation
+    rows: _kvmeta_pb2.Packed
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., operation: _Optional[_Union[_kvmeta_pb2.Operation, str]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class DecideResponse(_message.Message):
+    __slots__ = ("epoch", "outcomes", "rows")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    outcomes: _kvmeta_pb2.Packed
+    rows: _kvmeta_pb2.Packed
+    def __init__(self, epoch: _Optional[int] = ..., outcomes: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class RowsRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "epoch", "first", "last", "page_rows", "reply_compression")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    PAGE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    epoch: int
+    first: int
+    last: int
+    page_rows: int
+    reply_compression: _kvmeta_pb2.Compression
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., page_rows: _Optional[int] = ..., reply_compression: _Optional[_Union[_kvmeta_pb2.Compression, str]] = ...) -> None: ...
+
+class RowsResponse(_message.Message):
+    __slots__ = ("epoch", "until", "rows")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    until: int
+    rows: _kvmeta_pb2.Packed
+    def __init__(self, epoch: _Optional[int] = ..., until: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class DigestRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "partitions", "cut", "purged", "expired", "promise")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    PURGED_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
+    PROMISE_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    cut: int
+    purged: _containers.RepeatedScalarFieldContainer[int]
+    expired: int
+    promise: bool
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., cut: _Optional[int] = ..., purged: _Optional[_Iterable[int]] = ..., expired: _Optional[int] = ..., promise: bool = ...) -> None: ...
+
+class DigestResponse(_message.Message):
+    __slots__ = ("digests", "repaired")
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    digests: _kvmeta_pb2.Packed
+    repaired: _kvmeta_pb2.Packed
+    def __init__(self, digests: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repaired: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+
+class RepairedRequest(_message.Message):
+    __slots__ = ("cluster", "dataset", "partitions", "version")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    PARTITIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    dataset: str
+    partitions: _containers.RepeatedScalarFieldContainer[int]
+    version: int
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
+
+class RepairedResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StateRequest(_message.Message):
+    __slots__ = ("cluster",)
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    def __init__(self, cluster: _Optional[bytes] = ...) -> None: ...
+
+class StateResponse(_message.Message):
+    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied")
+    class HintsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
+    HINTS_FIELD_NUMBER: _ClassVar[int]
+    LEFTOVER_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    epoch: int
+    copied: _containers.RepeatedScalarFieldContainer[int]
+    hints: _containers.ScalarMap[str, int]
+    leftover: int
+    unix_ms: int
+    repaired: int
+    rows_copied: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ...) -> None: ...

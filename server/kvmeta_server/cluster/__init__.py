@@ -1,0 +1,1 @@
+"""The cluster: placement, replication, membership, moves."""

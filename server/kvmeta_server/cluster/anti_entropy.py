@@ -1,0 +1,191 @@
+"""Anti-entropy: replicas compare digests up to a cut, exchange what differs, and then may drop tombstones.
+
+    1  the owners' repaired versions: which tombstones no longer count
+    2  digests up to the cut, every owner promising first to take no older row that it does not hold:
+       else a late hint would bring back what a purged tombstone had deleted
+    3  where a bucket differs: the rows of all owners, merged, sent to those that lack them (they take these)
+    4  digests again; all equal: the cut is the new repaired version, told to all
+
+The first owner of a partition does it, for partitions that do not move and whose owners all answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.kernels.layout import HIGH, ROW_WORDS, VERSION
+from kvmeta.engine.kernels.merge import merge
+from kvmeta.version import MS_SHIFT, HybridClock
+from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.replica import BUCKETS
+from kvmeta_server.cluster.seams import Maps, PeerError, Peers
+
+GRACE_MS = 10_000
+"""The cut lies so far back that writes under way are not caught by it."""
+GROUP = 64
+"""Partitions compared in one call."""
+PAGE_ROWS = 65_536
+
+Rows = NDArray[np.uint64]
+Words = NDArray[np.uint64]
+
+
+@dataclass
+class Report:
+    """What a comparison found: partitions compared, rows sent, partitions passed over for a missing owner."""
+
+    partitions: int = 0
+    rows: int = 0
+    skipped: int = 0
+
+
+class AntiEntropy:
+    """Compares the partitions of which this node is the first owner."""
+
+    def __init__(
+        self,
+        slot: int,
+        maps: Maps,
+        peers: Peers,
+        clock: HybridClock,
+        expired: Callable[[str], int],
+    ) -> None:
+        self._slot = slot
+        self._maps = maps
+        self._peers = peers
+        self._clock = clock
+        self._expired = expired
+        self._lock = asyncio.Lock()
+
+    async def compare(self, dataset: str, grace_ms: int = GRACE_MS) -> Report:
+        """Compare a dataset's partitions; return what came of it."""
+        report = Report()
+        cut = max(0, self._clock.stamp() - (grace_ms << MS_SHIFT))
+        async with self._lock:
+            for owners, partitions in self._groups(self._maps.current):
+                if not all(self._peers.likely(owner) for owner in owners):
+                    report.skipped += len(partitions)
+                    continue
+                try:
+                    report.rows += await self._compare(dataset, owners, partitions, cut)
+                    report.partitions += len(partitions)
+                except PeerError:
+                    report.skipped += len(partitions)
+        return report
+
+    def _groups(self, cluster_map: ClusterMap) -> Iterator[tuple[tuple[int, ...], list[int]]]:
+        """Yield partitions of the same owners, this node the first of them."""
+        mine = np.flatnonzero((cluster_map.owners[:, 0] == self._slot) & ~cluster_map.moving)
+        by_owners: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for partition in mine.tolist():
+            owners = cluster_map.owners[partition]
+            by_owners[tuple(owners[owners != NOBODY].tolist())].append(partition)
+        for owners, partitions in by_owners.items():
+            for start in range(0, len(partitions), GROUP):
+                yield owners, partitions[start : start + GROUP]
+
+    async def _compare(self, dataset: str, owners: tuple[int, ...], partitions: list[int], cut: int) -> int:
+        expired = self._expired(dataset)
+        nothing = np.zeros(len(partitions), np.uint64)
+        known = await self._digests(dataset, owners, partitions, 0, nothing, expired, promise=False)
+        purged = np.max([repaired for _, repaired in known], axis=0)
+        sent = 0
+        equal = np.zeros(len(partitions), np.bool_)
+        for last in (False, True):
+            digests = await self._digests(dataset, owners, partitions, cut, purged, expired, promise=True)
+            differs = np.zeros((len(partitions), BUCKETS), np.bool_)
+            for own, _ in digests[1:]:
+                differs |= own != digests[0][0]
+            equal[:] = ~differs.any(axis=1)
+            if equal.all() or last:
+                break
+            for i in np.flatnonzero(~equal).tolist():
+                sent += await self._exchange(
+                    dataset, owners, partitions[i], differs[i], cut, int(purged[i]), expired
+                )
+        agreed = [partition for partition, same in zip(partitions, equal.tolist(), strict=True) if same]
+        if agreed and self._unmoved(agreed):
+            await asyncio.gather(*(self._peers.repaired(owner, dataset, agreed, cut) for owner in owners))
+        return sent
+
+    async def _digests(
+        self,
+        dataset: str,
+        owners: tuple[int, ...],
+        partitions: list[int],
+        cut: int,
+        purged: Words,
+        expired: int,
+        *,
+        promise: bool,
+    ) -> list[tuple[Words, Words]]:
+        calls = [
+            self._peers.digests(owner, dataset, partitions, cut, purged, expired, promise=promise)
+            for owner in owners
+        ]
+        return list(await asyncio.gather(*calls))
+
+    async def _exchange(
+        self,
+        dataset: str,
+        owners: tuple[int, ...],
+        partition: int,
+        differs: NDArray[np.bool_],
+        cut: int,
+        purged: int,
+        expired: int,
+    ) -> int:
+        """Send every owner what it lacks of the buckets that differ; return the rows sent."""
+        cluster_map = self._maps.current
+        shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
+        first, _ = cluster_map.stretch(partition)
+        sent = 0
+        for bucket in np.flatnonzero(differs).tolist():
+            start = first + (bucket << shift)
+            end = start + (1 << shift) - 1
+            while start <= end:
+                pages = await asyncio.gather(
+                    *(self._peers.rows(owner, dataset, 0, start, end, PAGE_ROWS) for owner in owners)
+                )
+                until = min(page.until for page in pages)
+                each = [page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages]
+                everything = merged(each)
+                counts = everything[:, VERSION] <= np.uint64(cut)
+                counts &= everything[:, VERSION] >= np.uint64(expired)
+                tombstones = everything[:, VERSION] & np.uint64(0x80) != 0
+                counts &= ~(tombstones & (everything[:, VERSION] <= np.uint64(purged)))
+                for owner, own in zip(owners, each, strict=True):
+                    lacking = everything[counts & ~_in(everything, own)]
+                    if len(lacking):
+                        await self._peers.apply(owner, dataset, 0, lacking, repair=True)
+                        sent += len(lacking)
+                start = until + 1
+        return sent
+
+    def _unmoved(self, partitions: list[int]) -> bool:
+        return not self._maps.current.moving[partitions].any()
+
+
+def merged(parts: list[Rows]) -> Rows:
+    """Return sorted rows merged into one: of each ID the largest version."""
+    rows = np.concatenate(parts) if parts else np.empty((0, ROW_WORDS), np.uint64)
+    ends = np.cumsum([len(part) for part in parts], dtype=np.uint64)
+    heads = np.concatenate([np.zeros(1, np.uint64), ends[:-1]]) if parts else np.empty(0, np.uint64)
+    out = np.empty_like(rows)
+    return out[: merge(rows, heads, ends, np.uint64(0), np.uint64(0), out)]
+
+
+def _in(rows: Rows, held: Rows) -> NDArray[np.bool_]:
+    """Return bool[n]: whether each of `rows` is one of `held`, version and all."""
+    kind = np.dtype((np.void, rows.itemsize * ROW_WORDS))
+    inside: NDArray[np.bool_] = np.isin(
+        np.ascontiguousarray(rows).view(kind).reshape(-1), np.ascontiguousarray(held).view(kind).reshape(-1)
+    )
+    return inside

@@ -1,0 +1,309 @@
+"""The cluster map: who owns what, one immutable value with an epoch, and every change of it as a pure function.
+
+The map lies in etcd under one key; each change is a compare-and-swap of the whole. A partition is in a phase:
+
+    STABLE     owners read and written
+    COPYING    owners read; owners and targets written (W of each); targets that are no owners copy
+    SWITCHED   targets read; owners and targets written
+    STABLE     the targets are the owners
+
+`changed` has, for each partition, the epoch of its last change: a replica refuses work that was planned on an
+older one. What must be true before a step is `moves.py`'s business (docs/replication.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import lz4.block
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.errors import CorruptionError, InputError, NotFoundError
+from kvmeta.mixing import DEFAULT_SEED
+from kvmeta.version import SLOT_BITS
+from kvmeta_server.cluster.placement import NOBODY, Candidate, moved, place
+
+FORMAT = 1
+PARTITIONS = 4096
+SLOTS_MAX = 1 << SLOT_BITS
+STABLE, COPYING, SWITCHED = 0, 1, 2
+NodeState = Literal["active", "draining", "removed"]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A member. `store_id` (hex) is that of its data directory: a node without its data is another node."""
+
+    slot: int
+    name: str
+    address: str
+    zone: str = ""
+    weight: float = 1.0
+    state: NodeState = "active"
+    store_id: str = ""
+
+
+@dataclass(frozen=True)
+class ClusterMap:
+    """The map at one epoch. `owners` and `targets` are u2[partitions, replicas] of slots."""
+
+    name: str
+    cluster_id: bytes
+    epoch: int
+    replicas: int
+    write_quorum: int
+    max_skew_ms: int
+    nodes: tuple[Node, ...]
+    owners: NDArray[np.uint16]
+    targets: NDArray[np.uint16]
+    phase: NDArray[np.uint8]
+    changed: NDArray[np.uint64]
+    seed: int = DEFAULT_SEED
+    next_slot: int = 1
+
+    # Questions
+
+    @property
+    def partitions(self) -> int:
+        """Return how many partitions there are."""
+        return len(self.owners)
+
+    @cached_property
+    def shift(self) -> int:
+        """Return by how many bits a mixed ID's high half is shifted to give its partition."""
+        return 64 - (self.partitions.bit_length() - 1)
+
+    @cached_property
+    def by_slot(self) -> dict[int, Node]:
+        """Return the nodes by slot."""
+        return {node.slot: node for node in self.nodes}
+
+    @cached_property
+    def moving(self) -> Mask:
+        """Return bool[P]: whether a partition is on its way to other owners."""
+        moving: Mask = self.phase != STABLE
+        return moving
+
+    @cached_property
+    def readers(self) -> NDArray[np.uint16]:
+        """Return u2[P, R]: who is read."""
+        return np.where((self.phase == SWITCHED)[:, None], self.targets, self.owners)
+
+    @cached_property
+    def write_quorums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return i8[P] twice: how many owners, and how many targets, must have a write. Targets: 0 if stable."""
+        owners = np.minimum(self.write_quorum, _count(self.owners))
+        targets = np.where(self.moving, np.minimum(self.write_quorum, _count(self.targets)), 0)
+        return owners, targets
+
+    @cached_property
+    def read_quorum(self) -> NDArray[np.int64]:
+        """Return i8[P]: how many readers must answer so that every acknowledged write is seen."""
+        count = _count(self.readers)
+        return count - np.minimum(self.write_quorum, count) + 1
+
+    def partition_of(self, high: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return i8[n]: the partitions of high halves of mixed IDs."""
+        return (
+            (high >> np.uint64(self.shift)).astype(np.int64)
+            if self.shift < 64
+            else np.zeros(len(high), np.int64)
+        )
+
+    def stretch(self, partition: int) -> tuple[int, int]:
+        """Return the first and the last high half of a partition."""
+        return partition << self.shift, ((partition + 1) << self.shift) - 1
+
+    def held_by(self, slot: int) -> Mask:
+        """Return bool[P]: whether a node owns a partition or is to own it."""
+        held: Mask = (self.owners == slot).any(axis=1)
+        held |= self.moving & (self.targets == slot).any(axis=1)
+        return held
+
+    def incoming(self, slot: int) -> Mask:
+        """Return bool[P]: what a node has to copy."""
+        to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
+        to_own &= ~(self.owners == slot).any(axis=1)
+        return to_own
+
+    def node(self, name: str) -> Node:
+        """Return a node by name; NotFoundError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        known = ", ".join(sorted(node.name for node in self.nodes))
+        raise NotFoundError(f"cluster {self.name!r} has no node {name!r} (it has: {known})")
+
+    @property
+    def planned(self) -> NDArray[np.uint16]:
+        """Return where everything belongs, over the nodes that are to stay."""
+        stay = [
+            Candidate(node.slot, node.name, node.zone, node.weight)
+            for node in self.nodes
+            if node.state == "active"
+        ]
+        return place(stay, self.partitions, self.replicas)
+
+    # Changes: each returns the next map
+
+    def joined(self, node: Node) -> ClusterMap:
+        """Return the map with another node; its slot is given here."""
+        if any(each.name == node.name for each in self.nodes):
+            raise InputError(
+                f"cluster {self.name!r} has a node {node.name!r} already; give this one another --name"
+            )
+        taken = {each.slot for each in self.nodes}
+        free = [
+            slot
+            for slot in range(self.next_slot, self.next_slot + SLOTS_MAX)
+            if slot % SLOTS_MAX not in taken
+        ]
+        if not free:
+            raise InputError(f"cluster {self.name!r} has {len(taken)} nodes; that is all there are slots for")
+        slot = free[0] % SLOTS_MAX
+        return self._with(nodes=(*self.nodes, replace(node, slot=slot)), next_slot=slot + 1).replanned()
+
+    def with_node(self, name: str, **fields: Any) -> ClusterMap:
+        """Return the map with some fields of a node changed, moves planned anew."""
+        self.node(name)
+        nodes = tuple(replace(node, **fields) if node.name == name else node for node in self.nodes)
+        return self._with(nodes=nodes).replanned()
+
+    def replanned(self) -> ClusterMap:
+        """Return the map with every partition, but those that have switched, on its way to where it belongs."""
+        planned = self.planned
+        free = self.phase != SWITCHED
+        away = free & ~_same_sets(self.owners, planned)
+        planned = np.where(away[:, None], planned, self.targets)
+        planned = np.where((free & ~away)[:, None], self.owners, planned)
+        phase = np.where(away, COPYING, np.where(free, STABLE, self.phase)).astype(np.uint8)
+        touched = (phase != self.phase) | (planned != self.targets).any(axis=1)
+        return self._with(targets=planned.astype(np.uint16), phase=phase, touched=touched)
+
+    def switched(self, which: Iterable[int]) -> ClusterMap:
+        """Return the map with copied partitions read at their targets."""
+        return self._stepped(which, COPYING, SWITCHED)
+
+    def finished(self, which: Iterable[int]) -> ClusterMap:
+        """Return the map with switched partitions owned by their targets; nodes that own nothing may go."""
+        mask = self._mask(which, SWITCHED)
+        owners = np.where(mask[:, None], self.targets, self.owners)
+        phase = np.where(mask, STABLE, self.phase).astype(np.uint8)
+        done = self._with(owners=owners, phase=phase, touched=mask)
+        used = set(np.unique(np.concatenate([done.owners, done.targets])).tolist())
+        nodes = tuple(node for node in done.nodes if node.state == "active" or node.slot in used)
+        return replace(done, nodes=nodes)
+
+    def _stepped(self, which: Iterable[int], before: int, after: int) -> ClusterMap:
+        mask = self._mask(which, before)
+        phase = np.where(mask, after, self.phase).astype(np.uint8)
+        return self._with(phase=phase, touched=mask)
+
+    def _mask(self, which: Iterable[int], phase: int) -> Mask:
+        mask = np.zeros(self.partitions, np.bool_)
+        mask[list(which)] = True
+        mask &= self.phase == phase
+        return mask
+
+    def _with(self, *, touched: Mask | None = None, **fields: Any) -> ClusterMap:
+        epoch = self.epoch + 1
+        if touched is not None:
+            fields["changed"] = np.where(touched, np.uint64(epoch), self.changed)
+        return replace(self, epoch=epoch, **fields)
+
+    # As bytes
+
+    def encode(self) -> bytes:
+        """Return the map as JSON; its arrays as base64 of an LZ4 block."""
+        fields = {
+            "format": FORMAT, "name": self.name, "cluster_id": self.cluster_id.hex(), "epoch": self.epoch,
+            "partitions": self.partitions, "replicas": self.replicas, "write_quorum": self.write_quorum,
+            "max_skew_ms": self.max_skew_ms, "seed": f"{self.seed:016x}", "next_slot": self.next_slot,
+            "nodes": [vars(node) for node in self.nodes],
+            "owners": _packed(self.owners), "targets": _packed(self.targets),
+            "phase": _packed(self.phase), "changed": _packed(self.changed),
+        }  # fmt: skip
+        return json.dumps(fields).encode()
+
+
+def decode(raw: bytes) -> ClusterMap:
+    """Return the map in `raw`; CorruptionError where it is none, or of a newer format."""
+    try:
+        fields = json.loads(raw)
+        if fields["format"] > FORMAT:
+            raise ValueError(f"format {fields['format']}; this package reads up to {FORMAT}: upgrade kvmeta")
+        partitions, replicas = fields["partitions"], fields["replicas"]
+        shape = (partitions, replicas)
+        return ClusterMap(
+            name=fields["name"],
+            cluster_id=bytes.fromhex(fields["cluster_id"]),
+            epoch=fields["epoch"],
+            replicas=replicas,
+            write_quorum=fields["write_quorum"],
+            max_skew_ms=fields["max_skew_ms"],
+            nodes=tuple(Node(**node) for node in fields["nodes"]),
+            owners=_unpacked(fields["owners"], "<u2").reshape(shape),
+            targets=_unpacked(fields["targets"], "<u2").reshape(shape),
+            phase=_unpacked(fields["phase"], "u1").reshape(partitions),
+            changed=_unpacked(fields["changed"], "<u8").reshape(partitions),
+            seed=int(fields["seed"], 16),
+            next_slot=fields["next_slot"],
+        )
+    except (ValueError, KeyError, TypeError, lz4.block.LZ4BlockError) as error:
+        raise CorruptionError(f"not a cluster map: {error!r}") from None
+
+
+def found(
+    name: str,
+    cluster_id: bytes,
+    first: Node,
+    *,
+    partitions: int = PARTITIONS,
+    replicas: int = 3,
+    write_quorum: int = 2,
+    max_skew_ms: int = 60_000,
+) -> ClusterMap:
+    """Return the first map of a cluster, of one node that owns everything."""
+    if not replicas // 2 < write_quorum <= replicas:
+        raise InputError(
+            f"write quorum: expected more than half of {replicas} replicas and at most all, got {write_quorum}"
+        )
+    owners = place([Candidate(0, first.name, first.zone, first.weight)], partitions, replicas)
+    epochs = np.ones(partitions, np.uint64)
+    return ClusterMap(
+        name, cluster_id, 1, replicas, write_quorum, max_skew_ms, (replace(first, slot=0),),
+        owners, owners, np.zeros(partitions, np.uint8), epochs,
+    )  # fmt: skip
+
+
+def copies(cluster_map: ClusterMap) -> int:
+    """Return how many replicas are to be copied."""
+    return moved(cluster_map.owners, cluster_map.targets)
+
+
+Step = Callable[[ClusterMap], ClusterMap]
+
+
+def _count(slots: NDArray[np.uint16]) -> NDArray[np.int64]:
+    count: NDArray[np.int64] = (slots != NOBODY).sum(axis=1)
+    return count
+
+
+def _same_sets(a: NDArray[np.uint16], b: NDArray[np.uint16]) -> Mask:
+    same: Mask = (np.sort(a, axis=1) == np.sort(b, axis=1)).all(axis=1)
+    return same
+
+
+def _packed(column: NDArray[Any]) -> str:
+    return base64.b64encode(lz4.block.compress(column.tobytes())).decode()
+
+
+def _unpacked(text: str, dtype: str) -> NDArray[Any]:
+    return np.frombuffer(lz4.block.decompress(base64.b64decode(text)), dtype)

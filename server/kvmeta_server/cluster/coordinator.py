@@ -1,0 +1,469 @@
+"""The coordinator: writes to W of R, reads from R - W + 1, and what becomes of each ID.
+
+    write   stamp ─ all owners (and targets, while a partition moves) ─ W of each ─ acknowledged
+              │ something newer is held: stamp again   │ too few: a hint for who failed, the IDs are told
+    read    enough readers ─ the largest version ─ where they differ, W get it before the answer
+    decide  insert and relocate: at the first live owner, one batch of a dataset at a time
+
+Any node coordinates. A replica refuses what was planned on an older map of a partition; so does the coordinator
+itself at the acknowledgement. Nothing here knows gRPC, files or the time: see seams.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Outcome
+from kvmeta.engine.commit import ACCEPTED, REFUSED, STALE
+from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3
+from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
+from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
+from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.replica import FAILED, FENCED, Fetched
+from kvmeta_server.cluster.seams import Hints, Maps, PeerError, Peers
+
+ANSWERED, UNAVAILABLE = 0, 3
+"""A read's states: 0, FAILED (damaged at every replica asked), UNAVAILABLE (too few answered)."""
+TRIES = 6
+"""How often a batch's open IDs are tried before they are told to have failed."""
+FIRST_PAUSE_S = 0.05
+MAP_WAIT_S = 1.0
+
+Rows = NDArray[np.uint64]
+Words = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+
+
+class Read(NamedTuple):
+    """What a quorum holds: states u1[n] and rows u8[n, 6] (version 0: nothing; tombstones are told)."""
+
+    states: NDArray[np.uint8]
+    rows: Rows
+    reason: str
+
+
+class Written(NamedTuple):
+    """What became of a write: which IDs (bool[n]) are acknowledged, and why the others are not."""
+
+    acknowledged: Mask
+    reason: str
+
+
+class _Tally:
+    """The answers to rows spread over their owners and targets."""
+
+    def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
+        owners, targets = cluster_map.write_quorums
+        self.need_owners, self.need_targets = owners[partitions], targets[partitions]
+        self.owners = np.zeros(len(partitions), np.int64)
+        self.targets = np.zeros(len(partitions), np.int64)
+        self.stale = np.zeros(len(partitions), np.bool_)
+        self.fenced = np.zeros(len(partitions), np.bool_)
+        self.newest = 0
+        self.reason = ""
+
+    @property
+    def enough(self) -> Mask:
+        enough: Mask = (self.owners >= self.need_owners) & (self.targets >= self.need_targets)
+        return enough
+
+
+class Coordinator:
+    """Coordinates for one node, `slot`."""
+
+    def __init__(
+        self,
+        slot: int,
+        maps: Maps,
+        peers: Peers,
+        clock: HybridClock,
+        hints: Hints,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.slot = slot
+        self._maps = maps
+        self._peers = peers
+        self._clock = clock
+        self._hints = hints
+        self._sleep = sleep
+        self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._behind: set[asyncio.Task[None]] = set()  # answers nobody waits for, but for their hints
+
+    # Writes
+
+    async def write(self, dataset: str, rows: Rows, *, delete: bool) -> Written:
+        """Put or delete rows u8[n, 6] (distinct IDs; versions are set here)."""
+        flag = TOMBSTONE if delete else 0
+        done = np.zeros(len(rows), np.bool_)
+        reason = ""
+        for turn in range(TRIES):
+            open_ = np.flatnonzero(~done)
+            part = rows if len(open_) == len(rows) else rows[open_]
+            part[:, VERSION] = self._clock.stamp() | flag
+            acknowledged, tally, epoch = await self._attempt(dataset, part)
+            done[open_] = acknowledged
+            if done.all():
+                break
+            reason = tally.reason or "owners hold something newer again and again"
+            await self._before_next(turn, tally, epoch)
+        return Written(done, reason)
+
+    async def repair(self, dataset: str, rows: Rows) -> Mask:
+        """Bring rows, versions and all, to W of their owners; return where that, or something newer, is held."""
+        acknowledged, tally, _ = await self._attempt(dataset, rows)
+        return acknowledged | tally.stale
+
+    async def _attempt(self, dataset: str, rows: Rows) -> tuple[Mask, _Tally, int]:
+        """Spread rows with versions; return which are acknowledged under the map as it is by then."""
+        cluster_map = self._maps.current
+        partitions = cluster_map.partition_of(rows[:, HIGH])
+        tally = await self._spread(dataset, cluster_map, partitions, rows)
+        now = self._maps.current
+        moved_on = now.changed[partitions] > np.uint64(cluster_map.epoch)
+        tally.fenced |= moved_on
+        if tally.newest:
+            self._clock.observe(tally.newest)
+        return tally.enough & ~moved_on, tally, cluster_map.epoch
+
+    async def _spread(
+        self, dataset: str, cluster_map: ClusterMap, partitions: NDArray[np.int64], rows: Rows
+    ) -> _Tally:
+        """Send rows to all their owners and targets; return as soon as enough of them have answered."""
+        tally = _Tally(cluster_map, partitions)
+        owners = cluster_map.owners[partitions]
+        moving = cluster_map.moving[partitions]
+        targets = np.where(moving[:, None], cluster_map.targets[partitions], NOBODY)
+        waiting: set[asyncio.Task[None]] = set()
+        for slot in _slots(owners, targets):
+            is_owner, is_target = (owners == slot).any(axis=1), (targets == slot).any(axis=1)
+            to = np.flatnonzero(is_owner | is_target)
+            part = rows if len(to) == len(rows) else rows[to]
+            task = asyncio.ensure_future(
+                self._send(tally, slot, dataset, cluster_map.epoch, part, to, is_owner[to], is_target[to])
+            )
+            waiting.add(task)
+        while waiting and not tally.enough.all():
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            self._behind.add(task)
+            task.add_done_callback(self._behind.discard)
+        return tally
+
+    async def _send(
+        self,
+        tally: _Tally,
+        slot: int,
+        dataset: str,
+        epoch: int,
+        rows: Rows,
+        to: NDArray[np.int64],
+        is_owner: Mask,
+        is_target: Mask,
+    ) -> None:
+        try:
+            outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows)
+        except PeerError as error:
+            tally.reason = str(error)
+            self._hints.add(slot, dataset, rows)
+            return
+        held = outcomes == ACCEPTED
+        tally.owners[to] += held & is_owner
+        tally.targets[to] += held & is_target
+        stale = (outcomes == STALE) | (outcomes == REFUSED)
+        if stale.any():
+            tally.stale[to] |= stale
+            tally.newest = max(tally.newest, int(versions.max()))
+        fenced = outcomes == FENCED
+        if fenced.any():
+            tally.fenced[to] |= fenced
+            tally.reason = tally.reason or f"node {slot} works under another map"
+
+    async def _before_next(self, turn: int, tally: _Tally, epoch: int) -> None:
+        if tally.fenced.any():
+            await self._maps.newer_than(epoch, MAP_WAIT_S)
+        elif not tally.stale.any():
+            await self._sleep(FIRST_PAUSE_S * 2**turn)
+
+    # Reads
+
+    async def read(self, dataset: str, mixed: Words, *, fast: bool = False) -> Read:
+        """Return what a quorum holds of mixed IDs u8[n, 2]; with `fast`, of what one replica holds just that.
+
+        Where replicas differ, W of them have the answer before it is given.
+        """
+        n = len(mixed)
+        states, rows = np.full(n, UNAVAILABLE, np.uint8), np.zeros((n, ROW_WORDS), np.uint64)
+        rows[:, : LOW + 1] = mixed
+        reason = ""
+        if fast:
+            await self._read_one(dataset, states, rows)
+        for turn in range(TRIES):
+            open_ = np.flatnonzero(states == UNAVAILABLE)
+            if not len(open_):
+                break
+            part = rows if len(open_) == n else rows[open_]
+            got, fenced, reason, epoch = await self._read_quorum(dataset, part)
+            states[open_] = got
+            if part is not rows:
+                rows[open_] = part
+            if fenced:
+                await self._maps.newer_than(epoch, MAP_WAIT_S)
+            elif (got == UNAVAILABLE).any():
+                await self._sleep(FIRST_PAUSE_S * 2**turn)
+        return Read(states, rows, reason)
+
+    async def _read_one(self, dataset: str, states: NDArray[np.uint8], rows: Rows) -> None:
+        """Answer what the nearest replica holds; leave the others UNAVAILABLE."""
+        cluster_map = self._maps.current
+        nearest = self.preference(cluster_map)[cluster_map.partition_of(rows[:, HIGH]), 0]
+        calls = []
+        for slot in _slots(nearest):
+            to = np.flatnonzero(nearest == slot)
+            mixed = np.ascontiguousarray(rows[to, : LOW + 1])
+            calls.append((to, self._fetch(slot, dataset, cluster_map.epoch, mixed, versions_only=False)))
+        for (to, _), got in zip(calls, await _all([call for _, call in calls]), strict=True):
+            if isinstance(got, Fetched):
+                assert got.locations is not None
+                live = (got.states == ANSWERED) & (got.versions != 0)
+                live &= got.versions & np.uint64(TOMBSTONE) == 0
+                hit = to[live]
+                states[hit] = ANSWERED
+                rows[hit, VERSION] = got.versions[live]
+                rows[hit, WORD3:] = got.locations[live]
+
+    async def _read_quorum(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], bool, str, int]:
+        """Fill in rows; return their states, whether some were fenced, a reason and the epoch asked under."""
+        cluster_map = self._maps.current
+        partitions = cluster_map.partition_of(rows[:, HIGH])
+        order = self.preference(cluster_map)[partitions]
+        need = cluster_map.read_quorum[partitions]
+        n, ranks = order.shape
+        answers = np.zeros(n, np.int64)
+        lowest = np.full(n, np.iinfo(np.uint64).max, np.uint64)
+        source = np.full(n, NOBODY, np.uint16)  # who has the largest version, and nobody its location yet
+        damaged, fenced = np.zeros(n, np.bool_), False
+        reason = ""
+        rows[:, VERSION:] = 0
+        asked = 0
+        while asked < ranks:
+            until = min(ranks, int(need.max())) if not asked else asked + 1
+            calls = []
+            for rank in range(asked, until):
+                wanted = (answers < need) if asked else (rank < need)
+                for slot in _slots(order[wanted, rank]):
+                    to = np.flatnonzero(wanted & (order[:, rank] == slot))
+                    mixed = np.ascontiguousarray(rows[to, : LOW + 1])
+                    only = rank > 0
+                    calls.append(
+                        (slot, to, self._fetch(slot, dataset, cluster_map.epoch, mixed, versions_only=only))
+                    )
+            asked = until
+            for (slot, to, _), got in zip(calls, await _all([call for *_, call in calls]), strict=True):
+                if isinstance(got, PeerError):
+                    reason = str(got)
+                    continue
+                fenced |= bool((got.states == FENCED).any())
+                damaged[to[got.states == FAILED]] = True
+                good = got.states == ANSWERED
+                at, versions = to[good], got.versions[good]
+                answers[at] += 1
+                lowest[at] = np.minimum(lowest[at], versions)
+                newer = versions > rows[at, VERSION]
+                rows[at[newer], VERSION] = versions[newer]
+                if got.locations is None:
+                    source[at[newer]] = slot
+                else:
+                    rows[at[newer], WORD3:] = got.locations[good][newer]
+                    source[at[newer]] = NOBODY
+            if (answers >= need).all():
+                break
+        enough = answers >= need
+        await self._complete(dataset, cluster_map, rows, source, enough)
+        differs = np.flatnonzero(enough & (lowest < rows[:, VERSION]))
+        if len(differs):
+            enough[differs] = await self.repair(dataset, np.ascontiguousarray(rows[differs]))
+        states = np.where(enough, np.uint8(ANSWERED), np.uint8(UNAVAILABLE))
+        states[~enough & damaged] = FAILED
+        rows[~enough, VERSION:] = 0
+        return states, fenced, reason, cluster_map.epoch
+
+    async def _complete(
+        self, dataset: str, cluster_map: ClusterMap, rows: Rows, source: NDArray[np.uint16], enough: Mask
+    ) -> None:
+        """Fetch the locations of rows of which only the version came so far."""
+        for slot in _slots(source[enough]):
+            to = np.flatnonzero(enough & (source == slot))
+            mixed = np.ascontiguousarray(rows[to, : LOW + 1])
+            try:
+                got = await self._fetch(slot, dataset, cluster_map.epoch, mixed, versions_only=False)
+            except PeerError:
+                enough[to] = False
+                continue
+            assert got.locations is not None
+            same = (got.states == ANSWERED) & (got.versions >= rows[to, VERSION])
+            rows[to[same], VERSION] = got.versions[same]
+            rows[to[same], WORD3:] = got.locations[same]
+            enough[to[~same]] = False
+
+    async def _fetch(
+        self, slot: int, dataset: str, epoch: int, mixed: Words, *, versions_only: bool
+    ) -> Fetched:
+        return await self._peers.fetch(slot, dataset, epoch, mixed, versions_only=versions_only)
+
+    def preference(self, cluster_map: ClusterMap, *, by_slot: bool = False) -> NDArray[np.uint16]:
+        """Return u2[P, R]: each partition's readers, this node first, then who will probably answer.
+
+        Otherwise in the map's order, which spreads the load, or `by_slot`, so that neighbours have the same.
+        """
+        readers = cluster_map.readers
+        ranks = np.tile(np.arange(readers.shape[1]), (len(readers), 1))
+        cost = readers.astype(np.int64) if by_slot else ranks
+        cost[readers == self.slot] = -1
+        cost[readers == NOBODY] = 1_000_000
+        for slot in _slots(readers):
+            if not self._peers.likely(slot):
+                cost[readers == slot] += 100_000
+        return np.take_along_axis(readers, np.argsort(cost, axis=1, kind="stable"), axis=1)
+
+    # Insert and relocate
+
+    async def decide(self, dataset: str, operation: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows, str]:
+        """Insert or relocate rows u8[n, 6]; return outcomes u1[n], the rows held then and a reason.
+
+        A relocate's versions are those seen. Never sent twice after an answer was lost: then UNACKNOWLEDGED.
+        """
+        n = len(rows)
+        outcomes, held = np.full(n, FENCED_OUTCOME, np.uint8), np.zeros_like(rows)
+        reason = ""
+        for _ in range(TRIES):
+            open_ = np.flatnonzero(outcomes == FENCED_OUTCOME)
+            if not len(open_):
+                break
+            cluster_map = self._maps.current
+            first = self._deciders(cluster_map)[cluster_map.partition_of(rows[open_, HIGH])]
+            calls = []
+            for slot in _slots(first):
+                to = open_[first == slot]
+                part = np.ascontiguousarray(rows[to])
+                calls.append((to, self._peers.decide(slot, dataset, cluster_map.epoch, operation, part)))
+            for (to, _), got in zip(calls, await _all([call for _, call in calls]), strict=True):
+                if isinstance(got, PeerError):
+                    outcomes[to], reason = UNACKNOWLEDGED, str(got)
+                else:
+                    outcomes[to], held[to] = got
+            if (outcomes == FENCED_OUTCOME).any():
+                await self._maps.newer_than(cluster_map.epoch, MAP_WAIT_S)
+        outcomes[outcomes == FENCED_OUTCOME] = UNACKNOWLEDGED
+        return outcomes, held, reason
+
+    async def decide_here(
+        self, dataset: str, epoch: int, operation: str, rows: Rows
+    ) -> tuple[NDArray[np.uint8], Rows]:
+        """Decide as the first live owner: one batch of a dataset at a time, from the read to the W-th ack."""
+        async with self._deciding[dataset]:
+            cluster_map = self._maps.current
+            partitions = cluster_map.partition_of(rows[:, HIGH])
+            if (cluster_map.changed[partitions] > np.uint64(epoch)).any():
+                return np.full(len(rows), FENCED_OUTCOME, np.uint8), np.zeros_like(rows)
+            if operation == "insert":
+                return await self._insert(dataset, rows)
+            return await self._relocate(dataset, rows)
+
+    async def _insert(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
+        outcomes, held = np.full(len(rows), UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
+        open_ = np.arange(len(rows))
+        for _ in range(TRIES):
+            got = await self.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
+            held[open_] = got.rows
+            outcomes[open_[got.states == FAILED]] = Outcome.FAILED
+            absent = self.absent(dataset, got.rows)
+            answered = got.states == ANSWERED
+            outcomes[open_[answered & ~absent]] = EXISTS
+            open_ = open_[answered & absent]
+            if not len(open_):
+                break
+            part = np.ascontiguousarray(rows[open_])
+            part[:, VERSION] = self._clock.stamp()
+            acknowledged, tally, _ = await self._attempt(dataset, part)
+            outcomes[open_[acknowledged]] = TOOK_EFFECT
+            held[open_[acknowledged]] = part[acknowledged]
+            open_ = open_[~acknowledged & tally.stale]  # a put came between: decide again
+            if not len(open_):
+                break
+        return outcomes, held
+
+    async def _relocate(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
+        outcomes = np.full(len(rows), UNACKNOWLEDGED, np.uint8)
+        got = await self.read(dataset, np.ascontiguousarray(rows[:, : LOW + 1]))
+        versions = got.rows[:, VERSION]
+        answered = got.states == ANSWERED
+        absent = self.absent(dataset, got.rows)
+        outcomes[got.states == FAILED] = Outcome.FAILED
+        outcomes[answered & (versions != rows[:, VERSION])] = Outcome.CHANGED
+        exhausted = versions & np.uint64(MOVES_MAX) == np.uint64(MOVES_MAX)
+        outcomes[answered & (versions == rows[:, VERSION]) & exhausted] = Outcome.EXHAUSTED
+        outcomes[answered & absent] = Outcome.ABSENT
+        may = np.flatnonzero(outcomes == UNACKNOWLEDGED)
+        may = may[answered[may]]
+        if len(may):
+            part = np.ascontiguousarray(rows[may])
+            part[:, VERSION] += np.uint64(1)
+            acknowledged, tally, _ = await self._attempt(dataset, part)
+            outcomes[may[acknowledged]] = Outcome.RELOCATED
+            outcomes[may[~acknowledged & tally.stale]] = Outcome.CHANGED
+        return outcomes, got.rows
+
+    def absent(self, dataset: str, rows: Rows) -> Mask:
+        """Return bool[n]: whether rows as read are no live entries."""
+        versions = rows[:, VERSION]
+        gone: Mask = (versions == 0) | (versions & np.uint64(TOMBSTONE) != 0)
+        return gone | (versions < np.uint64(self.expired(dataset)))
+
+    def expired(self, dataset: str) -> int:
+        """Return the version below which entries of a dataset have expired; given by the node."""
+        return 0
+
+    def _deciders(self, cluster_map: ClusterMap) -> NDArray[np.uint16]:
+        """Return u2[P]: the first owner of each partition that will probably answer, else the first."""
+        owners = cluster_map.owners
+        first = owners[:, 0].copy()
+        open_ = np.ones(len(first), np.bool_)
+        likely = {slot for slot in _slots(owners) if self._peers.likely(slot)}
+        for rank in range(owners.shape[1]):
+            take = open_ & np.isin(owners[:, rank], list(likely))
+            first[take] = owners[take, rank]
+            open_ &= ~take
+        return first
+
+
+FENCED_OUTCOME = 8
+"""An outcome between nodes: not begun, for the map is another by now."""
+
+
+def _slots(*columns: NDArray[np.uint16]) -> list[int]:
+    """Return the nodes named, in order."""
+    named: set[int] = set()
+    for column in columns:
+        named.update(np.flatnonzero(np.bincount(column.reshape(-1), minlength=1)).tolist())
+    return sorted(named - {NOBODY})
+
+
+async def _all(calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Return the answers, or the PeerErrors, of calls under way at once."""
+    if len(calls) == 1:
+        try:
+            return [await calls[0]]
+        except PeerError as error:
+            return [error]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, PeerError):
+            raise answer
+    return answers

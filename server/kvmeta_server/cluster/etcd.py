@@ -1,0 +1,266 @@
+"""etcd's client: what the cluster needs of etcd's v3 API, over grpc.aio. All values are bytes.
+
+    get, below          linearizable reads
+    txn                 compare-and-swap: all conditions hold and all writes are made, or none
+    watch               every change of a prefix, from a revision on; resumes by itself, raises Compacted
+    lease               kept alive in the background; what is told is how long it surely still lasts
+
+No Python client passed TLS, watches that resume and compaction (docs/decisions/0020), so this is ours: messages
+with etcd's field numbers, methods called by path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+
+from kvmeta.errors import InputError, UnavailableError, os_errors
+from kvmeta_server.cluster import etcd_rpc_pb2 as rpc
+
+CALL_S = 3.0
+"""How long one call may take."""
+_PAUSE_S = 0.3
+_KEEPALIVE_MS = 5_000
+
+
+class Compacted(Exception):  # noqa: N818 - what happened to the revision
+    """The revision that a watch was to start from is gone: list anew."""
+
+
+class Value(NamedTuple):
+    """A key's value and the revision of its last change."""
+
+    key: str
+    data: bytes
+    revision: int
+
+
+class Changed(NamedTuple):
+    """A change that a watch saw; `data` is None where the key was deleted."""
+
+    key: str
+    data: bytes | None
+    revision: int
+
+
+class Put(NamedTuple):
+    """A write: `data` None deletes. With `lease`, the key goes when the lease ends."""
+
+    key: str
+    data: bytes | None
+    lease: int = 0
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files for TLS to etcd: the authority's certificate, and ours with its key where etcd asks for it."""
+
+    ca: str = ""
+    cert: str = ""
+    key: str = ""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return gRPC's credentials."""
+        return grpc.ssl_channel_credentials(_bytes(self.ca), _bytes(self.key), _bytes(self.cert))
+
+
+class Etcd:
+    """A connection to an etcd cluster, at the first of `urls` that answers."""
+
+    def __init__(self, urls: Sequence[str], tls: Tls | None = None) -> None:
+        if not urls:
+            raise InputError("etcd: no URL")
+        secure = {url.startswith("https://") for url in urls}
+        if len(secure) > 1:
+            raise InputError(f"etcd: expected all http:// or all https://, got {', '.join(urls)}")
+        addresses = [_address(url) for url in urls]
+        target = addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
+        self.url = ",".join(urls)
+        options = [
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),  # a peer that went away without a word is noticed
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
+            ("grpc.max_receive_message_length", 64 << 20),
+        ]
+        if secure.pop():
+            self._channel = grpc.aio.secure_channel(target, (tls or Tls()).credentials(), options)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, options)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close(None)
+
+    async def get(self, key: str) -> Value | None:
+        """Return a key's value, or None."""
+        values, _ = await self._range(rpc.RangeRequest(key=key.encode()))
+        return values[0] if values else None
+
+    async def below(self, prefix: str) -> tuple[list[Value], int]:
+        """Return all values below a prefix, and the revision as of which they are."""
+        return await self._range(rpc.RangeRequest(key=prefix.encode(), range_end=_end(prefix)))
+
+    async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> bool:
+        """Make all writes if each key of `held` was last changed at that revision (0: is absent); else none."""
+        compare = [
+            rpc.Compare(
+                result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key.encode(), mod_revision=revision
+            )
+            for key, revision in held.items()
+        ]
+        request = rpc.TxnRequest(compare=compare, success=[_operation(write) for write in writes])
+        reply = await self._call("KV/Txn", request, rpc.TxnResponse)
+        return bool(reply.succeeded)
+
+    async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
+        """Yield all changes below a prefix after `revision`, as they come, for ever.
+
+        Connections that break are made anew, without a gap. Raises Compacted where that cannot be.
+        """
+        method = self._channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=rpc.WatchRequest.SerializeToString,
+            response_deserializer=rpc.WatchResponse.FromString,
+        )
+        while True:
+            create = rpc.WatchCreateRequest(
+                key=prefix.encode(), range_end=_end(prefix), start_revision=revision + 1, progress_notify=True
+            )
+            call: Any = method(wait_for_ready=True)  # type: ignore[call-arg]
+            try:
+                await call.write(rpc.WatchRequest(create_request=create))
+                async for reply in call:
+                    if reply.compact_revision or (reply.canceled and "compact" in reply.cancel_reason):
+                        raise Compacted
+                    if reply.canceled:
+                        break
+                    changes = [_changed(event) for event in reply.events]
+                    if changes:
+                        revision = max(revision, changes[-1].revision)
+                        yield changes
+            except grpc.aio.AioRpcError:
+                pass
+            finally:
+                call.cancel()
+            await asyncio.sleep(_PAUSE_S)
+
+    async def grant(self, ttl_s: int) -> int:
+        """Return a new lease of `ttl_s` seconds."""
+        reply = await self._call("Lease/LeaseGrant", rpc.LeaseGrantRequest(TTL=ttl_s), rpc.LeaseGrantResponse)
+        if reply.error:
+            raise UnavailableError(f"etcd at {self.url} grants no lease: {reply.error}")
+        return int(reply.ID)
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew a lease; return the seconds it lasts from when this was asked, 0 where it has ended."""
+        method = self._channel.stream_stream(
+            "/etcdserverpb.Lease/LeaseKeepAlive",
+            request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
+            response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
+        )
+        call: Any = method(timeout=CALL_S)  # type: ignore[call-arg]
+        try:
+            await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
+            reply = await call.read()
+            return int(getattr(reply, "TTL", 0))  # at the stream's end there is none
+        except grpc.aio.AioRpcError as error:
+            raise self._unavailable(error) from None
+        finally:
+            call.cancel()
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease now, and with it its keys."""
+        with suppress(UnavailableError):
+            await self._call("Lease/LeaseRevoke", rpc.LeaseRevokeRequest(ID=lease), rpc.LeaseRevokeResponse)
+
+    async def _range(self, request: rpc.RangeRequest) -> tuple[list[Value], int]:
+        reply = await self._call("KV/Range", request, rpc.RangeResponse)
+        return [Value(kv.key.decode(), kv.value, kv.mod_revision) for kv in reply.kvs], reply.header.revision
+
+    async def _call(self, method: str, request: Any, response: Any) -> Any:
+        call = self._channel.unary_unary(
+            f"/etcdserverpb.{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            return await call(request, timeout=CALL_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: grpc.aio.AioRpcError) -> UnavailableError:
+        return UnavailableError(f"etcd at {self.url} does not answer: {error.details()}")
+
+
+class Lease:
+    """A lease that is kept alive; `left_s` is how long it surely still lasts, by this machine's own clock."""
+
+    def __init__(self, etcd: Etcd, ttl_s: int) -> None:
+        self._etcd = etcd
+        self._ttl_s = ttl_s
+        self._until = 0.0
+        self.id = 0
+
+    def left_s(self) -> float:
+        """Return for how many seconds the lease surely still lasts; 0 where that is not known."""
+        return max(0.0, self._until - time.monotonic())
+
+    async def renew(self) -> bool:
+        """Keep the lease alive, or take another where it has ended; return whether it is another."""
+        asked = time.monotonic()
+        if self.id:
+            lasts_s = await self._etcd.keep_alive(self.id)
+            if lasts_s:
+                self._until = asked + lasts_s
+                return False
+        self._until = 0.0
+        self.id = await self._etcd.grant(self._ttl_s)
+        self._until = asked + self._ttl_s
+        return True
+
+    async def end(self) -> None:
+        """Give the lease up."""
+        if self.id:
+            await self._etcd.revoke(self.id)
+            self.id, self._until = 0, 0.0
+
+
+def _operation(write: Put) -> rpc.RequestOp:
+    key = write.key.encode()
+    if write.data is None:
+        return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=key))
+    return rpc.RequestOp(request_put=rpc.PutRequest(key=key, value=write.data, lease=write.lease))
+
+
+def _changed(event: rpc.Event) -> Changed:
+    deleted = event.type == rpc.Event.DELETE
+    return Changed(event.kv.key.decode(), None if deleted else event.kv.value, event.kv.mod_revision)
+
+
+def _end(prefix: str) -> bytes:
+    """Return the end of the range of keys that start with `prefix`."""
+    raw = prefix.encode()
+    return raw[:-1] + bytes([raw[-1] + 1])
+
+
+def _address(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    address = rest.rstrip("/")
+    if scheme not in ("http", "https") or not address or "/" in address or ":" not in address:
+        raise InputError(f"etcd: expected http://HOST:PORT or https://HOST:PORT, got {url!r}")
+    return address
+
+
+def _bytes(path: str) -> bytes | None:
+    if not path:
+        return None
+    with os_errors("reading", path):
+        return Path(path).read_bytes()

@@ -1,0 +1,232 @@
+"""Membership: what etcd says of the cluster, followed by every node, and changed by compare-and-swap alone.
+
+    PREFIX/map          the cluster map (cluster_map.py)
+    PREFIX/datasets     {"next": n, "datasets": {name: {"id", "ttl_s", "bottom_filter"}}}
+    PREFIX/volumes/N    a volume; PREFIX/uris/URI its number, so that a URI has one
+    PREFIX/next_volume  the next volume's number
+    PREFIX/live/SLOT    there while the node's lease lasts
+    PREFIX/driver       the slot of the node that drives moves, there while its lease lasts
+
+Without etcd the node goes on with what it knows. Only changes need it, and they say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from kvmeta.errors import CorruptionError, InputError, KvmetaError, UnavailableError
+from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+from kvmeta_server.cluster.etcd import Changed, Compacted, Etcd, Lease, Put, Value
+
+LEASE_S = 5
+"""How long a node counts as live after its last sign of life."""
+_RENEW_S = 1.0
+_RETRY_S = 0.5
+_CAS_TRIES = 20
+
+Changes = Callable[[ClusterMap], ClusterMap]
+
+
+def prefix_of(cluster: str) -> str:
+    """Return what all keys of a cluster begin with."""
+    return f"/kvmeta/{cluster}"
+
+
+class Membership:
+    """The cluster as etcd has it. `adopt` makes the node work under a new map before others hear of it."""
+
+    def __init__(self, etcd: Etcd, cluster: str, adopt: Callable[[ClusterMap], Awaitable[None]]) -> None:
+        self._etcd = etcd
+        self._prefix = prefix_of(cluster)
+        self._adopt = adopt
+        self._values: dict[str, Value] = {}
+        self._map: ClusterMap | None = None
+        self._map_revision = 0
+        self._news = asyncio.Condition()
+        self._lease = Lease(etcd, LEASE_S)
+        self._slot = -1
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listeners: list[Callable[[], None]] = []
+        self.answers = False
+        """Whether etcd answered lately."""
+
+    # What is known
+
+    @property
+    def current(self) -> ClusterMap:
+        """Return the newest map."""
+        assert self._map is not None
+        return self._map
+
+    async def newer_than(self, epoch: int, timeout_s: float) -> None:
+        """Return when there is a map newer than `epoch`, or after the timeout."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self._news:
+                await self._news.wait_for(lambda: self.current.epoch > epoch)
+
+    def live(self) -> set[int]:
+        """Return the slots of the nodes whose leases last."""
+        start = f"{self._prefix}/live/"
+        return {int(key.removeprefix(start)) for key in self._values if key.startswith(start)}
+
+    def value(self, key: str) -> bytes | None:
+        """Return the value of a key below the prefix."""
+        held = self._values.get(f"{self._prefix}/{key}")
+        return None if held is None else held.data
+
+    def below(self, key: str) -> dict[str, bytes]:
+        """Return the values of all keys below one."""
+        start = f"{self._prefix}/{key}/"
+        return {
+            each.removeprefix(start): held.data
+            for each, held in self._values.items()
+            if each.startswith(start)
+        }
+
+    def datasets(self) -> dict[str, dict[str, Any]]:
+        """Return the datasets' options by name."""
+        raw = self.value("datasets")
+        return {} if raw is None else dict(json.loads(raw)["datasets"])
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` after each change that is seen."""
+        self._listeners.append(listener)
+
+    def lease_left_s(self) -> float:
+        """Return for how long this node's lease surely still lasts."""
+        return self._lease.left_s()
+
+    # Life
+
+    def go_on_with(self, cluster_map: ClusterMap | None) -> None:
+        """Start from a map that was remembered."""
+        if cluster_map is not None and (self._map is None or cluster_map.epoch > self._map.epoch):
+            self._map = cluster_map
+
+    async def load(self) -> None:
+        """Read everything; UnavailableError where etcd does not answer."""
+        values, revision = await self._etcd.below(f"{self._prefix}/")
+        self._values = {value.key: value for value in values}
+        self._revision = revision
+        self.answers = True
+        await self._look_at_map()
+        self._tell()
+
+    def start(self, slot: int) -> None:
+        """Follow etcd, and keep this node's lease, from now on."""
+        self._slot = slot
+        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._keep_lease())]
+
+    async def stop(self) -> None:
+        """End; give the lease up."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(KvmetaError):
+            await self._lease.end()
+        await self._etcd.close()
+
+    # Changes
+
+    async def change_map(self, change: Changes, *, founded: ClusterMap | None = None) -> ClusterMap:
+        """Make a change of the map, again on what others made of it meanwhile; return the map with it.
+
+        `founded` is the first map, for a cluster that has none. What `change` raises ends it.
+        """
+
+        def next_map(raw: bytes | None) -> bytes:
+            if raw is None and founded is None:
+                raise InputError(f"etcd at {self._etcd.url} has no cluster at {self._prefix}")
+            return (founded if raw is None else change(decode(raw))).encode()  # type: ignore[union-attr]
+
+        return decode(await self.change("map", next_map))
+
+    async def change(self, key: str, change: Callable[[bytes | None], bytes | None]) -> bytes:
+        """Replace a key's value by what `change` makes of it, by compare-and-swap; return that."""
+        full = f"{self._prefix}/{key}"
+        for _ in range(_CAS_TRIES):
+            held = await self._etcd.get(full)
+            data = change(None if held is None else held.data)
+            if held is not None and data == held.data:
+                return held.data
+            if await self._etcd.txn([Put(full, data)], held={full: held.revision if held else 0}):
+                return data or b""
+        raise UnavailableError(f"{full} changes all the time; try again")
+
+    async def change_all(self, writes: dict[str, bytes | None], held: dict[str, int]) -> bool:
+        """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
+        return await self._etcd.txn(
+            [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()],
+            held={f"{self._prefix}/{key}": revision for key, revision in held.items()},
+        )
+
+    async def read(self, key: str) -> Value | None:
+        """Read a key from etcd itself."""
+        return await self._etcd.get(f"{self._prefix}/{key}")
+
+    async def is_driver(self) -> bool:
+        """Return whether this node drives moves: it holds the key, or takes it where nobody does."""
+        if self._lease.left_s() < 1 or not self.answers:
+            return False
+        held = self._values.get(f"{self._prefix}/driver")
+        if held is not None:
+            return held.data == str(self._slot).encode()
+        key = f"{self._prefix}/driver"
+        return await self._etcd.txn([Put(key, str(self._slot).encode(), self._lease.id)], held={key: 0})
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for changes in self._etcd.watch(f"{self._prefix}/", self._revision):
+                    await self._take(changes)
+            except Compacted:
+                pass
+            with suppress(UnavailableError):
+                await self.load()
+            await asyncio.sleep(_RETRY_S)
+
+    async def _take(self, changes: list[Changed]) -> None:
+        for change in changes:
+            self._revision = max(self._revision, change.revision)
+            if change.data is None:
+                self._values.pop(change.key, None)
+            else:
+                self._values[change.key] = Value(change.key, change.data, change.revision)
+        await self._look_at_map()
+        self._tell()
+
+    async def _look_at_map(self) -> None:
+        held = self._values.get(f"{self._prefix}/map")
+        if held is None or held.revision == self._map_revision:
+            return
+        with suppress(CorruptionError):
+            cluster_map = decode(held.data)
+            self._map_revision = held.revision
+            if self._map is None or (
+                cluster_map.epoch > self._map.epoch and cluster_map.cluster_id == self._map.cluster_id
+            ):
+                await self._adopt(cluster_map)
+                self._map = cluster_map
+                async with self._news:
+                    self._news.notify_all()
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            try:
+                is_new = await self._lease.renew()
+                if is_new:
+                    await self._etcd.txn(
+                        [Put(f"{self._prefix}/live/{self._slot}", b"1", self._lease.id)], held={}
+                    )
+                self.answers = True
+            except UnavailableError:
+                self.answers = False
+            await asyncio.sleep(_RENEW_S)

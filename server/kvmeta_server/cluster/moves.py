@@ -1,0 +1,308 @@
+"""Moves: partitions change owners while they are read and written (docs/replication.md has the argument).
+
+    every node     copies what it is to own: from a read quorum of the owners, merged, into runs
+    the driver     one node by etcd's lease: takes each partition from step to step, by compare-and-swap
+    every node     drops what it owns no more, once the owners are known to have all of it
+
+    COPYING ── every target has copied ──> SWITCHED ── enough owners know ──> STABLE
+
+"Enough" is as many owners as no quorum planned on the older map can do without: max(W, R - W + 1) of them. A copy
+starts only when so many have persisted the map that says COPYING: what is acknowledged without the targets was
+acknowledged before, and a read quorum of the owners has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.kernels.layout import HIGH
+from kvmeta.errors import KvmetaError
+from kvmeta_server.cluster.anti_entropy import merged
+from kvmeta_server.cluster.cluster_map import COPYING, SWITCHED, ClusterMap
+from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.node_state import NodeState
+from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.replica import BUCKETS, Replica
+from kvmeta_server.cluster.seams import PeerError
+from kvmeta_server.cluster.transport import GrpcPeers
+from kvmeta_server.lanes import Lane
+from kvmeta_server.logs import Log
+
+STEP_S = 0.3
+PAGE_ROWS = 131_072
+INGEST_ROWS = 1 << 20
+CHUNK = 64
+"""Partitions copied before they are noted as copied."""
+
+Rows = NDArray[np.uint64]
+
+
+class Moves:
+    """A node's part in moves."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        state: NodeState,
+        membership: Membership,
+        peers: GrpcPeers,
+        lane: Lane,
+        log: Log,
+        rows_s_max: Callable[[], float],
+    ) -> None:
+        self._replica = replica
+        self._state = state
+        self._membership = membership
+        self._peers = peers
+        self._lane = lane
+        self._log = log
+        self._rows_s_max = rows_s_max
+        self._copied = state.copied(membership.current.partitions)
+        self.rows_copied = 0
+
+    def copied(self, cluster_map: ClusterMap) -> list[int]:
+        """Return the partitions whose copy to this node is done, as that map has them."""
+        done = cluster_map.incoming(self._replica.slot) & (self._copied == cluster_map.changed)
+        return np.flatnonzero(done).tolist()
+
+    async def run(self) -> None:
+        """Copy, drive and drop, for ever."""
+        await asyncio.gather(*(self._repeat(work) for work in (self._copy, self._drive, self._drop)))
+
+    async def _repeat(self, work: Callable[[], Any]) -> None:
+        told = ""
+        while True:
+            try:
+                await work()
+                told = ""
+            except KvmetaError as error:  # a peer or etcd is away: later
+                if str(error) != told:
+                    told = str(error)
+                    self._log.warning("moves wait", reason=told)
+            except Exception as error:  # noqa: BLE001 - a fault here must not end moves for good
+                self._log.fault("moves", error)
+                await asyncio.sleep(1.0)
+            await asyncio.sleep(STEP_S)
+
+    # Copying
+
+    async def _copy(self) -> None:
+        cluster_map = self._membership.current
+        todo = cluster_map.incoming(self._replica.slot) & (self._copied != cluster_map.changed)
+        if not todo.any() or self._membership.lease_left_s() <= 0:
+            return
+        left = self._state.leftover(cluster_map.partitions)
+        if (left & todo).any():
+            await self._drop_here(cluster_map, left & todo)  # what was left here may be older than a purge
+        ready = np.flatnonzero(todo & self._known_to_enough(cluster_map, COPYING))
+        for start in range(0, len(ready), CHUNK):
+            await self._copy_chunk(cluster_map, ready[start : start + CHUNK])
+
+    async def _copy_chunk(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
+        for dataset in self._replica.datasets():
+            parts: list[Rows] = []
+            for partition in partitions.tolist():
+                async for rows in self._read(cluster_map, dataset, partition):
+                    parts.append(rows)
+                    if sum(map(len, parts)) >= INGEST_ROWS:
+                        await self._ingest(dataset, parts)
+            await self._ingest(dataset, parts)
+            await self._take_over_ranges(cluster_map, dataset, partitions)
+        now = self._membership.current
+        same = partitions[now.changed[partitions] == cluster_map.changed[partitions]]
+        self._copied[same] = now.changed[same]
+        await self._lane.run(lambda: self._state.set_copied(self._copied))
+
+    async def _read(self, cluster_map: ClusterMap, dataset: str, partition: int) -> Any:
+        """Yield a partition's rows as a read quorum of its owners has them, in order."""
+        need = int(cluster_map.read_quorum[partition])
+        owners = [
+            slot
+            for slot in cluster_map.owners[partition].tolist()
+            if slot != NOBODY and self._peers.likely(slot)
+        ]
+        if len(owners) < need:
+            raise PeerError(
+                f"partition {partition}: {len(owners)} owners answer, and it takes {need} to copy it"
+            )
+        first, last = cluster_map.stretch(partition)
+        while first <= last:
+            started = time.monotonic()
+            pages = await asyncio.gather(
+                *(
+                    self._peers.rows(slot, dataset, cluster_map.epoch, first, last, PAGE_ROWS)
+                    for slot in owners[:need]
+                )
+            )
+            until = min(page.until for page in pages)
+            rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
+            if len(rows):
+                yield rows
+                spent = time.monotonic() - started
+                await asyncio.sleep(max(0.0, len(rows) / self._rows_s_max() - spent))
+            first = until + 1
+
+    async def _ingest(self, dataset: str, parts: list[Rows]) -> None:
+        if parts:
+            rows = np.concatenate(parts)  # partitions in order, each in order
+            parts.clear()
+            await self._lane.run(lambda: self._replica.engine.ingest(self._replica.tree(dataset), rows))
+            self.rows_copied += len(rows)
+
+    async def _take_over_ranges(
+        self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]
+    ) -> None:
+        """Take over up to where the owners agreed: their tombstones may be gone, so ours may be refused."""
+        repaired = np.zeros(len(partitions), np.uint64)
+        nothing = np.zeros(1, np.uint64)
+        for i, partition in enumerate(partitions.tolist()):
+            owners = cluster_map.owners[partition]
+            for slot in owners[owners != NOBODY].tolist():
+                if self._peers.likely(slot):
+                    _, told = await self._peers.digests(
+                        slot, dataset, [partition], 0, nothing, 0, promise=False
+                    )
+                    repaired[i] = max(repaired[i], told[0])
+        ranges = self._state.ranges(dataset, cluster_map.partitions)
+        await self._lane.run(lambda: ranges.reset(partitions, repaired, repaired))
+
+    # Driving
+
+    async def _drive(self) -> None:
+        cluster_map = self._membership.current
+        if not cluster_map.moving.any() or not await self._membership.is_driver():
+            return
+        copied = np.flatnonzero((cluster_map.phase == COPYING) & self._copied_by_all(cluster_map))
+        known = np.flatnonzero((cluster_map.phase == SWITCHED) & self._known_to_enough(cluster_map, SWITCHED))
+        if len(copied):
+            await self._step(cluster_map, lambda held: held.switched(copied.tolist()))
+        elif len(known):
+            await self._step(cluster_map, lambda held: held.finished(known.tolist()))
+
+    async def _step(self, planned: ClusterMap, change: Callable[[ClusterMap], ClusterMap]) -> None:
+        def unless_changed(held: ClusterMap) -> ClusterMap:
+            return change(held) if held.epoch == planned.epoch else held
+
+        await self._membership.change_map(unless_changed)
+        await self._membership.newer_than(planned.epoch, 2.0)
+        now = self._membership.current
+        if planned.moving.any() and not now.moving.any():
+            self._log.info("moves done", epoch=now.epoch)
+            await self._membership.change_map(
+                lambda held: held if held.moving.any() else _or_same(held, held.replanned())
+            )
+
+    def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
+        """Return bool[P]: whether all targets of a partition that were no owners have copied it."""
+        done = np.ones(cluster_map.partitions, np.bool_)
+        for node in cluster_map.nodes:
+            incoming = cluster_map.incoming(node.slot)
+            if not incoming.any():
+                continue
+            has = np.zeros(cluster_map.partitions, np.bool_)
+            if node.slot == self._replica.slot:
+                has[self.copied(cluster_map)] = True
+            else:
+                told = self._peers.state_of(node.slot)
+                if told is not None and told.epoch == cluster_map.epoch:
+                    has[list(told.copied)] = True
+            done &= ~incoming | has
+        return done
+
+    def _known_to_enough(self, cluster_map: ClusterMap, phase: int) -> NDArray[np.bool_]:
+        """Return bool[P]: whether so many owners work under the partition's map that none older can be used."""
+        knows = np.zeros(cluster_map.owners.shape, np.int64)
+        gone = np.zeros(cluster_map.owners.shape, np.int64)
+        for node in cluster_map.nodes:
+            epoch = self._replica.persisted if node.slot == self._replica.slot else 0
+            told = self._peers.state_of(node.slot)
+            if node.slot != self._replica.slot and told is not None:
+                epoch = told.epoch
+            here = cluster_map.owners == node.slot
+            knows += here & (np.uint64(epoch) >= cluster_map.changed)[:, None]
+            if node.state == "removed":
+                gone += here
+        count = (cluster_map.owners != NOBODY).sum(axis=1)
+        write = np.minimum(cluster_map.write_quorum, count)
+        need = np.minimum(np.maximum(write, count - write + 1), np.maximum(1, count - gone.sum(axis=1)))
+        enough: NDArray[np.bool_] = knows.sum(axis=1) >= need
+        enough &= cluster_map.phase == phase
+        return enough
+
+    # Dropping
+
+    async def _drop(self) -> None:
+        """Drop what is held and not owned any more, once its owners have every row of it."""
+        cluster_map = self._membership.current
+        left = self._state.leftover(cluster_map.partitions)
+        left &= ~cluster_map.held_by(self._replica.slot) & ~cluster_map.moving
+        if not left.any():
+            return
+        partitions = np.flatnonzero(left)
+        for dataset in self._replica.datasets():
+            for start in range(0, len(partitions), CHUNK):
+                await self._hand_over(cluster_map, dataset, partitions[start : start + CHUNK])
+        await self._drop_here(cluster_map, left)
+
+    async def _hand_over(self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]) -> None:
+        """Make sure that every owner of partitions has what is held here; PeerError where one does not answer."""
+        nothing = np.zeros(len(partitions), np.uint64)
+        cut = (1 << 64) - 1
+        own, _ = await self._lane.run(
+            lambda: self._replica.digests(dataset, partitions.tolist(), cut, nothing, 0, promise=False)
+        )
+        for slot in _members(cluster_map.owners[partitions]):
+            mine = np.flatnonzero((cluster_map.owners[partitions] == slot).any(axis=1))
+            theirs, _ = await self._peers.digests(
+                slot, dataset, partitions[mine].tolist(), cut, nothing[mine], 0, promise=False
+            )
+            shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
+            for i, digests in zip(mine.tolist(), theirs, strict=True):
+                for bucket in np.flatnonzero(digests != own[i]).tolist():
+                    start = (int(partitions[i]) << cluster_map.shift) + (bucket << shift)
+                    await self._send(slot, dataset, start, start + (1 << shift) - 1)
+
+    async def _send(self, slot: int, dataset: str, first: int, last: int) -> None:
+        while first <= last:
+            start = first
+            page = await self._lane.run(lambda: self._replica.rows(dataset, 0, start, last, PAGE_ROWS))
+            if len(page.rows):
+                await self._peers.apply(slot, dataset, 0, page.rows)
+            first = page.until + 1
+
+    async def _drop_here(self, cluster_map: ClusterMap, mask: NDArray[np.bool_]) -> None:
+        stretches = tuple(_stretches(cluster_map, np.flatnonzero(mask)))
+
+        def drop() -> None:
+            for tree in list(self._replica.engine.trees.values()):
+                self._replica.engine.background.drop(tree, stretches)
+            self._state.clear_leftover(mask)
+
+        await self._lane.run(drop)
+        self._log.info("dropped", partitions=int(mask.sum()))
+
+
+def _or_same(held: ClusterMap, planned: ClusterMap) -> ClusterMap:
+    return planned if planned.moving.any() else held
+
+
+def _members(owners: NDArray[np.uint16]) -> list[int]:
+    return [slot for slot in np.unique(owners).tolist() if slot != NOBODY]
+
+
+def _stretches(cluster_map: ClusterMap, partitions: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the partitions' stretches of the hash order, neighbours joined."""
+    out: list[tuple[int, int]] = []
+    for partition in partitions:
+        first, last = cluster_map.stretch(int(partition))
+        if out and out[-1][1] + 1 == first:
+            out[-1] = (out[-1][0], last)
+        else:
+            out.append((first, last))
+    return out

@@ -1,0 +1,211 @@
+"""What a node remembers of the cluster, below its data directory: docs/format.md has the bytes.
+
+    node/NODE           who it is: cluster, name, slot; how far its clock may have stamped
+    node/MAP            the newest map it has seen, so that it goes on without etcd, and never back in time
+    node/COPIED         for each partition, the epoch of the change for which its copy is done
+    node/LEFTOVER       partitions of which rows are here that it owns no more
+    node/ranges/NAME    of a dataset: what it promised not to take, and up to where all owners agreed
+
+Every file is one JSON header or array and its checksum, replaced whole: written aside, synced, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from kvmeta.errors import CorruptionError, FormatError, os_errors
+from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+
+_SUM_BYTES = 8
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a node is. `ceiling` is a version no stamp of it has reached."""
+
+    cluster_id: str
+    cluster: str
+    name: str
+    slot: int
+    ceiling: int = 0
+
+
+class NodeState:
+    """The files below `node/` of a data directory."""
+
+    def __init__(self, data: Path) -> None:
+        self.path = data / "node"
+        self._lock = threading.Lock()
+        self._identity: Identity | None = None
+        self._ranges: dict[str, Ranges] = {}
+        self._left: NDArray[np.bool_] | None = None
+        with os_errors("making", self.path):
+            (self.path / "ranges").mkdir(parents=True, exist_ok=True)
+            (self.path / "hints").mkdir(exist_ok=True)
+        raw = _read(self.path / "NODE")
+        if raw is not None:
+            self._identity = Identity(**json.loads(raw))
+
+    @property
+    def identity(self) -> Identity | None:
+        """Return who this node is; None for a data directory that was never in a cluster."""
+        return self._identity
+
+    def set_identity(self, identity: Identity) -> None:
+        """Remember who this node is."""
+        with self._lock:
+            _write(self.path / "NODE", json.dumps(asdict(identity)).encode())
+            self._identity = identity
+
+    def reserve(self, version: int) -> None:
+        """Remember that stamps may come up to `version`."""
+        assert self._identity is not None
+        self.set_identity(replace(self._identity, ceiling=version))
+
+    def map(self) -> ClusterMap | None:
+        """Return the newest map this node has seen."""
+        raw = _read(self.path / "MAP")
+        return None if raw is None else decode(raw)
+
+    def set_map(self, cluster_map: ClusterMap) -> None:
+        """Remember a map."""
+        with self._lock:
+            _write(self.path / "MAP", cluster_map.encode())
+
+    def copied(self, partitions: int) -> Words:
+        """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""
+        raw = _read(self.path / "COPIED")
+        return (
+            np.zeros(partitions, np.uint64) if raw is None else _words(raw, self.path / "COPIED", partitions)
+        )
+
+    def set_copied(self, copied: Words) -> None:
+        """Remember which copies are done."""
+        with self._lock:
+            _write(self.path / "COPIED", copied.tobytes())
+
+    def leftover(self, partitions: int) -> NDArray[np.bool_]:
+        """Return bool[P]: whether rows of a partition may be here that this node does not own any more."""
+        with self._lock:
+            if self._left is None:
+                raw = _read(self.path / "LEFTOVER")
+                self._left = (
+                    np.zeros(partitions, np.bool_) if raw is None else np.frombuffer(raw, np.bool_).copy()
+                )
+            return self._left.copy()
+
+    def add_leftover(self, lost: NDArray[np.bool_]) -> None:
+        """Note that rows of partitions stay behind here."""
+        left = self.leftover(len(lost)) | lost
+        self._set_leftover(left)
+
+    def clear_leftover(self, gone: NDArray[np.bool_]) -> None:
+        """Note that rows of partitions are dropped."""
+        self._set_leftover(self.leftover(len(gone)) & ~gone)
+
+    def _set_leftover(self, left: NDArray[np.bool_]) -> None:
+        with self._lock:
+            _write(self.path / "LEFTOVER", left.tobytes())
+            self._left = left
+
+    def ranges(self, dataset: str, partitions: int) -> Ranges:
+        """Return what is remembered of a dataset's partitions."""
+        with self._lock:
+            if dataset not in self._ranges:
+                self._ranges[dataset] = Ranges(self.path / "ranges" / dataset, partitions)
+            return self._ranges[dataset]
+
+    def forget(self, dataset: str) -> None:
+        """Forget a dataset."""
+        with self._lock:
+            self._ranges.pop(dataset, None)
+            with os_errors("removing", self.path):
+                (self.path / "ranges" / dataset).unlink(missing_ok=True)
+
+
+class Ranges:
+    """Of each partition of a dataset: `promised` and `repaired`, versions (u8[P])."""
+
+    def __init__(self, path: Path, partitions: int) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        raw = _read(path)
+        both = np.zeros(2 * partitions, np.uint64) if raw is None else _words(raw, path, 2 * partitions)
+        self.promised, self.repaired = both[:partitions].copy(), both[partitions:].copy()
+
+    def promised_of(self, partitions: NDArray[np.int64]) -> Words:
+        """Return what is promised now, u8[m]."""
+        return self.promised[partitions]
+
+    def promise(self, partitions: NDArray[np.int64], version: int) -> None:
+        """Promise, durably, to take no row up to `version` that is not held."""
+        self._raise("promised", partitions, version)
+
+    def repair(self, partitions: NDArray[np.int64], version: int) -> None:
+        """Note, durably, that all owners agreed up to `version`."""
+        self._raise("repaired", partitions, version)
+
+    def reset(self, partitions: NDArray[np.int64], promised: Words, repaired: Words) -> None:
+        """Take over what the owners of copied partitions have."""
+        with self._lock:
+            self.promised = _with(self.promised, partitions, promised)
+            self.repaired = _with(self.repaired, partitions, repaired)
+            self._write()
+
+    def _raise(self, name: str, partitions: NDArray[np.int64], version: int) -> None:
+        with self._lock:
+            column: Words = getattr(self, name)
+            if (column[partitions] < np.uint64(version)).any():
+                higher = np.maximum(column[partitions], np.uint64(version))
+                setattr(self, name, _with(column, partitions, higher))  # readers see the one or the other
+                self._write()
+
+    def _write(self) -> None:
+        _write(self._path, self.promised.tobytes() + self.repaired.tobytes())
+
+
+def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:
+    out = column.copy()
+    out[places] = values
+    return out
+
+
+def _words(raw: bytes, path: Path, count: int) -> Words:
+    if len(raw) != 8 * count:
+        raise FormatError(f"{path}: {len(raw) // 8} entries, expected {count}: was it of another cluster?")
+    return np.frombuffer(raw, "<u8").copy()
+
+
+def _read(path: Path) -> bytes | None:
+    with os_errors("reading", path):
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+    raw, told = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
+    if len(data) < _SUM_BYTES or xxhash.xxh3_64_digest(raw) != told:
+        raise CorruptionError(f"{path} is damaged; restore it, or wipe the node and let it join anew", path)
+    return raw
+
+
+def _write(path: Path, raw: bytes) -> None:
+    fresh = path.with_name(path.name + ".new")
+    with os_errors("writing", path):
+        with open(fresh, "wb") as file:
+            file.write(raw + xxhash.xxh3_64_digest(raw))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

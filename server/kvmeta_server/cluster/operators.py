@@ -1,0 +1,130 @@
+"""What a node answers to operators: ClusterService. Reads what this node knows, changes the map in etcd."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from kvmeta.errors import InputError, UnavailableError
+from kvmeta.v1 import cluster_pb2 as pb
+from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.cluster.cluster_map import ClusterMap, copies
+from kvmeta_server.cluster.node import ClusterNode
+from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.seams import PeerError
+
+
+class Operators:
+    """The answers of one node."""
+
+    def __init__(self, node: ClusterNode) -> None:
+        self._node = node
+
+    async def get_status(self, _: Any) -> pb.GetStatusResponse:
+        """Return the cluster as this node sees it."""
+        node, cluster_map = self._node, self._node.membership.current
+        live = node.membership.live()
+        states = await asyncio.gather(*(self._ask(each.slot) for each in cluster_map.nodes))
+        now_ms = node.replica.engine.clock.now_ms()
+        members = []
+        for each, state in zip(cluster_map.nodes, states, strict=True):
+            member = pb.Member(
+                slot=each.slot, name=each.name, address=each.address, zone=each.zone, weight=each.weight,
+                state=each.state, live=each.slot in live, answered=state is not None,
+                owned=int((cluster_map.owners == each.slot).sum()),
+                incoming=int(cluster_map.incoming(each.slot).sum()),
+            )  # fmt: skip
+            if state is not None:
+                member.epoch, member.leftover, member.rows_copied = (
+                    state.epoch,
+                    state.leftover,
+                    state.rows_copied,
+                )
+                member.hinted, member.repaired = sum(state.hints.values()), state.repaired
+                member.clock_ms = int(state.unix_ms) - now_ms
+            members.append(member)
+        return pb.GetStatusResponse(
+            name=cluster_map.name, cluster=cluster_map.cluster_id, epoch=cluster_map.epoch,
+            partitions=cluster_map.partitions, replicas=cluster_map.replicas,
+            write_quorum=cluster_map.write_quorum, members=members, moving=int(cluster_map.moving.sum()),
+            etcd=node.membership.answers, unavailable=self._unavailable(cluster_map),
+        )  # fmt: skip
+
+    async def change_members(self, request: pb.ChangeMembersRequest) -> pb.ChangeMembersResponse:
+        """Change the members."""
+        if self._node.membership.lease_left_s() <= 0:
+            raise UnavailableError(
+                "etcd does not answer, and the map is changed only there; reads and writes go on. Try again later"
+            )
+        changed = await self._node.membership.change_map(lambda held: self._changed(held, request))
+        return pb.ChangeMembersResponse(epoch=changed.epoch, moves=copies(changed))
+
+    async def repair(self, request: pb.RepairRequest) -> pb.RepairResponse:
+        """Compare what this node is the first owner of, now."""
+        report = await self._node.repair(request.dataset)
+        return pb.RepairResponse(partitions=report.partitions, rows=report.rows, skipped=report.skipped)
+
+    def _changed(self, held: ClusterMap, request: pb.ChangeMembersRequest) -> ClusterMap:
+        if request.change == pb.CHANGE_REBALANCE:
+            planned = held.replanned()
+            return planned if planned.moving.any() else held
+        node = held.node(request.node)
+        if request.change == pb.CHANGE_WEIGHT:
+            return held.with_node(node.name, weight=request.weight)
+        if request.change == pb.CHANGE_UNDRAIN:
+            if node.state != "draining":
+                raise InputError(f"node {node.name!r} is {node.state}, not draining")
+            return held.with_node(node.name, state="active")
+        if request.change not in (pb.CHANGE_DRAIN, pb.CHANGE_REMOVE):
+            raise InputError(
+                f"change: expected DRAIN, REMOVE, REBALANCE, WEIGHT or UNDRAIN, got {request.change}"
+            )
+        others = [each for each in held.nodes if each.state == "active" and each.name != node.name]
+        if not others:
+            raise InputError(f"node {node.name!r} is the last one; there is nowhere to move what it holds")
+        going = [each.name for each in held.nodes if each.state != "active" and each.name != node.name]
+        if request.change == pb.CHANGE_DRAIN:
+            if node.state == "draining":
+                return held
+            if going and not request.force:
+                raise InputError(
+                    f"node {going[0]!r} is on its way out; wait until it is gone (kvmeta cluster moves), or say --force"
+                )
+            if len(others) < held.replicas and not request.force:
+                raise InputError(
+                    f"without {node.name!r} there are {len(others)} nodes for {held.replicas} replicas; "
+                    "add one first, or say --force"
+                )
+            return held.with_node(node.name, state="draining")
+        if self._node.peers.likely(node.slot) and not request.force:
+            raise InputError(f"node {node.name!r} answers; drain it instead, or say --force")
+        lost = self._lost_without(held, node.slot)
+        if lost and not request.force:
+            raise InputError(
+                f"{lost} partitions have too few other live replicas to copy from; bring their nodes back first. "
+                "--force gives up what only the removed node holds"
+            )
+        return held.with_node(node.name, state="removed")
+
+    def _lost_without(self, held: ClusterMap, slot: int) -> int:
+        """Return how many partitions could not be read by quorum any more."""
+        able = {each.slot for each in held.nodes if each.slot != slot and self._node.peers.likely(each.slot)}
+        count = np.isin(held.owners, list(able)).sum(axis=1)
+        mine = (held.owners == slot).any(axis=1)
+        return int((mine & (count < held.read_quorum)).sum())
+
+    def _unavailable(self, cluster_map: ClusterMap) -> int:
+        likely = [each.slot for each in cluster_map.nodes if self._node.peers.likely(each.slot)]
+        count = (np.isin(cluster_map.owners, likely) & (cluster_map.owners != NOBODY)).sum(axis=1)
+        need = np.maximum(cluster_map.write_quorums[0], cluster_map.read_quorum)
+        return int((count < need).sum())
+
+    async def _ask(self, slot: int) -> peer.StateResponse | None:
+        if slot == self._node.slot:
+            return self._node.how_it_is()
+        try:
+            return await self._node.peers.state(slot)
+        except PeerError:
+            return None

