@@ -10,7 +10,7 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-report lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -69,6 +69,13 @@ bench-scale: $(MARK) ## growth from 1M to 10M rows, warm and cold
 
 bench-scale-full: $(MARK) ## growth from 1M to 1B rows (where the disk allows), warm and cold; resumable
 	$(BIN)/python -m bench.scale --full; status=$$?; $(BIN)/python -m bench.readme; exit $$status
+
+bench-cluster: $(MARK) ## a cluster on this machine: death, growth, routing, no etcd; 500,000 entries
+	$(BIN)/python -m bench.cluster --quick
+
+bench-cluster-full: $(MARK) ## the same with 5 M entries, and placement to 1,000 nodes
+	$(BIN)/python -m bench.cluster --full
+	$(BIN)/python -m bench.placement --full
 
 bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the planner's figures from bench/results
 	$(BIN)/python -m bench.readme

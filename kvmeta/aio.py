@@ -33,12 +33,14 @@ from kvmeta.client.attempts import Attempts, Call
 from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
 from kvmeta.client.gathering import Gathering
+from kvmeta.client.latencies import Latencies
 from kvmeta.client.memory import keep_freed_memory
-from kvmeta.client.options import SCHEME, ClientOptions, address_of
+from kvmeta.client.options import SCHEME, ClientOptions, addresses_of
+from kvmeta.client.routing import Router
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError, UnsupportedError
 from kvmeta.ids import as_ids
 from kvmeta.location import Location, as_locations
-from kvmeta.protocol.calls import METHODS
+from kvmeta.protocol.calls import ALL_METHODS
 from kvmeta.store import (
     OnError,
     Progress,
@@ -74,15 +76,16 @@ def open(target: str, mode: str = "a", *, options: ClientOptions | None = None) 
 
 
 class AsyncConnection:
-    """A connection to one server, made when it is first used."""
+    """A connection to one server, or to the nodes of a cluster; made when it is first used."""
 
     def __init__(self, target: str, options: ClientOptions) -> None:
         self.target = target
         self.options = options
-        self.address = address_of(target)
+        self.router = Router(addresses_of(target))
+        self._latencies = Latencies()
         self._closed = False
-        self._channel: grpc.aio.Channel | None = None
-        self._methods: dict[str, Any] = {}
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._methods: dict[str, dict[str, Any]] = {}  # by address
         self._limits: pb.DescribeResponse | None = None
         keep_freed_memory()
 
@@ -90,7 +93,9 @@ class AsyncConnection:
         """Return what the server accepts; asked once."""
         if self._limits is None:
             timeout_s = min(self.options.connect_timeout_s, self.options.timeout_s)
-            self._limits = await self.run(calls.describe(), timeout_s)
+            limits = await self.run(calls.describe(), timeout_s)
+            self.router.describe(limits.epoch, limits.seed)
+            self._limits = limits
         return self._limits
 
     async def run(self, program: Program[T], timeout_s: float | None = None) -> T:
@@ -107,8 +112,9 @@ class AsyncConnection:
     async def close(self) -> None:
         """Close the channel. Idempotent."""
         self._closed = True
-        if self._channel is not None and _process == os.getpid():
-            await self._channel.close(None)
+        if _process == os.getpid():
+            for channel in self._channels.values():
+                await channel.close(None)
 
     def check_open(self) -> None:
         """Raise InputError where the store was closed."""
@@ -145,10 +151,11 @@ class AsyncConnection:
 
     async def _see_through(self, call: Call, timeout_s: float) -> KvmetaError | None:
         """See a call through, attempt by attempt; return the error that ended it."""
-        attempts = Attempts(call, self.address, timeout_s)
+        servers = call.to or self.router.addresses()
+        attempts = Attempts(call, servers, timeout_s, failover_s=self.options.failover_s)
         while True:
             try:
-                reply = await self._methods[call.method](call.request, timeout=attempts.left_s())
+                reply = await self._ask(call, attempts)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if not self._closed or (task is not None and task.cancelling()):
@@ -156,16 +163,52 @@ class AsyncConnection:
                 # Closing a channel cancels its calls, not those who wait for them.
                 return attempts.cut_off(sent=True)
             except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failed:
+                server = attempts.server
                 try:
                     await asyncio.sleep(attempts.after(failed, closed=self._closed))
                 except KvmetaError as error:
                     return error
+                if attempts.server != server:
+                    self.router.missed(server)
                 continue
             try:
                 call.take(reply)
             except InputError as error:
                 return attempts.malformed(error)
             return None
+
+    async def _ask(self, call: Call, attempts: Attempts) -> bytes:
+        """Return the reply; with `hedge`, the first of two where a lookup takes unusually long."""
+        first = self._method(attempts.server, call.method)(call.request, timeout=attempts.attempt_s())
+        others = attempts.others
+        if not (self.options.hedge and others and call.method == "Lookup"):
+            return await first  # type: ignore[no-any-return]
+        started = asyncio.get_running_loop().time()
+        tasks = [asyncio.ensure_future(_reply(first))]
+        try:
+            await asyncio.wait(tasks, timeout=self._latencies.unusual_s())
+            if not tasks[0].done():
+                second = self._method(others[0], call.method)(call.request, timeout=attempts.attempt_s())
+                tasks.append(asyncio.ensure_future(_reply(second)))
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                if all(task.exception() is not None for task in done):
+                    await asyncio.wait(tasks)
+            good = [task for task in tasks if task.done() and task.exception() is None]
+            reply = (good or tasks)[0].result()
+        finally:
+            for task in tasks:
+                task.cancel()
+        self._latencies.note(asyncio.get_running_loop().time() - started)
+        return reply
+
+    def _method(self, server: str, name: str) -> Any:
+        if server not in self._methods:
+            channel = grpc.aio.insecure_channel(server, self.options.channel_arguments())
+            self._channels[server] = channel
+            self._methods[server] = {  # bytes both ways
+                each: channel.unary_unary(method.path, None, None) for each, method in ALL_METHODS.items()
+            }
+        return self._methods[server][name]
 
     def _connect(self) -> None:
         global _process
@@ -176,12 +219,11 @@ class AsyncConnection:
                 f"{self.target}: forked from a process that used kvmeta.aio, this one would hang in it. "
                 'Start processes that use a server by "spawn" or "forkserver"'
             )
-        if self._channel is None:
-            _process = os.getpid()
-            self._channel = grpc.aio.insecure_channel(self.address, self.options.channel_arguments())
-            self._methods = {  # bytes both ways
-                name: self._channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
-            }
+        _process = os.getpid()
+
+
+async def _reply(call: Any) -> bytes:
+    return await call  # type: ignore[no-any-return]
 
 
 class AsyncStore:
@@ -260,7 +302,9 @@ class AsyncStore:
 
     async def _dataset(self, name: str) -> AsyncDataset:
         limits = await self.connection.limits()
-        return AsyncDataset(self, DatasetCalls(name, self.connection.options, limits.batch_rows_max))
+        return AsyncDataset(
+            self, DatasetCalls(name, self.connection.options, limits.batch_rows_max, self.connection.router)
+        )
 
 
 class AsyncDataset:

@@ -39,6 +39,16 @@ def mix(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.uint64]:
     return np.stack([high, low], axis=1)
 
 
+def mixed_high(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.uint64]:
+    """Return the high halves u8[n] of the mixed IDs of `ids`, ID[n]: what says where they belong."""
+    halves = ids.view(">u8").reshape(-1, 2).astype(np.uint64)
+    k = round_keys(seed)
+    high, low = halves[:, 0], halves[:, 1]
+    high = high ^ _finalise(low + k[0])
+    low = low ^ _finalise(high + k[1])
+    return high ^ _finalise(low + k[2])
+
+
 def unmix(mixed: NDArray[np.uint64], seed: int = DEFAULT_SEED) -> NDArray[np.void]:
     """Return the ID[n] of mixed IDs u8[n, 2]; the inverse of `mix`."""
     high, low = mixed[:, 0].copy(), mixed[:, 1].copy()

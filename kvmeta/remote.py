@@ -27,11 +27,13 @@ from kvmeta.client import calls
 from kvmeta.client.attempts import Attempts, Call
 from kvmeta.client.calls import DatasetCalls, Program, StoreCalls
 from kvmeta.client.forks import gate
+from kvmeta.client.latencies import Latencies
 from kvmeta.client.memory import keep_freed_memory
-from kvmeta.client.options import ClientOptions, address_of
+from kvmeta.client.options import ClientOptions, addresses_of
+from kvmeta.client.routing import Router
 from kvmeta.errors import InputError, KvmetaError, ReadOnlyError
 from kvmeta.location import Location
-from kvmeta.protocol.calls import METHODS
+from kvmeta.protocol.calls import ALL_METHODS
 from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport, as_one_id
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume, Volumes
@@ -42,25 +44,28 @@ Locations = NDArray[np.void]
 
 
 class Connection:
-    """A connection to one server, made when it is first used and anew after a fork."""
+    """A connection to one server or a cluster's nodes, made when it is first used and anew after a fork."""
 
     def __init__(self, target: str, options: ClientOptions) -> None:
         self.target = target
         self.options = options
-        self.address = address_of(target)
+        self.router = Router(addresses_of(target))
         self._lock = threading.Lock()
         self._pid = 0
         self._closed = False
-        self._channel: grpc.Channel | None = None
-        self._methods: dict[str, Any] = {}
+        self._channels: dict[str, grpc.Channel] = {}
+        self._methods: dict[str, dict[str, Any]] = {}  # by address
         self._limits: pb.DescribeResponse | None = None
+        self._latencies = Latencies()
         keep_freed_memory()
 
     def limits(self) -> pb.DescribeResponse:
         """Return what the server accepts; asked once."""
         if self._limits is None:
             timeout_s = min(self.options.connect_timeout_s, self.options.timeout_s)
-            self._limits = self.run(calls.describe(), timeout_s)
+            limits = self.run(calls.describe(), timeout_s)
+            self.router.describe(limits.epoch, limits.seed)
+            self._limits = limits
         return self._limits
 
     def run(self, program: Program[T], timeout_s: float | None = None) -> T:
@@ -78,8 +83,9 @@ class Connection:
         """Close the channel. Idempotent."""
         with gate.inside(), self._lock:  # in this order: then no fork finds the lock taken
             self._closed = True
-            if self._channel is not None and self._pid == os.getpid():
-                self._channel.close()
+            if self._pid == os.getpid():
+                for channel in self._channels.values():
+                    channel.close()
 
     def check_open(self) -> None:
         """Raise InputError where the store was closed."""
@@ -88,25 +94,26 @@ class Connection:
 
     def _perform(self, yielded: Iterator[Call], timeout_s: float) -> list[KvmetaError | None]:
         """Send the calls, up to `in_flight` at once, until one fails; return an entry for each one sent."""
-        methods = self._connected()
+        self._connect()
         first, second = next(yielded, None), next(yielded, None)
         if first is None:
             return []
-        if second is None:  # a blocking call is quicker than one that another thread ends
-            attempts = Attempts(first, self.address, timeout_s)
-            return [self._finish(methods, first, attempts, None)]
+        if (
+            second is None and not self.options.hedge
+        ):  # a blocking call is quicker than one that another thread ends
+            return [self._finish(first, self._attempts(first, timeout_s), None)]
         errors: list[KvmetaError | None] = []
         flying: deque[tuple[Call, Attempts, grpc.Future[Any] | None]] = deque()
         try:
-            for call in chain((first, second), yielded):
+            for call in chain((first,) if second is None else (first, second), yielded):
                 if len(flying) == self.options.in_flight:
-                    errors.append(self._finish(methods, *flying.popleft()))
+                    errors.append(self._finish(*flying.popleft()))
                     if errors[-1] is not None:
                         break
-                attempts = Attempts(call, self.address, timeout_s)
-                flying.append((call, attempts, self._start(methods, call, attempts)))
+                attempts = self._attempts(call, timeout_s)
+                flying.append((call, attempts, self._start(call, attempts)))
             while flying:
-                errors.append(self._finish(methods, *flying.popleft()))
+                errors.append(self._finish(*flying.popleft()))
         finally:
             for _, _, future in flying:  # an interrupt: nobody waits for these any more
                 if future is not None:
@@ -114,13 +121,16 @@ class Connection:
                         future.cancel()
         return errors
 
-    def _start(self, methods: dict[str, Any], call: Call, attempts: Attempts) -> grpc.Future[Any] | None:
+    def _attempts(self, call: Call, timeout_s: float) -> Attempts:
+        servers = call.to or self.router.addresses()
+        return Attempts(call, servers, timeout_s, failover_s=self.options.failover_s)
+
+    def _start(self, call: Call, attempts: Attempts, server: str = "") -> grpc.Future[Any] | None:
         """Send a call; None where the channel is closed, which `_finish` will tell."""
         try:
             with gate.inside():
-                future: grpc.Future[Any] = methods[call.method].future(
-                    call.request, timeout=attempts.left_s()
-                )
+                method = self._method(server or attempts.server, call.method)
+                future: grpc.Future[Any] = method.future(call.request, timeout=attempts.attempt_s())
                 gate.follow(future, attempts.left_s())
             future.add_done_callback(attempts.ended)
             return future
@@ -130,22 +140,24 @@ class Connection:
             self._abandon()
             raise
 
-    def _finish(
-        self, methods: dict[str, Any], call: Call, attempts: Attempts, future: grpc.Future[Any] | None
-    ) -> KvmetaError | None:
+    def _finish(self, call: Call, attempts: Attempts, future: grpc.Future[Any] | None) -> KvmetaError | None:
         """See a call through, attempt by attempt; return the error that ended it."""
         while True:
             try:
                 if future is not None:
-                    reply = future.result()
+                    reply = self._hedged(call, attempts, future)
                 else:
                     with gate.inside(attempts.left_s()):
-                        reply = methods[call.method](call.request, timeout=attempts.left_s())
+                        method = self._method(attempts.server, call.method)
+                        reply = method(call.request, timeout=attempts.attempt_s())
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
+                server = attempts.server
                 try:
                     time.sleep(attempts.after(failed, closed=self._closed))
                 except KvmetaError as error:
                     return error
+                if attempts.server != server:
+                    self.router.missed(server)
                 future = None
                 continue
             try:
@@ -154,28 +166,68 @@ class Connection:
                 return attempts.malformed(error)
             return None
 
-    def _connected(self) -> dict[str, Any]:
+    def _hedged(self, call: Call, attempts: Attempts, future: grpc.Future[Any]) -> Any:
+        """Return the reply; with `hedge`, the first of two where a lookup takes unusually long."""
+        others = attempts.others
+        if not (self.options.hedge and others and call.method == "Lookup"):
+            return future.result()
+        started = time.monotonic()
+        try:
+            reply = future.result(timeout=self._latencies.unusual_s())
+        except grpc.FutureTimeoutError:
+            reply = self._first_of(call, attempts, future, others[0])
+        self._latencies.note(time.monotonic() - started)
+        return reply
+
+    def _first_of(self, call: Call, attempts: Attempts, future: grpc.Future[Any], other: str) -> Any:
+        second = self._start(call, attempts, other)
+        if second is None:
+            return future.result()
+        ended = threading.Semaphore(0)
+        for each in (future, second):
+            each.add_done_callback(lambda _: ended.release())
+        ended.acquire()
+        winner, loser = (future, second) if future.done() else (second, future)
+        if winner.exception() is not None:  # the other may still answer
+            winner, loser = loser, winner
+        reply = winner.result()
+        with gate.inside():
+            loser.cancel()
+        return reply
+
+    def _method(self, server: str, name: str) -> Any:
+        methods = self._methods.get(server)
+        if methods is None:
+            methods = self._reach(server)
+        return methods[name]
+
+    def _connect(self) -> None:
         if self._pid != os.getpid() or self._closed:  # not of this process: no channel survives a fork
             with gate.inside(), self._lock:
                 self.check_open()
                 if self._pid != os.getpid():
-                    self._connect()
-        return self._methods
+                    gate.check_fork()
+                    self._channels, self._methods = {}, {}
+                    self._pid = os.getpid()  # last: other threads go by it
 
     def _abandon(self) -> None:
         """Leave the channel to itself; the next call makes another. To close it might wait for ever."""
         with gate.inside(), self._lock:
-            self._channel = None
+            self._channels, self._methods = {}, {}
             self._pid = 0
 
-    def _connect(self) -> None:
-        gate.check_fork()
-        channel = grpc.insecure_channel(self.address, self.options.channel_arguments())
-        self._channel = channel
-        self._methods = {  # bytes both ways
-            name: channel.unary_unary(method.path, None, None) for name, method in METHODS.items()
-        }
-        self._pid = os.getpid()  # last: other threads go by it
+    def _reach(self, server: str) -> dict[str, Any]:
+        """Make the channel to a server. The caller is inside the gate."""
+        with self._lock:
+            if self._closed:
+                raise ValueError("closed")
+            if server not in self._methods:
+                channel = grpc.insecure_channel(server, self.options.channel_arguments())
+                self._channels[server] = channel
+                self._methods[server] = {  # bytes both ways
+                    name: channel.unary_unary(method.path, None, None) for name, method in ALL_METHODS.items()
+                }
+            return self._methods[server]
 
 
 class RemoteStore(Store):
@@ -256,7 +308,9 @@ class RemoteDataset(Dataset):
         self._store = store
         self.name = name
         connection = store.connection
-        self._calls = DatasetCalls(name, connection.options, connection.limits().batch_rows_max)
+        self._calls = DatasetCalls(
+            name, connection.options, connection.limits().batch_rows_max, connection.router
+        )
 
     def __reduce__(self) -> tuple[type[RemoteDataset], tuple[RemoteStore, str]]:
         return RemoteDataset, (self._store, self.name)

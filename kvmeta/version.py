@@ -116,8 +116,8 @@ class HybridClock:
     def be(self, slot: int, ceiling: int, reserve: Callable[[int], int]) -> None:
         """Stamp as node `slot`, above `ceiling`, and never beyond what `reserve` has noted before.
 
-        `reserve(version)` notes durably that stamps may come up to the larger version it returns: a node whose
-        clock was set back does not stamp what it stamped in its last life.
+        `reserve(version)` notes durably that stamps may come up to the larger version it returns: a node
+        whose clock was set back does not stamp what it stamped in its last life.
         """
         with self._lock:
             self._slot = slot << SLOT_SHIFT

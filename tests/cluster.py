@@ -28,7 +28,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevEtcd]:
-    """An etcd for all tests of a run."""
+    """Give an etcd for all tests of a run."""
     try:
         etcd_program()
     except EngineNotInstalledError as error:
@@ -44,6 +44,7 @@ class LocalNode:
     def __init__(self, data: Path, chosen: config.Config, options: EngineOptions) -> None:
         self.data, self.config, self._options = data, chosen, options
         self.address = chosen.listen
+        self.gone = False
 
     async def start(self) -> None:
         """Open the store, join, listen, take part."""
@@ -60,10 +61,17 @@ class LocalNode:
         await self.server.start()
         self.node.start()
 
+    async def vanish(self) -> None:
+        """Break all connections and do nothing more."""
+        self.gone = True
+        await self.server.cut()
+        await self.node.stop()
+
     async def stop(self) -> None:
         """Stop listening and taking part; close the store."""
-        await self.server.stop()
-        await self.node.stop()
+        if not self.gone:
+            await self.server.stop()
+            await self.node.stop()
         await asyncio.to_thread(self.local.close)
 
 
@@ -105,6 +113,10 @@ class LocalCluster:
         self.nodes[name] = node
         return node
 
+    def kill(self, name: str) -> None:
+        """Let a node answer nobody from now on: its connections break, its lease is not kept."""
+        self.run(self.nodes[name].vanish())
+
     def stop(self, name: str) -> None:
         """Stop a node; `start` starts it again."""
         self.run(self.nodes[name].stop())
@@ -117,9 +129,9 @@ class LocalCluster:
         async with asyncio.timeout(timeout_s):
             while True:
                 maps = [node.node.membership.current for node in self.nodes.values()]
-                if len({each.epoch for each in maps}) == 1 and not maps[0].moving.any():
-                    if all(len(each.nodes) == len(self.nodes) for each in maps):
-                        return
+                same = len({each.epoch for each in maps}) == 1 and len(maps[0].nodes) == len(self.nodes)
+                if same and not maps[0].moving.any():
+                    return
                 await asyncio.sleep(0.02)
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ _BUILT_IN = {  # command -> module, object
     "compact": ("kvmeta.cli.store", "compact"),
     "volumes": ("kvmeta.cli.volumes", "volumes"),
     "plan": ("kvmeta.cli.plan", "plan"),
+    "cluster": ("kvmeta.cli.cluster", "cluster"),
 }
 
 

@@ -27,7 +27,11 @@ def stat(store: str, as_json: bool) -> None:
         figures = dataclasses.asdict(opened.stats())
         if options.is_server(store):
             connection = opened.connection
-            figures = {"server": connection.address, "version": connection.limits().version, **figures}
+            figures = {
+                "server": ",".join(connection.router.seeds),
+                "version": connection.limits().version,
+                **figures,
+            }
         else:
             del figures["read_only"]  # this handle is, whatever the store
     if as_json:

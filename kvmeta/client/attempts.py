@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -45,7 +45,8 @@ class Call(NamedTuple):
     """One message to a server, as bytes.
 
     `take` is given the reply's bytes; it raises InputError where they are not what the protocol says.
-    `repeatable`: sending it twice does what sending it once does. `writes`: it changes the store.
+    `repeatable`: sending it twice does what sending it once does. `writes`: it changes the store. `to`: whom
+    to ask, in turn; where it is empty, whoever the connection is to.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Call(NamedTuple):
     take: Callable[[bytes], None]
     repeatable: bool = True
     writes: bool = False
+    to: tuple[str, ...] = ()
 
 
 class Attempts:
@@ -61,20 +63,39 @@ class Attempts:
     def __init__(
         self,
         call: Call,
-        server: str,
+        servers: str | Sequence[str],
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
         share: Callable[[], float] = random.random,
+        failover_s: float = float("inf"),
     ) -> None:
         self._call = call
-        self._server = server
+        self._servers = (servers,) if isinstance(servers, str) else tuple(servers)
+        self._turn = 0
         self._timeout_s = timeout_s
+        self._failover_s = failover_s
         self._clock = clock
         self._share = share
         self._end = clock() + timeout_s
         self._pause_s = FIRST_PAUSE_S
         self._maybe_done = False  # an attempt before may have taken effect
         self._ended: float | None = None
+
+    @property
+    def server(self) -> str:
+        """Return whom to ask now."""
+        return self._servers[self._turn % len(self._servers)]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Return whom else could be asked."""
+        return tuple(server for server in self._servers if server != self.server)
+
+    def attempt_s(self) -> float:
+        """Return how long this attempt may take: less where another server can be asked instead."""
+        if len(self._servers) == 1 or not self._call.repeatable:
+            return self.left_s()
+        return min(self.left_s(), self._failover_s)
 
     def left_s(self) -> float:
         """Return the seconds until the deadline; at least one millisecond."""
@@ -86,7 +107,7 @@ class Attempts:
 
     def cut_off(self, *, sent: bool) -> KvmetaError:
         """Return the error of a call whose store was closed meanwhile."""
-        text = f"the connection to {self._server} was closed meanwhile"
+        text = f"the connection to {self.server} was closed meanwhile"
         if self._call.writes and (sent or self._maybe_done):
             return OutcomeUnknownError(f"{text}{self._maybe(True)}")
         return InputError(text)
@@ -105,19 +126,23 @@ class Attempts:
         if closed and not told.reason:
             raise self.cut_off(sent=True)
         not_started = told.reason in NOT_STARTED or _never_reached(told)
-        if not (not_started or (self._call.repeatable and _went_away(told))):
+        went_away = _went_away(told) or (len(self._servers) > 1 and _too_slow(told))
+        if not (not_started or (self._call.repeatable and went_away)):
             raise self._error(told)
         self._maybe_done = self._maybe_done or not not_started
         pause_s = self._pause_s * (0.5 + 0.5 * self._share())
         if self._clock() + pause_s >= self._end:
             late = f" (not done within {self._timeout_s:g} s)"
             raise UnavailableError(f"{self._told(told)}{late}{self._maybe(self._maybe_done)}")
+        self._turn += 1
+        if self._turn % len(self._servers):  # another server: no need to wait
+            return 0.0
         self._pause_s = min(2 * self._pause_s, PAUSE_S_MAX)
         return pause_s
 
     def malformed(self, error: InputError) -> KvmetaError:
         """Return the error for a reply that is not what the protocol says."""
-        text = f"{self._server} answered {self._call.method} with something malformed: {error}"
+        text = f"{self.server} answered {self._call.method} with something malformed: {error}"
         return OutcomeUnknownError(text) if self._call.writes else UnavailableError(text)
 
     def _error(self, failed: FailedStatus) -> KvmetaError:
@@ -142,7 +167,7 @@ class Attempts:
 
     def _told(self, failed: FailedStatus) -> str:
         message = str(failed.error.args[0]) or failed.code.name
-        return f"{self._server}, {self._call.method}: {message}"
+        return f"{self.server}, {self._call.method}: {message}"
 
     def _maybe(self, maybe_done: bool) -> str:
         return "; it may or may not have taken effect" if self._call.writes and maybe_done else ""
@@ -150,6 +175,11 @@ class Attempts:
 
 def _never_reached(failed: FailedStatus) -> bool:
     return _went_away(failed) and str(failed.error).startswith(_NEVER_REACHED)
+
+
+def _too_slow(failed: FailedStatus) -> bool:
+    """Return whether the time of the attempt was up: the server said nothing."""
+    return not failed.reason and failed.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def _went_away(failed: FailedStatus) -> bool:

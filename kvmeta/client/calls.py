@@ -28,14 +28,21 @@ from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage
 from kvmeta.client.attempts import Call
 from kvmeta.client.distinct import Distinct, share_an_id, sorted_sums
 from kvmeta.client.options import ClientOptions
-from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnavailableError
+from kvmeta.client.routing import Router
+from kvmeta.errors import (
+    InputError,
+    KvmetaError,
+    NotFoundError,
+    OutcomeUnknownError,
+    UnavailableError,
+)
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records, status
-from kvmeta.protocol.calls import METHODS
-from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT
+from kvmeta.protocol.calls import ALL_METHODS
+from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import unpack_into, unpack_up_to
+from kvmeta.protocol.packed import STATE, fill, unpack_into, unpack_up_to
 from kvmeta.store import (
     CURSOR_BYTES,
     Progress,
@@ -55,17 +62,15 @@ Program = Generator[Iterable[Call], Errors, T]
 Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
+Part = slice | NDArray[np.int64]
+"""Which rows of a call a message is about: a stretch of them, or their numbers."""
 
 _VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
 
 
-def _took_effect(raw: bytes) -> None:
-    parse(pb.WriteResponse, raw)
-
-
 def describe() -> Program[pb.DescribeResponse]:
     """Ask what the server is and accepts."""
-    reply: pb.DescribeResponse = yield from _ask("Describe", pb.DescribeRequest())
+    reply: pb.DescribeResponse = yield from ask("Describe", pb.DescribeRequest())
     if not reply.batch_rows_max:
         raise UnavailableError("the server takes batches of no rows: is it a kvmeta server?")
     return reply
@@ -74,11 +79,18 @@ def describe() -> Program[pb.DescribeResponse]:
 class DatasetCalls:
     """What a dataset asks, all columns checked before; `rows_max` is the server's limit for a message."""
 
-    def __init__(self, name: str, options: ClientOptions, rows_max: int) -> None:
+    def __init__(
+        self, name: str, options: ClientOptions, rows_max: int, router: Router | None = None
+    ) -> None:
         self.name = name
         self.options = options
         self.rows_max = rows_max
-        self._lookup_head = pb.LookupRequest(dataset=name, reply_compression=options.packing)
+        self._router = router or Router(())
+        fast = options.consistency == "fast"
+        consistency = pb.CONSISTENCY_FAST if fast else pb.CONSISTENCY_UNSPECIFIED
+        self._lookup_head = pb.LookupRequest(
+            dataset=name, reply_compression=options.packing, consistency=consistency
+        )
 
     def lookup(self, ids: Ids) -> Program[Hits]:
         """Look up ID[n]; damage is told in `failed`."""
@@ -86,17 +98,19 @@ class DatasetCalls:
         # Every row is written by a reply, or an error is raised.
         states, versions = np.empty(n, np.uint8), np.empty(n, np.uint64)
         locations = np.empty(n, LOCATION)
+        yield from self._find_ways()
 
-        def take(part: slice, raw: bytes) -> None:
+        def take(part: Part, raw: bytes) -> None:
             reply = parse(pb.LookupResponse, raw)
-            unpack_into(reply.states, states[part], "states")
-            unpack_into(reply.locations, locations[part], "locations")
-            unpack_into(reply.versions, versions[part], "versions")
+            self._router.saw(reply.epoch)
+            fill(reply.states, states, part, "states")
+            fill(reply.locations, locations, part, "locations")
+            fill(reply.versions, versions, part, "versions")
 
         def calls() -> Iterator[Call]:
-            for part in _parts(n, min(self.options.lookup_rows, self.rows_max)):
+            for to, part in self._ways(ids, min(self.options.lookup_rows, self.rows_max)):
                 request = self._message(self._lookup_head, ids=ids[part])
-                yield Call("Lookup", request, partial(take, part))
+                yield Call("Lookup", request, partial(take, part), to=to)
 
         _raise_first((yield calls()))
         return Hits(states == FOUND, locations, versions, states >= FAILED)
@@ -104,7 +118,7 @@ class DatasetCalls:
     def get(self, one_id: Ids) -> Program[Location | None]:
         """Return the location of ID[1]: a call with ordinary fields, which costs less than a batch of one."""
         request = pb.GetRequest(dataset=self.name, entry=pb.EntryName(id=one_id.tobytes()))
-        reply: pb.GetResponse = yield from _ask("Get", request)
+        reply: pb.GetResponse = yield from ask("Get", request)
         if not reply.HasField("location"):
             return None
         found = reply.location
@@ -123,15 +137,20 @@ class DatasetCalls:
         written = yield from self._write(pb.OPERATION_INSERT, ids, locations)
         inserted = (written.outcomes == TOOK_EFFECT) & written.winners
         failed = (written.outcomes != TOOK_EFFECT) & (written.outcomes != EXISTS)
-        return Inserted(inserted, written.locations, written.versions, failed)
+        result = Inserted(inserted, written.locations, written.versions, failed)
+        self._check_acknowledged(written.outcomes, result)
+        return result
 
     def relocate(self, ids: Ids, locations: Locations, versions: Versions) -> Program[Relocated]:
         """Relocate ID[n]; damage is told in `outcomes`."""
         written = yield from self._write(pb.OPERATION_RELOCATE, ids, locations, versions)
+        told = written.outcomes.copy()
         outcomes = written.outcomes
-        outcomes[outcomes > Outcome.FAILED] = Outcome.FAILED  # of a newer server
+        outcomes[outcomes > Outcome.FAILED] = Outcome.FAILED  # not acknowledged, or of a newer server
         outcomes[~written.winners] = Outcome.REPEATED
-        return Relocated(outcomes == Outcome.RELOCATED, outcomes)
+        result = Relocated(outcomes == Outcome.RELOCATED, outcomes)
+        self._check_acknowledged(told, result)
+        return result
 
     def load(self, batches: Iterable[tuple[Any, Any]]) -> Program[int]:
         """Put (ids, locations) batches in their order and return the rows put.
@@ -139,6 +158,7 @@ class DatasetCalls:
         Messages under way at once may take effect in any order, so one that shares an ID with another waits
         until that is done.
         """
+        yield from self._find_ways()
         parts = self._checked_parts(batches)
         held = next(parts, None)
         rows = 0
@@ -147,13 +167,13 @@ class DatasetCalls:
             nonlocal held, rows
             flying: deque[NDArray[np.uint64]] = deque(maxlen=self.options.in_flight)
             while held is not None:
-                ids, locations = held
+                to, ids, locations = held
                 sums = sorted_sums(ids)
                 if any(share_an_id(sums, other) for other in flying):
                     return
                 flying.append(sums)
                 rows += len(ids)
-                yield self._write_call(pb.OPERATION_PUT, ids, locations)
+                yield self._write_call(pb.OPERATION_PUT, ids, locations, to=to)
                 held = next(parts, None)
 
         while held is not None:
@@ -206,26 +226,50 @@ class DatasetCalls:
             ids = ids[distinct.kept]
             locations = None if locations is None else locations[distinct.kept]
             versions = None if versions is None else versions[distinct.kept]
+        yield from self._find_ways()
         written = _Written.empty(len(ids), first_wins)
-        parts = list(_parts(len(ids), self.rows_max))
+        ways = list(self._ways(ids, self.rows_max))
+
+        def take(part: Part, raw: bytes) -> None:
+            reply = parse(pb.WriteResponse, raw)
+            self._router.saw(reply.epoch)
+            written.take(operation, part, reply)
 
         def calls() -> Iterator[Call]:
-            for part in parts:
+            for to, part in ways:
                 own = None if locations is None else locations[part]
                 seen = None if versions is None else versions[part]
-                take = partial(written.take, operation, part) if first_wins else _took_effect
-                yield self._write_call(operation, ids[part], own, seen, take)
+                yield self._write_call(operation, ids[part], own, seen, partial(take, part), to)
 
         errors = yield calls()
         failed = np.ones(len(ids), np.bool_)
-        for part, error in zip(parts, errors, strict=False):  # after an error no more are sent
+        for (_, part), error in zip(ways, errors, strict=False):  # after an error no more are sent
             failed[part] = error is not None
+        failed |= written.unacknowledged
         try:
             _raise_first(errors)
+            if failed.any() and not first_wins:
+                raise self._unacknowledged(int(failed.sum()))
         except KvmetaError as error:
             error.failed = failed if place is None else failed[place]
             raise
         return written.spread(place, winners)
+
+    def _find_ways(self) -> Program[None]:
+        """Ask for the cluster's map where there is one and it is not known, or known to be old."""
+        if not self._router.needs_map:
+            return
+        try:
+            yield from send(Call("GetMap", pb.GetMapRequest().SerializeToString(), self._router.take))
+        except KvmetaError:  # an old map does; nodes know better
+            if self._router.route is None:
+                raise
+
+    def _ways(self, ids: Ids, rows: int) -> Iterator[tuple[tuple[str, ...], Part]]:
+        """Yield whom to ask and for which rows of `ids`, up to `rows` at a time."""
+        for to, mine in self._router.split(ids):
+            for part in _parts(len(ids) if mine is None else len(mine), rows):
+                yield to, part if mine is None else mine[part]
 
     def _write_call(
         self,
@@ -233,19 +277,42 @@ class DatasetCalls:
         ids: Ids,
         locations: Locations | None,
         versions: Versions | None = None,
-        take: Callable[[bytes], None] = _took_effect,
+        take: Callable[[bytes], None] | None = None,
+        to: tuple[str, ...] = (),
     ) -> Call:
         head = pb.WriteRequest(dataset=self.name, operation=operation, reply_compression=self.options.packing)
         request = self._message(head, ids=ids, locations=locations, versions=versions)
         repeatable = operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE)
-        return Call("Write", request, take, repeatable, writes=True)
+        return Call("Write", request, take or self._took_effect, repeatable, writes=True, to=to)
 
-    def _checked_parts(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Ids, Locations]]:
+    def _took_effect(self, raw: bytes) -> None:
+        reply = parse(pb.WriteResponse, raw)
+        self._router.saw(reply.epoch)
+        missing = int(np.count_nonzero(unpack_up_to(reply.outcomes, STATE, self.rows_max, "outcomes")))
+        if missing:
+            raise self._unacknowledged(missing)
+
+    def _check_acknowledged(self, outcomes: NDArray[np.uint8], partial: Any) -> None:
+        failed = outcomes == UNACKNOWLEDGED
+        if failed.any():
+            error = self._unacknowledged(int(failed.sum()))
+            error.failed, error.partial = failed, partial
+            raise error
+
+    def _unacknowledged(self, count: int) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"dataset {self.name!r}: too few replicas acknowledged {count} IDs; they may or may not take "
+            "effect (.failed says which)"
+        )
+
+    def _checked_parts(
+        self, batches: Iterable[tuple[Any, Any]]
+    ) -> Iterator[tuple[tuple[str, ...], Ids, Locations]]:
         for ids, locations in batches:
             column = as_ids(ids)
             rows = as_locations(locations, len(column))
-            for part in _parts(len(column), self.rows_max):
-                yield column[part], rows[part]
+            for to, part in self._ways(column, self.rows_max):
+                yield to, column[part], rows[part]
 
     def _message(self, head: Message, **columns: NDArray[Any] | None) -> bytes:
         return Frame.of(head, self.options.packing, **columns).SerializeToString()
@@ -259,6 +326,7 @@ class _Written:
     locations: Locations
     versions: Versions
     winners: NDArray[np.bool_]
+    unacknowledged: NDArray[np.bool_]
 
     @staticmethod
     def empty(n: int, has_columns: bool) -> _Written:
@@ -268,20 +336,29 @@ class _Written:
             np.zeros(rows, LOCATION),
             np.zeros(rows, np.uint64),
             np.ones(n, np.bool_),
+            np.zeros(n, np.bool_),
         )
 
-    def take(self, operation: pb.Operation, part: slice, raw: bytes) -> None:
-        reply = parse(pb.WriteResponse, raw)
-        unpack_into(reply.outcomes, self.outcomes[part], "outcomes")
+    def take(self, operation: pb.Operation, part: Part, reply: Any) -> None:
+        n = len(self.unacknowledged[part])
+        if operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE):
+            told = unpack_up_to(reply.outcomes, STATE, n, "outcomes")
+            if len(told):
+                self.unacknowledged[part] = told != TOOK_EFFECT
+            return
+        fill(reply.outcomes, self.outcomes, part, "outcomes")
+        self.unacknowledged[part] = self.outcomes[part] == UNACKNOWLEDGED
         if operation == pb.OPERATION_INSERT:
-            unpack_into(reply.locations, self.locations[part], "locations")
-            unpack_into(reply.versions, self.versions[part], "versions")
+            fill(reply.locations, self.locations, part, "locations")
+            fill(reply.versions, self.versions, part, "versions")
 
     def spread(self, place: NDArray[np.int64] | None, winners: NDArray[np.bool_]) -> _Written:
         """Return the columns over the call's rows."""
         if place is None or not len(self.outcomes):
             return self
-        return _Written(self.outcomes[place], self.locations[place], self.versions[place], winners)
+        return _Written(
+            self.outcomes[place], self.locations[place], self.versions[place], winners, self.unacknowledged
+        )
 
 
 @dataclass(frozen=True)
@@ -297,7 +374,7 @@ class StoreCalls:
 
     def datasets(self) -> Program[list[str]]:
         """List the datasets."""
-        reply = yield from _ask("ListDatasets", pb.ListDatasetsRequest())
+        reply = yield from ask("ListDatasets", pb.ListDatasetsRequest())
         return list(reply.names)
 
     def create_dataset(self, name: str, ttl_s: float | None, bottom_filter: bool) -> Program[None]:
@@ -305,19 +382,19 @@ class StoreCalls:
         request = pb.CreateDatasetRequest(
             name=check_dataset_name(name), ttl_s=check_ttl(ttl_s), bottom_filter=bool(bottom_filter)
         )
-        yield from _ask("CreateDataset", request, repeatable=False, writes=True)
+        yield from ask("CreateDataset", request, repeatable=False, writes=True)
 
     def drop_dataset(self, name: str) -> Program[None]:
         """Remove a dataset."""
-        yield from _ask("DropDataset", pb.DropDatasetRequest(name=name), repeatable=False, writes=True)
+        yield from ask("DropDataset", pb.DropDatasetRequest(name=name), repeatable=False, writes=True)
 
     def flush(self) -> Program[None]:
         """Write what is in memory to runs."""
-        yield from _ask("Flush", pb.FlushRequest())
+        yield from ask("Flush", pb.FlushRequest())
 
     def stats(self) -> Program[StoreStats]:
         """Return the store's figures."""
-        return records.stats((yield from _ask("Stats", pb.StatsRequest())))
+        return records.stats((yield from ask("Stats", pb.StatsRequest())))
 
     def compact(self, discard_damaged: bool, progress: Progress | None, wait_s: float) -> Program[None]:
         """Merge each dataset's runs into one; each question may wait `wait_s` for the end."""
@@ -329,7 +406,7 @@ class StoreCalls:
         reports, taken = [job.report], len(job.report.damages)
         while taken < job.report.damages_total:
             request = pb.GetJobRequest(id=job.id, damages_from=taken)
-            page = (yield from _ask("GetJob", request)).job.report
+            page = (yield from ask("GetJob", request)).job.report
             if not page.damages:
                 raise UnavailableError(
                     f"verify: the server lists {taken} of {job.report.damages_total} damages"
@@ -341,7 +418,7 @@ class StoreCalls:
     def add_volume(self, uri: Any, name: str | None, size_bytes: int | None) -> Program[Volume]:
         """Register a URI."""
         request = pb.AddVolumeRequest(uri=normal_uri(uri), name=name, size_bytes=size_bytes)
-        reply = yield from _ask("AddVolume", request, writes=True)  # a known URI has its number already
+        reply = yield from ask("AddVolume", request, writes=True)  # a known URI has its number already
         return records.volume(reply.volume)
 
     def volumes(self, names: Sequence[Any]) -> Program[list[Volume]]:
@@ -350,7 +427,7 @@ class StoreCalls:
         found: list[Volume] = []
         while len(found) < len(asked):
             request = pb.GetVolumesRequest(volumes=asked[len(found) :][:_VOLUMES_MAX])
-            reply = yield from _ask("GetVolumes", request)
+            reply = yield from ask("GetVolumes", request)
             if not reply.volumes:
                 raise UnavailableError(f"the server returned none of {len(request.volumes)} volumes")
             found += [records.volume(volume) for volume in reply.volumes]
@@ -362,7 +439,7 @@ class StoreCalls:
         done = False
         while not done:
             after = int(found[-1]) if found else 0
-            reply = yield from _ask("ListVolumes", pb.ListVolumesRequest(after=after))
+            reply = yield from ask("ListVolumes", pb.ListVolumesRequest(after=after))
             page = [records.volume(volume) for volume in reply.volumes]
             if any(int(volume) <= after for volume in page):
                 raise UnavailableError(f"the server lists a volume again after number {after}")
@@ -379,7 +456,7 @@ class StoreCalls:
             uri=None if uri is None else normal_uri(uri),
             state=pb.VOLUME_STATE_UNSPECIFIED if state is None else records.STATE_OF[state],
         )
-        reply = yield from _ask(
+        reply = yield from ask(
             "UpdateVolume",
             request,
             repeatable=uri is None or not isinstance(volume, (str, Path)),
@@ -391,11 +468,11 @@ class StoreCalls:
         self, kind: pb.JobKind, discard_damaged: bool, progress: Progress | None, wait_s: float
     ) -> Program[pb.Job]:
         start = pb.StartJobRequest(kind=kind, request_id=uuid.uuid4().hex, discard_damaged=discard_damaged)
-        job: pb.Job = (yield from _ask("StartJob", start, writes=True)).job
+        job: pb.Job = (yield from ask("StartJob", start, writes=True)).job
         while job.state == pb.JOB_STATE_RUNNING:
             if progress is not None:
                 progress(job.done, job.total)
-            job = (yield from _ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=wait_s))).job
+            job = (yield from ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=wait_s))).job
         if job.state != pb.JOB_STATE_DONE:  # failed, or something that this version does not know
             raise status.error_of(job.error.reason, job.error.message, dict(job.error.metadata))
         if progress is not None:
@@ -412,15 +489,27 @@ def _volume_name(volume: Any) -> pb.VolumeName:
     return pb.VolumeName(number=number)
 
 
-def _ask(method: str, request: Any, *, repeatable: bool = True, writes: bool = False) -> Program[Any]:
+def ask(
+    method: str,
+    request: Any,
+    *,
+    repeatable: bool = True,
+    writes: bool = False,
+    to: tuple[str, ...] = (),
+) -> Program[Any]:
     """Make one call and return its reply."""
     replies: list[Any] = []
 
     def take(raw: bytes) -> None:
-        replies.append(parse(METHODS[method].response, raw))
+        replies.append(parse(ALL_METHODS[method].response, raw))
 
-    _raise_first((yield [Call(method, request.SerializeToString(), take, repeatable, writes)]))
+    _raise_first((yield [Call(method, request.SerializeToString(), take, repeatable, writes, to)]))
     return replies[0]
+
+
+def send(call: Call) -> Program[None]:
+    """Make one call."""
+    _raise_first((yield [call]))
 
 
 def _raise_first(errors: Errors) -> None:

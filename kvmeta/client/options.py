@@ -29,12 +29,24 @@ class ClientOptions:
     lookup_rows: int = 16_384
     """IDs in one lookup message. Smaller ones overlap better, larger ones cost less; answers are the same."""
 
+    consistency: Literal["quorum", "fast"] = "quorum"
+    """In a cluster: "quorum" asks as many replicas as it takes to see every acknowledged write. "fast" asks
+    one, and more only for what it does not have; what it has may be an older version than others hold, even
+    a deleted one: made for data that is written once."""
+
+    failover_s: float = 5.0
+    """In a cluster: how long one node may take before the next is asked, where asking twice does no harm."""
+
+    hedge: bool = False
+    """In a cluster: ask a second node when a lookup takes longer than 95 of 100 took; the first answer
+    counts."""
+
     compression: Literal["none", "lz4"] = "none"
     """lz4 compresses columns both ways, where that is shorter: for links slower than about 2 Gbit/s. IDs do
     not shrink, locations do by half."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_s", "connect_timeout_s"):
+        for name in ("timeout_s", "connect_timeout_s", "failover_s"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a positive number of seconds, got {value!r}")
@@ -42,6 +54,8 @@ class ClientOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise InputError(f"{name}: expected at least 1, got {value!r}")
+        if self.consistency not in ("quorum", "fast"):
+            raise InputError(f'consistency: expected "quorum" or "fast", got {self.consistency!r}')
         if self.compression not in ("none", "lz4"):
             raise InputError(f'compression: expected "none" or "lz4", got {self.compression!r}')
 
@@ -65,6 +79,14 @@ class ClientOptions:
             ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
+
+
+def addresses_of(target: str) -> tuple[str, ...]:
+    """Return the "host:port" of each server in "kvmeta://host[:port],…"; else InputError."""
+    if not target.startswith(f"{SCHEME}://") or "," not in target:
+        return (address_of(target),)
+    parts = target.removeprefix(f"{SCHEME}://").rstrip("/").split(",")
+    return tuple(dict.fromkeys(address_of(f"{SCHEME}://{part}") for part in parts))
 
 
 def address_of(target: str) -> str:

@@ -38,9 +38,9 @@ ACCEPTED, STALE, REFUSED = 0, 1, 2
 class Write:
     """One chunk to commit: rows u8[n, 6] with distinct IDs and no versions yet.
 
-    `expected` (u8[n]) are a relocate's seen versions. An apply's rows bring their versions; `promised()` (u8[n])
-    says, at the commit, up to which version no row is accepted that is not held (a move of a held entry
-    excepted). The commit
+    `expected` (u8[n]) are a relocate's seen versions. An apply's rows bring their versions; `promised()`
+    (u8[n]) says, at the commit, up to which version no row is accepted that is not held (a move of a held
+    entry excepted). The commit
     fills `held` (what insert, relocate and apply found), `outcome` (u1[n], of `Outcome` for a relocate, of
     ACCEPTED … for an apply) and `error`.
     """

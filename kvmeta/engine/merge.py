@@ -86,7 +86,7 @@ class Merge:
         return self._finish_segment() if last == self._end else None
 
     def narrow(self, inputs: tuple[Run, ...]) -> None:
-        """Go on with what is left of the inputs: dropped segments keep their space while anybody has them open."""
+        """Go on with what is left of the inputs: dropped segments keep their space while they are open."""
         self.inputs = inputs
         self._view = View((), inputs)
 

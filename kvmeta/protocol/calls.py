@@ -45,3 +45,5 @@ PEER_METHODS = methods_of(peer.DESCRIPTOR.services_by_name["PeerService"])
 """The calls between the nodes of a cluster."""
 CLUSTER_METHODS = methods_of(cluster.DESCRIPTOR.services_by_name["ClusterService"])
 """The calls of a cluster's operators."""
+ALL_METHODS = METHODS | CLUSTER_METHODS
+"""What a client may call."""

@@ -23,6 +23,7 @@ LZ4 = pb.COMPRESSION_LZ4
 STATE: np.dtype[np.uint8] = np.dtype(np.uint8)
 VERSION: np.dtype[np.uint64] = np.dtype("<u8")
 _SIZE_BYTES = 4
+_WORDS = {1: np.uint8, 8: np.uint64, 16: np.uint64, 24: np.uint64}
 
 
 def pack(column: NDArray[Any], compression: pb.Compression = PLAIN) -> pb.Packed:
@@ -57,6 +58,16 @@ def unpack_into(packed: Any, out: NDArray[Any], name: str) -> None:
     if len(data) != out.nbytes:
         raise _other_rows(name, len(out), out.dtype, len(data))
     out.view(np.uint8)[:] = np.frombuffer(data, np.uint8)
+
+
+def fill(packed: Any, out: NDArray[Any], rows: slice | NDArray[np.int64], name: str) -> None:
+    """Fill rows of the C-contiguous `out` with column `name` of a Packed; else InputError."""
+    if isinstance(rows, slice):
+        unpack_into(packed, out[rows], name)
+        return
+    given = unpack(packed, out.dtype, len(rows), name)
+    words = _WORDS[out.itemsize]  # rows of several fields are copied field by field, words at once
+    out.view(words).reshape(len(out), -1)[rows] = given.view(words).reshape(len(rows), -1)
 
 
 def unpack_up_to(packed: Any, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:

@@ -319,8 +319,8 @@ def _check_cluster(config: Config, given: _Given) -> None:
         )
     if not cluster.replicas // 2 < cluster.write_quorum <= cluster.replicas:
         raise InputError(
-            f"{given.place('cluster.write_quorum')}: expected more than half of {cluster.replicas} replicas and at "
-            f"most all of them, got {cluster.write_quorum}"
+            f"{given.place('cluster.write_quorum')}: expected more than half of {cluster.replicas} replicas "
+            f"and at most all of them, got {cluster.write_quorum}"
         )
     if cluster.partitions & (cluster.partitions - 1):
         raise InputError(

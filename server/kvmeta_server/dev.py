@@ -90,7 +90,8 @@ class DevEtcd(Process):
         command = [
             etcd_program(), "--data-dir", str(directory / "etcd"), "--name", "dev",
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"dev={peer}",
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"dev={peer}",
         ]  # fmt: skip
         super().__init__(command, directory / "etcd.log")
         _wait_for(self, self.port, "etcd")
@@ -105,8 +106,8 @@ class DevNode(Process):
         self.name = name
         self.address = f"127.0.0.1:{port}"
         command = [
-            sys.executable, "-m", "kvmeta", "serve", "--data", str(directory / name), "--listen", self.address,
-            "--cluster", cluster, "--etcd", etcd, "--node", name,
+            sys.executable, "-m", "kvmeta", "serve", "--data", str(directory / name),
+            "--listen", self.address, "--cluster", cluster, "--etcd", etcd, "--node", name,
             *(word for setting in settings for word in ("--set", setting)),
         ]  # fmt: skip
         super().__init__(command, directory / f"{name}.log")

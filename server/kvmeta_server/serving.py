@@ -98,6 +98,11 @@ class Server:
         await self._server.stop(_GOODBYE_S)
         self._lanes.close(_GOODBYE_S)
 
+    async def cut(self) -> None:
+        """Break off everything at once, as a crash would."""
+        await self._server.stop(None)
+        self._lanes.close(_GOODBYE_S)
+
 
 def serve(config: Config) -> None:
     """Serve the store until SIGTERM or SIGINT."""

@@ -1,4 +1,4 @@
-"""The cluster map: who owns what, one immutable value with an epoch, and every change of it as a pure function.
+"""The cluster map: who owns what, an immutable value with an epoch; every change of it is a pure function.
 
 The map lies in etcd under one key; each change is a compare-and-swap of the whole. A partition is in a phase:
 
@@ -98,7 +98,7 @@ class ClusterMap:
 
     @cached_property
     def write_quorums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return i8[P] twice: how many owners, and how many targets, must have a write. Targets: 0 if stable."""
+        """Return i8[P] twice: how many owners, and how many targets (stable: none), must have a write."""
         owners = np.minimum(self.write_quorum, _count(self.owners))
         targets = np.where(self.moving, np.minimum(self.write_quorum, _count(self.targets)), 0)
         return owners, targets
@@ -177,7 +177,7 @@ class ClusterMap:
         return self._with(nodes=nodes).replanned()
 
     def replanned(self) -> ClusterMap:
-        """Return the map with every partition, but those that have switched, on its way to where it belongs."""
+        """Return the map with every partition that has not switched on its way to where it belongs."""
         planned = self.planned
         free = self.phase != SWITCHED
         away = free & ~_same_sets(self.owners, planned)
@@ -273,7 +273,7 @@ def found(
     """Return the first map of a cluster, of one node that owns everything."""
     if not replicas // 2 < write_quorum <= replicas:
         raise InputError(
-            f"write quorum: expected more than half of {replicas} replicas and at most all, got {write_quorum}"
+            f"write quorum: expected more than half of {replicas} replicas, at most all, got {write_quorum}"
         )
     owners = place([Candidate(0, first.name, first.zone, first.weight)], partitions, replicas)
     epochs = np.ones(partitions, np.uint64)

@@ -5,8 +5,8 @@
     read    enough readers ─ the largest version ─ where they differ, W get it before the answer
     decide  insert and relocate: at the first live owner, one batch of a dataset at a time
 
-Any node coordinates. A replica refuses what was planned on an older map of a partition; so does the coordinator
-itself at the acknowledgement. Nothing here knows gRPC, files or the time: see seams.py.
+Any node coordinates. A replica refuses what was planned on an older map of a partition; so does the
+coordinator itself at the acknowledgement. Nothing here knows gRPC, files or the time: see seams.py.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Coordinator:
         return Written(done, reason)
 
     async def repair(self, dataset: str, rows: Rows) -> Mask:
-        """Bring rows, versions and all, to W of their owners; return where that, or something newer, is held."""
+        """Bring rows with versions to W of their owners; return where that or something newer is held."""
         acknowledged, tally, _ = await self._attempt(dataset, rows)
         return acknowledged | tally.stale
 

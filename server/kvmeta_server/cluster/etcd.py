@@ -5,8 +5,8 @@
     watch               every change of a prefix, from a revision on; resumes by itself, raises Compacted
     lease               kept alive in the background; what is told is how long it surely still lasts
 
-No Python client passed TLS, watches that resume and compaction (docs/decisions/0020), so this is ours: messages
-with etcd's field numbers, methods called by path.
+No Python client passed TLS, watches that resume and compaction (docs/decisions/0020), so this is ours:
+messages with etcd's field numbers, methods called by path.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ class Etcd:
         """Return all values below a prefix, and the revision as of which they are."""
         return await self._range(rpc.RangeRequest(key=prefix.encode(), range_end=_end(prefix)))
 
-    async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> bool:
-        """Make all writes if each key of `held` was last changed at that revision (0: is absent); else none."""
+    async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> int:
+        """Make all writes if each key of `held` was last changed at that revision (0: is absent), or none.
+
+        Returns the revision that they make, 0 where none was made.
+        """
         compare = [
             rpc.Compare(
                 result=rpc.Compare.EQUAL, target=rpc.Compare.MOD, key=key.encode(), mod_revision=revision
@@ -118,7 +121,7 @@ class Etcd:
         ]
         request = rpc.TxnRequest(compare=compare, success=[_operation(write) for write in writes])
         reply = await self._call("KV/Txn", request, rpc.TxnResponse)
-        return bool(reply.succeeded)
+        return int(reply.header.revision) if reply.succeeded else 0
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`, as they come, for ever.

@@ -1,7 +1,7 @@
 """Hinted handoff: rows that a node did not take wait on this node's disk until it does.
 
-A hint is no acknowledgement; anti-entropy would bring the rows, too, only later. So hints are bounded, and what
-is beyond is dropped and counted. One file a node, `node/hints/SLOT`, of records:
+A hint is no acknowledgement; anti-entropy would bring the rows, too, only later. So hints are bounded, and
+what is beyond is dropped and counted. One file a node, `node/hints/SLOT`, of records:
 
     size of the name u4 | rows u4 | XXH3-64 of the rest u8 | dataset's name | rows, 48 bytes each
 
@@ -75,13 +75,14 @@ class HintFiles:
             self._rows[slot] = self._rows.get(slot, 0) + len(rows)
             self._bytes[slot] = self._bytes.get(slot, 0) + len(record)
 
-    def read(self, slot: int) -> Iterator[Hint]:
-        """Yield a node's hints, oldest first; a damaged one ends them."""
+    def read(self, slot: int, start: int = 0) -> Iterator[Hint]:
+        """Yield a node's hints from byte `start` of its file on, oldest first; a damaged one ends them."""
         file = self._file(slot)
         if not file.exists():
             return
         with open(file, "rb") as opened:
-            end = 0
+            end = start
+            opened.seek(start)
             while len(head := opened.read(_HEAD.size)) == _HEAD.size:
                 name_bytes, count, told = _HEAD.unpack(head)
                 size = name_bytes + count * ROW_BYTES

@@ -27,6 +27,7 @@ LEASE_S = 5
 _RENEW_S = 1.0
 _RETRY_S = 0.5
 _CAS_TRIES = 20
+_OWN_S = 1.0
 
 Changes = Callable[[ClusterMap], ClusterMap]
 
@@ -47,6 +48,7 @@ class Membership:
         self._map: ClusterMap | None = None
         self._map_revision = 0
         self._news = asyncio.Condition()
+        self._revision = 0
         self._lease = Lease(etcd, LEASE_S)
         self._slot = -1
         self._tasks: list[asyncio.Task[None]] = []
@@ -115,6 +117,8 @@ class Membership:
         self.answers = True
         await self._look_at_map()
         self._tell()
+        async with self._news:
+            self._news.notify_all()
 
     def start(self, slot: int) -> None:
         """Follow etcd, and keep this node's lease, from now on."""
@@ -153,16 +157,20 @@ class Membership:
             data = change(None if held is None else held.data)
             if held is not None and data == held.data:
                 return held.data
-            if await self._etcd.txn([Put(full, data)], held={full: held.revision if held else 0}):
+            revision = await self._etcd.txn([Put(full, data)], held={full: held.revision if held else 0})
+            if revision:
+                await self._seen(revision)
                 return data or b""
         raise UnavailableError(f"{full} changes all the time; try again")
 
     async def change_all(self, writes: dict[str, bytes | None], held: dict[str, int]) -> bool:
         """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
-        return await self._etcd.txn(
+        revision = await self._etcd.txn(
             [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()],
             held={f"{self._prefix}/{key}": revision for key, revision in held.items()},
         )
+        await self._seen(revision)
+        return revision != 0
 
     async def read(self, key: str) -> Value | None:
         """Read a key from etcd itself."""
@@ -176,7 +184,15 @@ class Membership:
         if held is not None:
             return held.data == str(self._slot).encode()
         key = f"{self._prefix}/driver"
-        return await self._etcd.txn([Put(key, str(self._slot).encode(), self._lease.id)], held={key: 0})
+        return bool(await self._etcd.txn([Put(key, str(self._slot).encode(), self._lease.id)], held={key: 0}))
+
+    async def _seen(self, revision: int) -> None:
+        """Wait a moment for a change of our own to come back: what is asked here next shall know of it."""
+        if not self._tasks:  # nobody follows yet
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_OWN_S), self._news:
+                await self._news.wait_for(lambda: self._revision >= revision)
 
     async def _follow(self) -> None:
         while True:
@@ -198,6 +214,8 @@ class Membership:
                 self._values[change.key] = Value(change.key, change.data, change.revision)
         await self._look_at_map()
         self._tell()
+        async with self._news:
+            self._news.notify_all()
 
     async def _look_at_map(self) -> None:
         held = self._values.get(f"{self._prefix}/map")
@@ -211,8 +229,6 @@ class Membership:
             ):
                 await self._adopt(cluster_map)
                 self._map = cluster_map
-                async with self._news:
-                    self._news.notify_all()
 
     def _tell(self) -> None:
         for listener in self._listeners:

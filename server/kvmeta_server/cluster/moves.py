@@ -6,9 +6,9 @@
 
     COPYING ── every target has copied ──> SWITCHED ── enough owners know ──> STABLE
 
-"Enough" is as many owners as no quorum planned on the older map can do without: max(W, R - W + 1) of them. A copy
-starts only when so many have persisted the map that says COPYING: what is acknowledged without the targets was
-acknowledged before, and a read quorum of the owners has it.
+"Enough" is as many owners as no quorum planned on the older map can do without: max(W, R - W + 1) of them. A
+copy starts only when so many have persisted the map that says COPYING: what is acknowledged without the
+targets was acknowledged before, and a read quorum of the owners has it.
 """
 
 from __future__ import annotations
@@ -170,7 +170,12 @@ class Moves:
                     )
                     repaired[i] = max(repaired[i], told[0])
         ranges = self._state.ranges(dataset, cluster_map.partitions)
-        await self._lane.run(lambda: ranges.reset(partitions, repaired, repaired))
+
+        def reset() -> None:
+            ranges.reset(partitions, repaired, repaired)
+            self._replica.allow_purge(dataset)
+
+        await self._lane.run(reset)
 
     # Driving
 
@@ -216,7 +221,7 @@ class Moves:
         return done
 
     def _known_to_enough(self, cluster_map: ClusterMap, phase: int) -> NDArray[np.bool_]:
-        """Return bool[P]: whether so many owners work under the partition's map that none older can be used."""
+        """Return bool[P]: whether so many owners work under a partition's map that none older can be used."""
         knows = np.zeros(cluster_map.owners.shape, np.int64)
         gone = np.zeros(cluster_map.owners.shape, np.int64)
         for node in cluster_map.nodes:
@@ -251,7 +256,7 @@ class Moves:
         await self._drop_here(cluster_map, left)
 
     async def _hand_over(self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]) -> None:
-        """Make sure that every owner of partitions has what is held here; PeerError where one does not answer."""
+        """Make sure that every owner of partitions has what is here; PeerError where one does not answer."""
         nothing = np.zeros(len(partitions), np.uint64)
         cut = (1 << 64) - 1
         own, _ = await self._lane.run(
@@ -270,8 +275,7 @@ class Moves:
 
     async def _send(self, slot: int, dataset: str, first: int, last: int) -> None:
         while first <= last:
-            start = first
-            page = await self._lane.run(lambda: self._replica.rows(dataset, 0, start, last, PAGE_ROWS))
+            page = await self._peers.rows(self._replica.slot, dataset, 0, first, last, PAGE_ROWS)
             if len(page.rows):
                 await self._peers.apply(slot, dataset, 0, page.rows)
             first = page.until + 1
@@ -282,7 +286,7 @@ class Moves:
         def drop() -> None:
             for tree in list(self._replica.engine.trees.values()):
                 self._replica.engine.background.drop(tree, stretches)
-            self._state.clear_leftover(mask)
+            self._replica.clean(mask)
 
         await self._lane.run(drop)
         self._log.info("dropped", partitions=int(mask.sum()))

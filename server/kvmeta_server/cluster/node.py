@@ -87,6 +87,7 @@ class ClusterNode:
         self._replica: Replica | None = None
         self._made = asyncio.Lock()
         self._stopping = False
+        self._sent: dict[int, int] = {}  # how far into each node's hints
 
     # Life
 
@@ -110,8 +111,9 @@ class ClusterNode:
         assert identity is not None
         self._check_clock(identity, cluster_map)
         self._local.engine.clock.be(identity.slot, identity.ceiling, self._reserve)
-        self._make_parts(cluster_map, identity.slot)
-        self.replica.state.set_map(cluster_map)
+        self._make_parts(remembered or cluster_map, identity.slot)
+        await asyncio.to_thread(self.replica.adopt, cluster_map)
+        self.state.set_map(cluster_map)
         with suppress(UnavailableError):
             await self.make_datasets()
         for dataset in self.replica.datasets():
@@ -149,13 +151,14 @@ class ClusterNode:
             return
         if identity.cluster != wanted:
             raise InputError(
-                f"{self._local.engine.path} belongs to node {identity.name!r} of cluster {identity.cluster!r}, "
-                f"not of {wanted!r}; give --data an empty directory, or --cluster {identity.cluster}"
+                f"{self._local.engine.path} belongs to node {identity.name!r} of cluster "
+                f"{identity.cluster!r}, not of {wanted!r}; give --data an empty directory, or --cluster "
+                f"{identity.cluster}"
             )
         if self._settings.node and self._settings.node != identity.name:
             raise InputError(
-                f"{self._local.engine.path} is the data of node {identity.name!r}, not of {self._settings.node!r}; "
-                "start it with the --data that is its own"
+                f"{self._local.engine.path} is the data of node {identity.name!r}, not of "
+                f"{self._settings.node!r}; start it with the --data that is its own"
             )
         self.name = identity.name
 
@@ -173,8 +176,9 @@ class ClusterNode:
             if node.slot == identity.slot and node.state != "removed":
                 return
         raise InputError(
-            f"node {identity.name!r} was taken out of cluster {cluster_map.name!r}, and others have its data; "
-            f"it does not come back by itself. To join as a new node, empty {self._local.engine.path} first"
+            f"node {identity.name!r} was taken out of cluster {cluster_map.name!r}, and others have its "
+            "data; it does not come back by itself. To join as a new node, empty "
+            f"{self._local.engine.path} first"
         )
 
     async def _load(self) -> None:
@@ -233,12 +237,13 @@ class ClusterNode:
                 if node.store_id == us.store_id and node.state == "active":
                     return held  # we were here, and died before we noted it
                 raise InputError(
-                    f"cluster {held.name!r} has a node {us.name!r} already, with other data; give this one another "
-                    "--node name, or remove the old one first: kvmeta cluster remove"
+                    f"cluster {held.name!r} has a node {us.name!r} already, with other data; give this one "
+                    "another --node name, or remove the old one first: kvmeta cluster remove"
                 )
             if node.address == us.address and node.state != "removed":
                 raise InputError(
-                    f"cluster {held.name!r} knows {us.address} as node {node.name!r}; two nodes need two addresses"
+                    f"cluster {held.name!r} knows {us.address} as node {node.name!r}; two nodes need two "
+                    "addresses"
                 )
         return held.joined(us)
 
@@ -248,7 +253,8 @@ class ClusterNode:
         while await self.membership.read(f"live/{slot}") is not None:
             if time.monotonic() > end:
                 raise StoreLockedError(
-                    f"node {self.name!r} of cluster {self._settings.name!r} is up elsewhere: was its data copied?"
+                    f"node {self.name!r} of cluster {self._settings.name!r} is up elsewhere: was its data "
+                    "copied?"
                 )
             await asyncio.sleep(0.2)
 
@@ -257,8 +263,9 @@ class ClusterNode:
         ahead_ms = (identity.ceiling >> MS_SHIFT) + EPOCH_MS - now_ms
         if identity.ceiling and ahead_ms > cluster_map.max_skew_ms + RESERVE_MS:
             raise UnavailableError(
-                f"this node has stamped up to {ahead_ms / 1000:.0f} s ahead of its clock, which is more than the "
-                f"{cluster_map.max_skew_ms / 1000:g} s allowed; set the clock right, or wait until it is there"
+                f"this node has stamped up to {ahead_ms / 1000:.0f} s ahead of its clock, which is more than "
+                f"the {cluster_map.max_skew_ms / 1000:g} s allowed; set the clock right, or wait until it is "
+                "there"
             )
 
     def _reserve(self, stamp: int) -> int:
@@ -301,7 +308,7 @@ class ClusterNode:
     async def _adopt(self, cluster_map: ClusterMap) -> None:
         if self._replica is not None:
             replica = self._replica
-            await self._background.run(lambda: replica.adopt(cluster_map))
+            await asyncio.to_thread(replica.adopt, cluster_map)
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.store.run(work)
@@ -341,7 +348,7 @@ class ClusterNode:
     async def make_datasets(self) -> None:
         """Have here what datasets etcd says there are."""
         known = await self._known_datasets(fresh=True)
-        await self._background.run(lambda: self._make_known(known))
+        await asyncio.to_thread(self._make_known, known)
 
     async def _known_datasets(self, *, fresh: bool) -> dict[str, dict[str, Any]]:
         if fresh:
@@ -377,8 +384,8 @@ class ClusterNode:
         gone = slot not in self.membership.current.by_slot
         if not gone and not self.peers.likely(slot):
             return
-        end = rows = 0
-        for hint in self.hints.read(slot):
+        end, rows = self._sent.get(slot, 0), 0
+        for hint in self.hints.read(slot, end):
             end = hint.end
             if hint.dataset not in self.replica.datasets():
                 continue  # dropped since
@@ -389,9 +396,11 @@ class ClusterNode:
             if fenced.any():
                 await self.coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
             rows += len(hint.rows)
+            self._sent[slot] = end
             if self._stopping:
                 return
         if self.hints.done(slot, end):
+            self._sent.pop(slot, None)
             self._log.info("hints taken", node=slot, rows=rows)
 
     async def _compare_now_and_then(self) -> None:

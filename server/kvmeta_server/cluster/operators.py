@@ -56,7 +56,8 @@ class Operators:
         """Change the members."""
         if self._node.membership.lease_left_s() <= 0:
             raise UnavailableError(
-                "etcd does not answer, and the map is changed only there; reads and writes go on. Try again later"
+                "etcd does not answer, and the map is changed only there; reads and writes go on. Try again "
+                "later"
             )
         changed = await self._node.membership.change_map(lambda held: self._changed(held, request))
         return pb.ChangeMembersResponse(epoch=changed.epoch, moves=copies(changed))
@@ -90,7 +91,8 @@ class Operators:
                 return held
             if going and not request.force:
                 raise InputError(
-                    f"node {going[0]!r} is on its way out; wait until it is gone (kvmeta cluster moves), or say --force"
+                    f"node {going[0]!r} is on its way out; wait until it is gone (kvmeta cluster moves), or "
+                    "say --force"
                 )
             if len(others) < held.replicas and not request.force:
                 raise InputError(
@@ -103,8 +105,8 @@ class Operators:
         lost = self._lost_without(held, node.slot)
         if lost and not request.force:
             raise InputError(
-                f"{lost} partitions have too few other live replicas to copy from; bring their nodes back first. "
-                "--force gives up what only the removed node holds"
+                f"{lost} partitions have too few other live replicas to copy from; bring their nodes back "
+                "first. --force gives up what only the removed node holds"
             )
         return held.with_node(node.name, state="removed")
 

@@ -119,8 +119,8 @@ class PeerAnswers:
         ours = self._membership.current
         if request.cluster != ours.cluster_id:
             raise InputError(
-                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request of another, "
-                f"{request.cluster.hex()}; do two clusters share an address?"
+                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request of "
+                f"another, {request.cluster.hex()}; do two clusters share an address?"
             )
 
     async def _ready(self, request: Any) -> None:

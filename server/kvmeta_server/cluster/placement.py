@@ -41,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 def place(candidates: Sequence[Candidate], partitions: int, replicas: int) -> NDArray[np.uint16]:
-    """Return the owners' slots u2[partitions, replicas], the cheapest first; NOBODY where nodes are too few."""
+    """Return the owners' slots u2[partitions, replicas], cheapest first; NOBODY where nodes are too few."""
     nodes = sorted(candidates)
     _check(nodes, partitions, replicas)
     owners = np.full((partitions, replicas), NOBODY, np.uint16)

@@ -1,6 +1,6 @@
-"""A replica: a node's own part of each partition, as the coordinators of all nodes ask for it. Threads, no loop.
+"""A replica: a node's own part of each partition, as the coordinators of all nodes ask for it. No loop.
 
-Every answer depends on the sender's epoch: what was planned on an older map of a partition is fenced, not done.
+Every answer depends on the sender's epoch: what was planned on an older map of a partition is fenced.
 `adopt` returns only when nothing is under way that was let in under the map before; so whoever knows that a
 replica has adopted an epoch knows that it acknowledges nothing older.
 """
@@ -46,7 +46,7 @@ class Applied(NamedTuple):
 
 
 class Fetched(NamedTuple):
-    """What is held: states u1[n] (0, FAILED, FENCED), versions u8[n], locations u8[n, 3] (None: not asked for)."""
+    """What is held: states u1[n] (0, FAILED, FENCED), versions u8[n], locations u8[n, 3] or None."""
 
     states: NDArray[np.uint8]
     versions: Words
@@ -68,7 +68,8 @@ class Replica:
         self.state = state
         self.slot = slot
         self._map = cluster_map
-        self._held = cluster_map.held_by(slot)
+        self._owned = cluster_map.held_by(slot)
+        self._held = self._owned & ~state.leftover(cluster_map.partitions)
         self._under_way: dict[int, int] = {}  # calls by the epoch they were let in under
         self._changed = threading.Condition()
         self.persisted = cluster_map.epoch
@@ -84,21 +85,30 @@ class Replica:
         with self._changed:
             if cluster_map.epoch <= self._map.epoch:
                 return
-            held = cluster_map.held_by(self.slot)
-            lost = self._held & ~held
+            owned = cluster_map.held_by(self.slot)
+            lost = self._owned & ~owned
             if lost.any():
                 self.state.add_leftover(lost)
-            self._held, self._map = held, cluster_map
+            held = owned & ~self.state.leftover(cluster_map.partitions)
+            for dataset in self.datasets():
+                self._allow_purge(dataset, held)  # before there is anything that it must not purge
+            self._owned, self._held, self._map = owned, held, cluster_map
             while any(epoch < cluster_map.epoch for epoch in self._under_way):
                 self._changed.wait()
         self.state.set_map(cluster_map)
         self.persisted = max(self.persisted, cluster_map.epoch)
 
+    def clean(self, gone: NDArray[np.bool_]) -> None:
+        """Note that what was left of partitions (bool[P]) is dropped: from now on they may be taken again."""
+        with self._changed:
+            self.state.clear_leftover(gone)
+            self._held = self._owned & ~self.state.leftover(len(gone))
+
     def apply(self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
         """Merge rows u8[n, 6] (distinct IDs) into what is held, durably.
 
-        `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older than
-        a promise, unless for `repair`.
+        `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older
+        than a promise, unless for `repair`.
         """
         self._check_clock(rows)
         with self._let_in() as (cluster_map, held):
@@ -122,9 +132,9 @@ class Replica:
 
     def fetch(self, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False) -> Fetched:
         """Return what is held of mixed IDs u8[n, 2], tombstones and expired entries included."""
-        cluster_map = self._map
-        fenced = _fenced(cluster_map, self._held, cluster_map.partition_of(mixed[:, 0]), epoch)
         found = self.tree(dataset).held(mixed)
+        cluster_map = self._map  # as it is after the look: what a newer one fences may have moved on
+        fenced = _fenced(cluster_map, self._held, cluster_map.partition_of(mixed[:, 0]), epoch)
         states = np.where(found.failed.view(np.bool_), np.uint8(FAILED), np.uint8(0))
         states[fenced] = FENCED
         return Fetched(states, found.versions, None if versions_only else found.locations)
@@ -134,11 +144,12 @@ class Replica:
         cluster_map = self._map
         ends = cluster_map.partition_of(np.array([first, last], np.uint64))
         partitions = np.arange(ends[0], ends[1] + 1)
-        if epoch and _fenced(cluster_map, self._held, partitions, epoch).any():
-            raise UnavailableError("asked for rows on an older map")
         view = self.tree(dataset).view
         until = window_end(view, first, last, page_rows)
-        return Page(merged_rows(view, first, until), until)
+        page = Page(merged_rows(view, first, until), until)
+        if epoch and _fenced(self._map, self._held, partitions, epoch).any():
+            raise UnavailableError("asked for rows on an older map")
+        return page
 
     def digests(
         self,
@@ -184,8 +195,10 @@ class Replica:
 
     def allow_purge(self, dataset: str) -> None:
         """Let merges drop tombstones up to the lowest repaired version of what this node holds."""
-        held = self._held
-        ranges = self.state.ranges(dataset, self._map.partitions)
+        self._allow_purge(dataset, self._held)
+
+    def _allow_purge(self, dataset: str, held: NDArray[np.bool_]) -> None:
+        ranges = self.state.ranges(dataset, len(held))
         lowest = int(ranges.repaired[held].min()) if held.any() else 0
         self.tree(dataset).purge_below = lowest + 1 if lowest else 0
 

@@ -61,7 +61,7 @@ class Tables(Volumes):
 
 
 class CoordinatedStore(Store):
-    """The whole cluster, seen from one node. `flush`, `compact`, `verify` and `stats` are of this node alone."""
+    """The whole cluster, seen from a node; `flush`, `compact`, `verify`, `stats` are of this node alone."""
 
     def __init__(
         self,
@@ -146,11 +146,32 @@ class CoordinatedDataset(Dataset):
         self.name = name
 
     def lookup_at(self, ids: Ids, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
-        """Look up ID[n] and say why what failed did, by the protocol's states; `fast`: ask one replica first."""
+        """Look up ID[n] and return the protocol's states, too; `fast`: ask one replica first."""
         mixed = np.empty((len(ids), 2), np.uint64)
         hashing.mix(_words(ids, 2), self._keys, mixed)
-        if self._alone(mixed[:, 0], fast=fast):
-            return self._here(mixed)
+        if len(mixed) and (here := self._here(mixed, fast=fast)) is not None:
+            hits, states = here
+            missed = np.flatnonzero(states != FOUND)
+            if not fast or not len(missed):
+                return here
+            confirmed, told = self._asked(np.ascontiguousarray(mixed[missed]), fast=False)
+            for column, part in zip(
+                (hits.found, hits.locations.view("V24"), hits.versions, hits.failed, states),
+                (
+                    confirmed.found,
+                    confirmed.locations.view("V24"),
+                    confirmed.versions,
+                    confirmed.failed,
+                    told,
+                ),
+                strict=True,
+            ):
+                column[missed] = part
+            return here
+        return self._asked(mixed, fast=fast)
+
+    def _asked(self, mixed: Words, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
+        """Look up mixed IDs at as many replicas as it takes."""
         got = self._store.run(self._store.coordinator.read(self._local, mixed, fast=fast))
         live = (got.states == ANSWERED) & ~self._store.coordinator.absent(self._local, got.rows)
         rows = got.rows
@@ -158,18 +179,18 @@ class CoordinatedDataset(Dataset):
         hits = Hits(live, _as_locations(rows[:, WORD3:]), rows[:, VERSION].copy(), got.states != ANSWERED)
         return hits, np.where(live, np.uint8(FOUND), got.states)
 
-    def _alone(self, high: Words, *, fast: bool) -> bool:
-        """Return whether this node's replica is all that has to be asked."""
-        cluster_map = self._store.maps.current
-        slot = self._store.coordinator.slot
-        partitions = cluster_map.partition_of(high)
-        if not (cluster_map.readers == slot).any(axis=1)[partitions].all():
-            return False
-        return fast or bool((cluster_map.read_quorum[partitions] == 1).all())
-
-    def _here(self, mixed: Words) -> tuple[Hits, NDArray[np.uint8]]:
-        tree = self._store.replica.tree(self._local)
-        got = tree.lookup(mixed)
+    def _here(self, mixed: Words, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]] | None:
+        """Look up mixed IDs at this node's replica, where that is all that has to be asked; else None."""
+        replica = self._store.replica
+        cluster_map = replica.map
+        partitions = cluster_map.partition_of(mixed[:, 0])
+        if not (cluster_map.readers == replica.slot).any(axis=1)[partitions].all():
+            return None
+        if not fast and not (cluster_map.read_quorum[partitions] == 1).all():
+            return None
+        got = replica.tree(self._local).lookup(mixed)
+        if replica.map is not cluster_map:  # it may be somebody else's by now
+            return None
         failed = got.failed.view(np.bool_)
         hits = Hits(got.found.view(np.bool_), _as_locations(got.locations), got.versions, failed)
         return hits, np.where(failed, np.uint8(FAILED), got.found)
@@ -301,7 +322,8 @@ class CoordinatedDataset(Dataset):
 
 def _unacknowledged(failed: NDArray[np.bool_], reason: str, partial: Any = None) -> OutcomeUnknownError:
     error = OutcomeUnknownError(
-        f"{int(failed.sum())} of {len(failed)} IDs are not acknowledged and may or may not take effect: {reason}"
+        f"{int(failed.sum())} of {len(failed)} IDs are not acknowledged and may or may not take effect: "
+        f"{reason}"
     )
     error.failed = failed
     error.partial = partial

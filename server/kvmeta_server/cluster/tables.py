@@ -24,7 +24,7 @@ def local_name(name: str, number: int) -> str:
 
 
 class EtcdTables(Tables):
-    """The tables as `membership` knows them; changed in etcd. Called from threads: `run` takes work to the loop."""
+    """The tables as `membership` knows them, changed in etcd. For threads: `run` takes work to the loop."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ ROWS_MAX = 1 << 20
 APPLY_ROWS = 65_536
 """In one message: as many as a client may send."""
 
-FETCH_S = 1.5
+FETCH_S = 2.0
 APPLY_S = 5.0
 LONG_S = 60.0
 PROBE_S = 0.5

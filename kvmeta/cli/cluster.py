@@ -1,0 +1,253 @@
+"""`kvmeta cluster`: who is in a cluster, what moves, and how to change that."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmeta.cli import options, render
+from kvmeta.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from kvmeta.cluster import Changed, Cluster, Status
+
+_LOOK_S = 0.5
+
+_wait_option = click.option(
+    "--wait/--no-wait", default=False, help="Return only when the moves are done, with a progress bar."
+)
+_force_option = click.option("--force", is_flag=True, help="Do it although it may cost copies.")
+
+
+@click.group(short_help="See and change the nodes of a cluster.")
+def cluster() -> None:
+    """See and change the nodes of a cluster, through any of them.
+
+    \b
+    kvmeta cluster status --store kvmeta://localhost:7400
+    kvmeta cluster drain n3 --wait
+    """  # noqa: D301 - click looks for the backspace itself
+
+
+def _open(store: str) -> Cluster:
+    import os
+
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import kvmeta.cluster
+
+    return kvmeta.cluster.open(store)
+
+
+@cluster.command(short_help="How the cluster is.")
+@options.store_option
+@options.json_option
+def status(store: str, as_json: bool) -> None:
+    """Show the cluster: its map, its nodes, what moves and what is missing."""
+    with _open(store) as opened:
+        told = opened.status()
+    if as_json:
+        render.json_line(dataclasses.asdict(told))
+        return
+    figures = {key: value for key, value in dataclasses.asdict(told).items() if key != "members"}
+    render.pairs(figures)
+    click.echo()
+    _show_nodes(told)
+
+
+@cluster.command(short_help="The nodes, a line each.")
+@options.store_option
+@options.json_option
+def nodes(store: str, as_json: bool) -> None:
+    """Show the nodes: how they are, what they own, what waits for them."""
+    with _open(store) as opened:
+        told = opened.status()
+    if as_json:
+        for member in told.members:
+            render.json_line(dataclasses.asdict(member))
+        return
+    _show_nodes(told)
+
+
+@cluster.command("map", short_help="Which nodes own which partitions.")
+@options.store_option
+@options.json_option
+def show_map(store: str, as_json: bool) -> None:
+    """Show the owners of all partitions: a line for each set of owners, with --json for each partition."""
+    with _open(store) as opened:
+        owners = opened.owners()
+    if as_json:
+        for partition, names in enumerate(owners):
+            render.json_line({"partition": partition, "owners": names})
+        return
+    counted = Counter(", ".join(sorted(names)) for names in owners)
+    render.table(["owners", "partitions"], [[names, render.count(n)] for names, n in sorted(counted.items())])
+
+
+@cluster.command(short_help="How a node joins.")
+def join() -> None:
+    """Say how a node joins: it does so by itself when it is started.
+
+    Every node of a cluster is started the same way; partitions move to it by themselves.
+    """
+    click.echo(
+        "kvmeta serve --data DIR --listen HOST:PORT --insecure --cluster NAME --etcd URL "
+        "[--zone Z] [--weight W]"
+    )
+
+
+@cluster.command(short_help="Move everything off a node, which then leaves.")
+@click.argument("node")
+@options.store_option
+@_force_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def drain(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Move everything off NODE while it serves; when that is done it is out of the cluster."""
+    with _open(store) as opened:
+        _tell(opened, opened.drain(node, force=force), f"draining {node}", wait, progress, as_json)
+
+
+@cluster.command(short_help="Keep a node that is being drained.")
+@click.argument("node")
+@options.store_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def undrain(node: str, store: str, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Keep NODE, which is being drained; what has left comes back."""
+    with _open(store) as opened:
+        _tell(opened, opened.undrain(node), f"keeping {node}", wait, progress, as_json)
+
+
+@cluster.command(short_help="Take out a node that is dead.")
+@click.argument("node")
+@options.store_option
+@_force_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def remove(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Take NODE, which is dead, out: the others copy what it held. It never comes back with its old data."""
+    with _open(store) as opened:
+        _tell(opened, opened.remove(node, force=force), f"removing {node}", wait, progress, as_json)
+
+
+@cluster.command(short_help="Place all partitions anew.")
+@options.store_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def rebalance(store: str, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Place all partitions over the nodes as they are now; most often nothing has to move."""
+    with _open(store) as opened:
+        _tell(opened, opened.rebalance(), "rebalancing", wait, progress, as_json)
+
+
+@cluster.command(short_help="Change a node's share.")
+@click.argument("node")
+@click.argument("share", type=float)
+@options.store_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def weight(node: str, share: float, store: str, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Give NODE another SHARE of the partitions, relative to others; start it with that weight next time."""
+    with _open(store) as opened:
+        _tell(opened, opened.set_weight(node, share), f"{node} has weight {share:g}", wait, progress, as_json)
+
+
+@cluster.command(short_help="Compare all replicas now.")
+@options.store_option
+@click.option("--dataset", default="", help="Only this dataset.  [all]")
+@options.progress_option
+@options.json_option
+def repair(store: str, dataset: str, progress: bool | None, as_json: bool) -> None:
+    """Compare all replicas and send each what it lacks. The nodes do this now and then by themselves, too."""
+    with _open(store) as opened, progress_bar("comparing", progress) as update:
+        done = opened.repair(dataset, update)
+    if as_json:
+        render.json_line(dataclasses.asdict(done))
+        return
+    skipped = f", {render.count(done.skipped)} skipped, for an owner is away" if done.skipped else ""
+    compared = render.count(done.partitions, "partition")
+    click.echo(f"compared {compared}, sent {render.count(done.rows, 'row')}{skipped}")
+
+
+@cluster.command(short_help="What moves.")
+@options.store_option
+@_wait_option
+@options.progress_option
+@options.json_option
+def moves(store: str, wait: bool, progress: bool | None, as_json: bool) -> None:
+    """Show how many replicas are still to be copied, node by node; with --wait, until there are none."""
+    with _open(store) as opened:
+        if wait:
+            _wait(opened, progress)
+        told = opened.status()
+    rows = [
+        [member.name, member.incoming, render.count(member.rows_copied), member.leftover]
+        for member in told.members
+    ]
+    if as_json:
+        render.json_line({"moving": told.moving, "nodes": [
+            {"name": m.name, "incoming": m.incoming, "rows_copied": m.rows_copied, "leftover": m.leftover}
+            for m in told.members
+        ]})  # fmt: skip
+        return
+    click.echo(f"{render.count(told.moving, 'partition')} of {render.count(told.partitions)} on the move")
+    render.table(["node", "to copy", "rows copied", "to drop"], rows)
+
+
+def _show_nodes(told: Status) -> None:
+    titles = [
+        "node",
+        "address",
+        "zone",
+        "weight",
+        "state",
+        "owns",
+        "to copy",
+        "to drop",
+        "hinted rows",
+        "clock ms",
+    ]
+    rows: list[list[Any]] = []
+    for member in told.members:
+        state = member.state if member.answered else f"{member.state}, no answer"
+        rows.append([
+            member.name, member.address, member.zone or "-", f"{member.weight:g}", state, member.owned,
+            member.incoming, member.leftover, render.count(member.hinted), member.clock_ms,
+        ])  # fmt: skip
+    render.table(titles, rows)
+
+
+def _tell(
+    opened: Cluster, changed: Changed, what: str, wait: bool, progress: bool | None, as_json: bool
+) -> None:
+    if wait:
+        _wait(opened, progress)
+    if as_json:
+        render.json_line({**dataclasses.asdict(changed), "done": wait})
+        return
+    under_way = (
+        "done" if wait else f"{render.count(changed.moves, 'replica')} to copy (kvmeta cluster moves --wait)"
+    )
+    click.echo(f"{what}: {under_way}, epoch {changed.epoch}")
+
+
+def _wait(opened: Cluster, progress: bool | None) -> None:
+    with progress_bar("moving", progress) as update:
+        most = 0
+        while True:
+            told = opened.status()
+            most = max(most, told.moving)
+            if not told.moving:
+                return
+            if update is not None:
+                update(most - told.moving, most)
+            time.sleep(_LOOK_S)

@@ -1,0 +1,152 @@
+"""Routing: in a cluster, IDs go straight to the nodes that own them, one call a node.
+
+The map is asked for once and again when an answer tells of a newer one. A node that did not answer is passed
+over for a while; its IDs go to the next owner. A client without a map, or with an old one, is answered all
+the same, for any node coordinates: routing saves a hop, correctness does not depend on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.errors import InputError
+from kvmeta.mixing import DEFAULT_SEED, mixed_high
+from kvmeta.protocol.frame import parse
+from kvmeta.protocol.packed import unpack
+from kvmeta.v1 import kvmeta_pb2 as pb
+
+DOWN_S = 2.0
+"""How long a node that did not answer is passed over."""
+_NOBODY = 0xFFFF
+_SLOT: np.dtype[np.uint16] = np.dtype("<u2")
+Ids = NDArray[np.void]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Route:
+    """The map at one epoch: `owners` u2[partitions, replicas] of slots, and the nodes' addresses."""
+
+    epoch: int
+    owners: NDArray[np.uint16]
+    addresses: dict[int, str]
+    away: frozenset[int]
+    """Nodes that the others miss."""
+
+    @staticmethod
+    def of(raw: bytes) -> Route:
+        """Return the route of a GetMap reply; InputError where it is none."""
+        reply = parse(pb.GetMapResponse, raw)
+        partitions, replicas = reply.partitions, reply.replicas
+        if not partitions or partitions & (partitions - 1) or not reply.epoch or not replicas:
+            raise InputError(
+                f"a map of {partitions} partitions with {replicas} replicas at epoch {reply.epoch}"
+            )
+        owners = unpack(reply.owners, _SLOT, partitions * replicas, "owners").reshape(partitions, replicas)
+        addresses = {node.slot: node.address for node in reply.nodes}
+        return Route(reply.epoch, owners, addresses, frozenset(n.slot for n in reply.nodes if not n.live))
+
+    def first(self, down: frozenset[str]) -> NDArray[np.uint16]:
+        """Return u2[partitions]: of each the first owner that is neither away nor down, else the first."""
+        out = self.owners[:, 0].copy()
+        bad = [slot for slot, address in self.addresses.items() if slot in self.away or address in down]
+        if not bad:
+            return out
+        open_ = np.isin(out, bad)
+        for rank in range(1, self.owners.shape[1]):
+            better = open_ & ~np.isin(self.owners[:, rank], [*bad, _NOBODY])
+            out[better] = self.owners[better, rank]
+            open_ &= ~better
+        return out
+
+    def partitions_of(self, ids: Ids, seed: int) -> NDArray[np.uint64]:
+        """Return u8[n]: the partitions of IDs, the top bits of their mixed form."""
+        bits = len(self.owners).bit_length() - 1
+        return mixed_high(ids, seed) >> np.uint64(64 - bits) if bits else np.zeros(len(ids), np.uint64)
+
+
+class Router:
+    """Where calls go: to the `seeds` that the caller named, and where there is a map, to owners."""
+
+    def __init__(self, seeds: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.seeds = tuple(seeds)
+        self.route: Route | None = None
+        self.routes = False
+        """Whether there is a map to ask for."""
+        self._seed = DEFAULT_SEED
+        self._newest = 0
+        self._clock = clock
+        self._down: dict[str, float] = {}
+        self._first: tuple[Route, frozenset[str], NDArray[np.uint16]] | None = None
+
+    def describe(self, epoch: int, seed: int) -> None:
+        """Take what a server says of itself: epoch 0 is no cluster."""
+        self.routes, self._seed = epoch != 0, seed
+
+    @property
+    def needs_map(self) -> bool:
+        """Return whether the map is to be asked for now."""
+        return self.routes and (self.route is None or self._newest > self.route.epoch)
+
+    def take(self, raw: bytes) -> None:
+        """Take over a GetMap reply."""
+        route = Route.of(raw)
+        if self.route is None or route.epoch >= self.route.epoch:
+            self.route = route
+        self._newest = self.route.epoch
+
+    def saw(self, epoch: int) -> None:
+        """Note the epoch that an answer told."""
+        self._newest = max(self._newest, epoch)
+
+    def missed(self, address: str) -> None:
+        """Note that a node did not answer."""
+        self._down[address] = self._clock() + DOWN_S
+        if self.route is not None:
+            self._newest = max(self._newest, self.route.epoch + 1)  # what the others know may have changed
+
+    def addresses(self, first: str = "") -> tuple[str, ...]:
+        """Return whom to ask in turn: `first`, then whoever is not known to be down, then the others."""
+        known = dict.fromkeys((first, *self.seeds) if first else self.seeds)
+        if self.route is not None:
+            known |= dict.fromkeys(self.route.addresses.values())
+        down = self._down_now()
+        return tuple(sorted(known, key=lambda address: address != first and address in down))
+
+    def split(self, ids: Ids) -> Iterator[tuple[tuple[str, ...], Rows | None]]:
+        """Yield whom to ask in turn, and the rows i8[m] of `ids` for it; None: all of them, in order."""
+        route = self.route
+        if route is None or not len(ids):
+            yield self.addresses(), None
+            return
+        slots = self._first_of(route)[route.partitions_of(ids, self._seed)]
+        counts = np.bincount(slots)
+        named = np.flatnonzero(counts).tolist()
+        if len(named) == 1:
+            yield self.addresses(route.addresses.get(named[0], "")), None
+            return
+        order = np.argsort(slots, kind="stable")
+        start = 0
+        for slot in named:
+            end = start + int(counts[slot])
+            yield self.addresses(route.addresses.get(slot, "")), order[start:end]
+            start = end
+
+    def _first_of(self, route: Route) -> NDArray[np.uint16]:
+        down = self._down_now()
+        held = self._first
+        if held is None or held[0] is not route or held[1] != down:
+            held = self._first = (route, down, route.first(down))
+        return held[2]
+
+    def _down_now(self) -> frozenset[str]:
+        if not self._down:
+            return frozenset()
+        now = self._clock()
+        self._down = {address: until for address, until in self._down.items() if until > now}
+        return frozenset(self._down)

@@ -1,0 +1,206 @@
+"""etcd's client against a real etcd: conditions, watches that resume, compaction, leases, mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmeta.errors import InputError, UnavailableError
+from kvmeta_server.cluster.etcd import Changed, Compacted, Etcd, Lease, Put, Tls
+from kvmeta_server.dev import DevEtcd, Process, etcd_program, free_port
+from tests.cluster import etcd
+
+__all__ = ["etcd"]
+
+pytestmark = pytest.mark.system
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+async def first(watch: AsyncIterator[list[Changed]]) -> list[Changed]:
+    async with asyncio.timeout(20):
+        return await anext(watch)
+
+
+def test_writes_are_made_under_their_conditions_or_not_at_all(etcd: DevEtcd) -> None:
+    async def work() -> None:
+        client = Etcd([etcd.url])
+        assert await client.get("/cas/a") is None
+        assert await client.txn([Put("/cas/a", b"1"), Put("/cas/b", b"2")], held={"/cas/a": 0})
+        assert not await client.txn([Put("/cas/a", b"3"), Put("/cas/b", b"3")], held={"/cas/a": 0})
+        held = await client.get("/cas/a")
+        assert held is not None
+        assert held.data == b"1"
+        revision = await client.txn([Put("/cas/b", None)], held={"/cas/a": held.revision})
+        assert revision > held.revision
+        values, _ = await client.below("/cas/")
+        assert [(value.key, value.data) for value in values] == [("/cas/a", b"1")]
+        await client.close()
+
+    run(work())
+
+
+def test_a_watch_goes_on_after_a_restart_without_a_gap(tmp_path: Path) -> None:
+    port = free_port()
+    server = DevEtcd(tmp_path, port=port)
+
+    async def work() -> None:
+        nonlocal server
+        client = Etcd([server.url])
+        await client.txn([Put("/w/0", b"0")], held={})
+        _, revision = await client.below("/w/")
+        watch = client.watch("/w/", revision)
+        await client.txn([Put("/w/1", b"1")], held={})
+        assert [change.key for change in await first(watch)] == ["/w/1"]
+        waiting = asyncio.ensure_future(first(watch))
+        await asyncio.to_thread(server.stop)
+        with pytest.raises(UnavailableError, match="does not answer"):
+            await client.get("/w/0")
+        server = await asyncio.to_thread(lambda: DevEtcd(tmp_path, port=port))
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            try:
+                await client.txn([Put("/w/2", b"2"), Put("/w/1", None)], held={})
+                break
+            except UnavailableError:
+                await asyncio.sleep(0.2)
+        changes = await waiting
+        assert {(change.key, change.data) for change in changes} == {("/w/2", b"2"), ("/w/1", None)}
+        await client.close()
+
+    try:
+        run(work())
+    finally:
+        server.stop()
+
+
+def test_a_watch_from_a_revision_that_is_gone_says_so(etcd: DevEtcd) -> None:
+    async def work() -> None:
+        client = Etcd([etcd.url])
+        for number in range(5):
+            await client.txn([Put("/c/x", str(number).encode())], held={})
+        _, revision = await client.below("/c/")
+        await compact(client, revision)
+        with pytest.raises(Compacted):
+            await first(client.watch("/c/", revision - 4))
+        await client.close()
+
+    run(work())
+
+
+async def compact(client: Etcd, revision: int) -> None:
+    """Compact up to a revision; a call that the product has no use for."""
+    message = b"\x08" + varint(revision) + b"\x10\x01"
+    call = client._channel.unary_unary("/etcdserverpb.KV/Compact", None, None)
+    await call(message)
+
+
+def varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def test_a_lease_that_is_kept_lasts_and_one_that_ends_takes_its_keys(etcd: DevEtcd) -> None:
+    async def work() -> None:
+        client = Etcd([etcd.url])
+        lease = Lease(client, 2)
+        assert lease.left_s() == 0
+        assert await lease.renew()
+        assert 1 < lease.left_s() <= 2
+        await client.txn([Put("/l/me", b"1", lease.id)], held={})
+        for _ in range(3):
+            await asyncio.sleep(0.8)
+            assert not await lease.renew()
+        assert await client.get("/l/me") is not None
+        await lease.end()
+        assert lease.left_s() == 0
+        assert await client.get("/l/me") is None
+        assert await lease.renew()
+        await client.revoke(lease.id)
+        assert await lease.renew()  # another
+        await client.close()
+
+    run(work())
+
+
+def test_mutual_tls(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    port, peer_port = free_port(), free_port()
+    url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
+    server = Process(
+        [
+            etcd_program(), "--data-dir", str(tmp_path / "data"), "--name", "dev",
+            "--listen-client-urls", url, "--advertise-client-urls", url,
+            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+            "--initial-cluster", f"dev={peer}",
+            "--cert-file", made["cert"], "--key-file", made["key"],
+            "--trusted-ca-file", made["ca"], "--client-cert-auth",
+        ],
+        tmp_path / "log",
+    )  # fmt: skip
+
+    async def work() -> None:
+        client = Etcd([url], Tls(made["ca"], made["cert"], made["key"]))
+        end = time.monotonic() + 20
+        while True:
+            try:
+                assert await client.get("/x") is None
+                break
+            except UnavailableError:
+                assert time.monotonic() < end, server.said()
+                await asyncio.sleep(0.2)
+        stranger = Etcd([url], Tls(made["ca"]))
+        with pytest.raises(UnavailableError):
+            await stranger.get("/x")
+        await stranger.close()
+        await client.close()
+
+    try:
+        run(work())
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [[], ["127.0.0.1:1"], ["http://host"], ["http://a:1", "https://b:2"], ["ftp://a:1"], ["http://a:1/x"]],
+)
+def test_what_is_no_url_is_refused(urls: list[str]) -> None:
+    async def work() -> None:
+        with pytest.raises(InputError, match="etcd"):
+            Etcd(urls)
+
+    run(work())
+
+
+def make_certificates(path: Path) -> dict[str, str]:
+    """Make an authority and a certificate for 127.0.0.1 that it signed."""
+    made = {name: str(path / f"{name}.pem") for name in ("ca", "ca_key", "cert", "key", "request")}
+    extensions = path / "extensions"
+    extensions.write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n"
+    )
+    for command in (
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", made["ca_key"], "-out", made["ca"],
+         "-subj", "/CN=authority", "-days", "2"],
+        ["req", "-newkey", "rsa:2048", "-nodes", "-keyout", made["key"], "-out", made["request"],
+         "-subj", "/CN=node"],
+        ["x509", "-req", "-in", made["request"], "-CA", made["ca"], "-CAkey", made["ca_key"],
+         "-CAcreateserial", "-out", made["cert"], "-days", "2", "-extfile", str(extensions)],
+    ):  # fmt: skip
+        try:
+            subprocess.run(["openssl", *command], check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("openssl not found")
+    return made

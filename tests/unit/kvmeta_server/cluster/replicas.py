@@ -1,0 +1,143 @@
+"""Replicas in this process without gRPC or etcd: real engines, and peers that can be made to fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine.options import EngineOptions
+from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
+from kvmeta_server.cluster.coordinator import Coordinator
+from kvmeta_server.cluster.node_state import NodeState
+from kvmeta_server.cluster.replica import Applied, Fetched, Page, Replica
+from kvmeta_server.cluster.seams import PeerError
+
+PARTITIONS = 16
+
+
+class Maps:
+    """The map that everybody has."""
+
+    def __init__(self, current: ClusterMap) -> None:
+        self.current = current
+
+    async def newer_than(self, epoch: int, timeout_s: float) -> None:
+        """Never wait: nobody changes it meanwhile."""
+        await asyncio.sleep(0)
+
+
+class Hints:
+    """Hints that are only counted."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+
+    def add(self, slot: int, dataset: str, rows: np.ndarray) -> None:
+        """Count rows."""
+        self.rows[slot] = self.rows.get(slot, 0) + len(rows)
+
+
+class Replicas:
+    """Some nodes, the first of which coordinates. `down` answer nothing; `calls` are counted."""
+
+    def __init__(self, path: Path, count: int = 3, **named: Any) -> None:
+        held = found("test", bytes(16), Node(0, "n0", "n0:1"), partitions=PARTITIONS, **named)
+        for number in range(1, count):
+            joining = held.joined(Node(0, f"n{number}", f"n{number}:1"))
+            held = joining.switched(range(PARTITIONS)).finished(range(PARTITIONS))
+        self.maps = Maps(held)
+        self.stores = [
+            EmbeddedStore(path / str(slot), options=EngineOptions(keep_tombstones=True))
+            for slot in range(count)
+        ]
+        self.replicas = {
+            slot: Replica(store.engine, NodeState(store.engine.path), slot, held)
+            for slot, store in enumerate(self.stores)
+        }
+        for slot, store in enumerate(self.stores):
+            store.engine.clock.be(slot, 0, lambda stamp: stamp + (1 << 50))
+        self.down: set[int] = set()
+        self.calls: list[str] = []
+        self.hints = Hints()
+        self.coordinator = Coordinator(
+            0, self.maps, self, self.stores[0].engine.clock, self.hints, sleep=lambda _: asyncio.sleep(0)
+        )
+
+    def likely(self, slot: int) -> bool:
+        """Return whether a node answers."""
+        return slot not in self.down
+
+    def _asked(self, slot: int, call: str) -> Replica:
+        self.calls.append(call)
+        if slot in self.down:
+            raise PeerError(f"node {slot} is down")
+        return self.replicas[slot]
+
+    async def apply(
+        self, slot: int, dataset: str, epoch: int, rows: np.ndarray, *, repair: bool = False
+    ) -> Applied:
+        """As of `Replica.apply`."""
+        await asyncio.sleep(0)
+        return self._asked(slot, "apply").apply(dataset, epoch, rows, repair=repair)
+
+    async def fetch(
+        self, slot: int, dataset: str, epoch: int, mixed: np.ndarray, *, versions_only: bool = False
+    ) -> Fetched:
+        """As of `Replica.fetch`."""
+        await asyncio.sleep(0)
+        replica = self._asked(slot, "versions" if versions_only else "fetch")
+        return replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
+
+    async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
+        """As of `Replica.rows`."""
+        return self._asked(slot, "rows").rows(dataset, epoch, first, last, page_rows)
+
+    async def digests(
+        self, slot: int, dataset: str, partitions: Iterable[int], cut_at: int, purged: np.ndarray,
+        expired: int, *, promise: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """As of `Replica.digests`."""
+        asked = list(partitions)
+        return self._asked(slot, "digests").digests(dataset, asked, cut_at, purged, expired, promise=promise)
+
+    async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
+        """As of `Replica.repaired`."""
+        self._asked(slot, "repaired").repaired(dataset, partitions, version)
+
+    async def decide(
+        self, slot: int, dataset: str, epoch: int, operation: str, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Let the one coordinator decide for all."""
+        self._asked(slot, "decide")
+        return await self.coordinator.decide_here(dataset, epoch, operation, rows)
+
+    def adopt(self, cluster_map: ClusterMap, *slots: int) -> None:
+        """Give some replicas, by default all, a newer map."""
+        for slot in slots or self.replicas:
+            self.replicas[slot].adopt(cluster_map)
+
+    def holding(self, rows: np.ndarray) -> list[int]:
+        """Return how many of `rows`, version and all, each node holds."""
+        out = []
+        for replica in self.replicas.values():
+            held = replica.tree("default").held(np.ascontiguousarray(rows[:, :2]))
+            out.append(int((held.versions == rows[:, 2]).sum()))
+        return out
+
+    def close(self) -> None:
+        """Close all stores."""
+        for store in self.stores:
+            store.close()
+
+
+def rows_of(n: int, value: int = 1, seed: int = 0) -> np.ndarray:
+    """Return rows of random mixed IDs, without versions."""
+    out = np.zeros((n, 6), np.uint64)
+    out[:, :2] = np.random.default_rng(seed).integers(0, 1 << 64, (n, 2), np.uint64)
+    out[:, 3] = value
+    return out

@@ -1,0 +1,109 @@
+"""Anti-entropy over real replicas: what differs is exchanged, and only what must be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvmeta.engine.commit import REFUSED
+from kvmeta.version import TOMBSTONE
+from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report, merged
+from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
+
+N = 2000
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Replicas]:
+    made = Replicas(tmp_path)
+    yield made
+    made.close()
+
+
+def compare(replicas: Replicas) -> Report:
+    total = Report()
+    for slot, store in enumerate(replicas.stores):
+        each = AntiEntropy(slot, replicas.maps, replicas, store.engine.clock, lambda _: 0)
+        report = asyncio.run(each.compare("default", grace_ms=0))
+        total.partitions += report.partitions
+        total.rows += report.rows
+        total.skipped += report.skipped
+    return total
+
+
+def put(replicas: Replicas, rows: np.ndarray, *slots: int, delete: bool = False) -> np.ndarray:
+    rows[:, 2] = replicas.stores[0].engine.clock.stamp() | (TOMBSTONE if delete else 0)
+    for slot in slots:
+        replicas.replicas[slot].apply("default", 0, rows)
+    return rows
+
+
+def test_replicas_become_equal_and_equal_ones_exchange_nothing(three: Replicas) -> None:
+    first = put(three, rows_of(N), 0, 1)
+    second = put(three, rows_of(N, seed=2), 2)
+    report = compare(three)
+    assert report.partitions == PARTITIONS
+    assert report.rows == N + 2 * N
+    assert three.holding(first) == [N] * 3
+    assert three.holding(second) == [N] * 3
+    again = compare(three)
+    assert (again.partitions, again.rows) == (PARTITIONS, 0)
+
+
+def test_of_two_versions_the_larger_goes_to_all(three: Replicas) -> None:
+    put(three, rows_of(N), 0, 1, 2)
+    newer = put(three, rows_of(N, value=5), 1)
+    compare(three)
+    assert three.holding(newer) == [N] * 3
+
+
+def test_with_an_owner_away_nothing_is_compared_and_no_tombstone_goes(three: Replicas) -> None:
+    three.down = {2}
+    report = compare(three)
+    assert report.partitions == 0
+    assert report.skipped >= PARTITIONS * 2 // 3 - 3
+    assert all(replica.tree("default").purge_below == 0 for replica in three.replicas.values())
+
+
+def test_after_agreement_tombstones_go_and_what_they_deleted_stays_away(three: Replicas) -> None:
+    old = put(three, rows_of(N), 0, 1, 2)
+    put(three, rows_of(N), 0, 1, 2, delete=True)
+    compare(three)
+    for store in three.stores:
+        store.compact()
+        assert sum(run.record.rows for run in store.engine.tree("default").runs) == 0
+    late = three.replicas[0].apply("default", 0, old)
+    assert (late.outcomes == REFUSED).all()
+    assert compare(three).rows == 0
+    assert three.holding(old) == [0] * 3
+
+
+def test_without_agreement_merges_keep_tombstones(three: Replicas) -> None:
+    put(three, rows_of(N), 0)
+    deleted = put(three, rows_of(N), 0, delete=True)
+    three.stores[0].compact()
+    assert three.holding(deleted)[0] == N
+
+
+def test_a_relocate_of_a_held_entry_passes_a_promise(three: Replicas) -> None:
+    held = put(three, rows_of(N), 0, 1, 2)
+    compare(three)
+    moved = held.copy()
+    moved[:, 2] += np.uint64(1)
+    assert (three.replicas[0].apply("default", 0, moved).outcomes == 0).all()
+
+
+def test_merged_takes_the_largest_of_each_id() -> None:
+    a = rows_of(100)
+    a = a[np.lexsort((a[:, 1], a[:, 0]))]
+    a[:, 2] = 5
+    b = a[::2].copy()
+    b[:, 2] = np.where(np.arange(50) % 2, 7, 3)
+    out = merged([a, b])
+    assert len(out) == 100
+    assert out[::2, 2].tolist() == [7 if i % 2 else 5 for i in range(50)]
+    assert len(merged([])) == 0

@@ -1,0 +1,145 @@
+"""The cluster map: its steps, its quorums, its bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvmeta.errors import CorruptionError, InputError, NotFoundError
+from kvmeta_server.cluster.cluster_map import (
+    COPYING,
+    STABLE,
+    SWITCHED,
+    ClusterMap,
+    Node,
+    copies,
+    decode,
+    found,
+)
+from kvmeta_server.cluster.placement import NOBODY
+
+
+def node(name: str, zone: str = "") -> Node:
+    return Node(0, name, f"{name}:7400", zone)
+
+
+def of_nodes(count: int, partitions: int = 64) -> ClusterMap:
+    """Return a settled map of some nodes."""
+    held = found("test", bytes(16), node("n0"), partitions=partitions)
+    for number in range(1, count):
+        held = settled(held.joined(node(f"n{number}")))
+    return held
+
+
+def settled(held: ClusterMap) -> ClusterMap:
+    everything = range(held.partitions)
+    return held.switched(everything).finished(everything)
+
+
+def test_a_founded_cluster_is_one_node_that_owns_everything() -> None:
+    held = of_nodes(1)
+    assert held.epoch == 1
+    assert (held.owners[:, 0] == 0).all()
+    assert (held.owners[:, 1:] == NOBODY).all()
+    assert (held.read_quorum == 1).all()
+    assert held.write_quorums[0].tolist() == [1] * 64
+
+
+def test_quorums_follow_the_owners_there_are() -> None:
+    assert (of_nodes(2).write_quorums[0] == 2).all()
+    assert (of_nodes(2).read_quorum == 1).all()
+    assert (of_nodes(3).write_quorums[0] == 2).all()
+    assert (of_nodes(3).read_quorum == 2).all()
+
+
+def test_a_move_goes_from_step_to_step() -> None:
+    before = of_nodes(3)
+    joining = before.joined(node("n3"))
+    moving = joining.moving
+    assert 0 < moving.sum() <= 64
+    assert (joining.phase[moving] == COPYING).all()
+    assert (joining.owners == before.owners).all()
+    assert (joining.readers == before.owners).all()
+    assert (joining.write_quorums[1][moving] == 2).all()
+    assert (joining.write_quorums[1][~moving] == 0).all()
+    assert joining.incoming(3).sum() == copies(joining)
+    assert (joining.changed[moving] == joining.epoch).all()
+    assert (joining.changed[~moving] == before.changed[~moving]).all()
+    some = np.flatnonzero(moving)[:5]
+    switched = joining.switched(some.tolist())
+    assert (switched.phase[some] == SWITCHED).all()
+    assert (switched.readers[some] == joining.targets[some]).all()
+    assert switched.epoch == joining.epoch + 1
+    finished = switched.finished(some.tolist())
+    assert (finished.phase[some] == STABLE).all()
+    assert (finished.owners[some] == joining.targets[some]).all()
+    assert finished.moving.sum() == moving.sum() - 5
+    assert not settled(finished).moving.any()
+
+
+def test_steps_are_for_partitions_in_their_phase_only() -> None:
+    held = of_nodes(2)
+    assert not held.switched(range(64)).moving.any()
+    joining = held.joined(node("n2"))
+    assert (joining.finished(range(64)).owners == held.owners).all()
+
+
+def test_a_plan_may_change_while_it_is_copied_and_not_after_the_switch() -> None:
+    joining = of_nodes(3).joined(node("n3"))
+    moving = np.flatnonzero(joining.moving).tolist()
+    switched = joining.switched(moving[:3])
+    drained = switched.with_node("n3", state="draining")
+    assert (drained.phase[moving[:3]] == SWITCHED).all()
+    assert (drained.targets[moving[:3]] == switched.targets[moving[:3]]).all()
+    assert (drained.phase[moving[3:]] == STABLE).all()
+    after = settled(settled(drained).replanned())
+    assert [each.name for each in after.nodes] == ["n0", "n1", "n2"]
+
+
+def test_a_drained_node_is_gone_when_it_owns_nothing() -> None:
+    draining = of_nodes(4).with_node("n2", state="draining")
+    assert [each.name for each in draining.nodes] == ["n0", "n1", "n2", "n3"]
+    done = settled(draining)
+    assert [each.name for each in done.nodes] == ["n0", "n1", "n3"]
+    assert not (done.owners == 2).any()
+
+
+def test_slots_are_not_given_again_soon() -> None:
+    held = settled(of_nodes(3).with_node("n2", state="draining"))
+    assert held.joined(node("n9")).node("n9").slot == 3
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(InputError, match="already"):
+        of_nodes(2).joined(node("n1"))
+    with pytest.raises(NotFoundError, match="it has: n0, n1"):
+        of_nodes(2).node("n7")
+
+
+@pytest.mark.parametrize(("replicas", "quorum"), [(3, 1), (3, 4), (2, 1), (4, 2)])
+def test_quorums_that_do_not_meet_are_refused(replicas: int, quorum: int) -> None:
+    with pytest.raises(InputError, match="more than half"):
+        found("test", bytes(16), node("a"), replicas=replicas, write_quorum=quorum)
+
+
+def test_partitions_are_the_top_bits() -> None:
+    held = of_nodes(1, partitions=16)
+    high = np.array([0, (1 << 60) - 1, 1 << 60, (1 << 64) - 1], np.uint64)
+    assert held.partition_of(high).tolist() == [0, 0, 1, 15]
+    assert held.stretch(1) == (1 << 60, (2 << 60) - 1)
+    assert of_nodes(1, partitions=1).partition_of(high).tolist() == [0] * 4
+
+
+def test_bytes_and_back() -> None:
+    held = of_nodes(3).joined(node("n3", "zone")).switched([0, 1, 2])
+    again = decode(held.encode())
+    assert again.encode() == held.encode()
+    assert again.nodes == held.nodes
+    assert (again.targets == held.targets).all()
+    assert (again.changed == held.changed).all()
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"format": 99}', b"\xff"])
+def test_what_is_no_map_is_told(raw: bytes) -> None:
+    with pytest.raises(CorruptionError, match="not a cluster map"):
+        decode(raw)

@@ -1,0 +1,265 @@
+"""The coordinator over real replicas: quorums, stamping again, fences, repair, decisions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvmeta.batch import Outcome
+from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
+from kvmeta.version import MS_SHIFT, TOMBSTONE
+from kvmeta_server.cluster.cluster_map import Node
+from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE
+from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
+
+N = 300
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Replicas]:
+    made = Replicas(tmp_path)
+    yield made
+    made.close()
+
+
+def write(replicas: Replicas, rows: np.ndarray, *, delete: bool = False) -> np.ndarray:
+    async def work() -> np.ndarray:
+        written = await replicas.coordinator.write("default", rows, delete=delete)
+        await asyncio.gather(*replicas.coordinator._behind)
+        return written.acknowledged
+
+    return asyncio.run(work())
+
+
+def read(replicas: Replicas, rows: np.ndarray, *, fast: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    got = asyncio.run(replicas.coordinator.read("default", np.ascontiguousarray(rows[:, :2]), fast=fast))
+    return got.states, got.rows
+
+
+def decide(replicas: Replicas, operation: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    outcomes, held, _ = asyncio.run(replicas.coordinator.decide("default", operation, rows))
+    return outcomes, held
+
+
+def test_a_write_reaches_all_owners_and_is_read_back(three: Replicas) -> None:
+    rows = rows_of(N)
+    assert write(three, rows).all()
+    assert three.holding(rows) == [N, N, N]
+    states, got = read(three, rows)
+    assert (states == ANSWERED).all()
+    assert (got == rows).all()
+    assert three.calls.count("fetch") == 1
+    assert three.calls.count("versions") == 1
+
+
+def test_two_of_three_are_enough_and_the_third_gets_a_hint(three: Replicas) -> None:
+    three.down = {2}
+    rows = rows_of(N)
+    assert write(three, rows).all()
+    assert three.hints.rows == {2: N}
+    states, got = read(three, rows)
+    assert (states == ANSWERED).all()
+    assert (got == rows).all()
+
+
+def test_one_of_three_is_not_enough_and_nothing_is_a_miss(three: Replicas) -> None:
+    three.down = {1, 2}
+    rows = rows_of(N)
+    assert not write(three, rows).any()
+    states, _ = read(three, rows)
+    assert (states == UNAVAILABLE).all()
+
+
+def test_an_id_that_finds_something_newer_is_stamped_again_above_it(three: Replicas) -> None:
+    """A coordinator whose clock is behind: without stamping again, its acknowledged write would be lost."""
+    ahead = rows_of(N)
+    ahead[:, 2] = three.stores[1].engine.clock.stamp() + (20_000 << MS_SHIFT)
+    for slot in (1, 2):
+        three.replicas[slot].apply("default", 0, ahead)
+    rows = rows_of(N, value=2)
+    assert write(three, rows).all()
+    _, got = read(three, rows)
+    assert (got[:, 3] == 2).all()
+    assert (got[:, 2] > ahead[:, 2]).all()
+
+
+def test_of_a_batch_those_fail_whose_partition_is_dead(tmp_path: Path) -> None:
+    replicas = Replicas(tmp_path, 3, replicas=1, write_quorum=1)
+    replicas.down = {2}
+    rows = rows_of(N)
+    partitions = replicas.maps.current.partition_of(rows[:, 0])
+    dead = replicas.maps.current.owners[partitions, 0] == 2
+    assert 0 < dead.sum() < N
+    assert (write(replicas, rows) == ~dead).all()
+    states, _ = read(replicas, rows)
+    assert ((states == UNAVAILABLE) == dead).all()
+    replicas.close()
+
+
+def test_what_one_replica_alone_has_is_at_w_of_them_before_it_is_answered(three: Replicas) -> None:
+    rows = rows_of(N)
+    rows[:, 2] = three.stores[0].engine.clock.stamp()
+    three.replicas[0].apply("default", 0, rows)
+    states, got = read(three, rows)
+    assert (states == ANSWERED).all()
+    assert (got == rows).all()
+    assert sum(held == N for held in three.holding(rows)) >= 2
+
+
+def test_a_delete_that_one_replica_missed_is_not_undone_by_it(three: Replicas) -> None:
+    rows = rows_of(N)
+    write(three, rows)
+    three.down = {1}
+    write(three, rows_of(N), delete=True)
+    three.down = {2}
+    _, got = read(three, rows)
+    assert (got[:, 2] & np.uint64(TOMBSTONE) != 0).all()
+
+
+def test_fast_reads_ask_one_and_confirm_misses(three: Replicas) -> None:
+    rows = rows_of(N)
+    write(three, rows[: N // 2].copy())
+    three.calls.clear()
+    states, got = read(three, rows, fast=True)
+    assert (states == ANSWERED).all()
+    assert ((got[:, 2] != 0) == (np.arange(N) < N // 2)).all()
+    assert three.calls == ["fetch", "fetch", "versions"]
+
+
+# Epochs
+
+
+def test_what_was_planned_on_an_older_map_is_fenced_and_not_done(three: Replicas) -> None:
+    older = three.maps.current
+    three.adopt(older.joined(Node(0, "n3", "n3:1")))
+    changed = three.replicas[0].map.moving
+    rows = rows_of(N)
+    mine = changed[older.partition_of(rows[:, 0])]
+    assert mine.any()
+    acknowledged = write(three, rows)
+    assert (acknowledged == ~mine).all()
+    states, _ = read(three, rows)
+    assert ((states == UNAVAILABLE) == mine).all()
+
+
+def test_an_acknowledgement_under_a_map_that_changed_meanwhile_does_not_count(three: Replicas) -> None:
+    older = three.maps.current
+    newer = older.joined(Node(0, "n3", "n3:1"))
+    seen = []
+
+    async def work() -> None:
+        rows = rows_of(N)
+        rows[:, 2] = three.stores[0].engine.clock.stamp()
+        apply = three.apply
+
+        async def late(*arguments: object, **named: object) -> object:
+            done = await apply(*arguments, **named)  # type: ignore[arg-type]
+            three.maps.current = newer
+            return done
+
+        three.apply = late  # type: ignore[method-assign,assignment]
+        acknowledged, *_ = await three.coordinator._attempt("default", rows)
+        seen.append((acknowledged, newer.moving[older.partition_of(rows[:, 0])]))
+
+    asyncio.run(work())
+    ((acknowledged, moved),) = seen
+    assert moved.any()
+    assert (acknowledged == ~moved).all()
+
+
+def test_while_a_partition_moves_a_write_needs_w_of_the_targets_too(tmp_path: Path) -> None:
+    four = Replicas(tmp_path, 4)
+    before = four.maps.current
+    moving = before.with_node("n1", state="draining").with_node("n2", state="draining")
+    four.adopt(moving)
+    four.maps.current = moving
+    rows = rows_of(N)
+    owners, targets = (
+        moving.owners[moving.partition_of(rows[:, 0])],
+        moving.targets[moving.partition_of(rows[:, 0])],
+    )
+    four.down = {3}
+    acknowledged = write(four, rows)
+    enough = ((owners != 3) & (owners != 65535)).sum(axis=1) >= 2
+    on_the_move = moving.moving[moving.partition_of(rows[:, 0])]
+    left = ((targets != 3) & (targets != 65535)).sum(axis=1) >= np.minimum(2, (targets != 65535).sum(axis=1))
+    assert (acknowledged == (enough & (~on_the_move | left))).all()
+    assert not acknowledged.all()
+    four.close()
+
+
+def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(three: Replicas) -> None:
+    import threading
+
+    replica = three.replicas[0]
+    newer = three.maps.current.joined(Node(0, "n3", "n3:1"))
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with replica._let_in():
+            inside.set()
+            go_on.wait(10)
+
+    working = threading.Thread(target=slow)
+    working.start()
+    inside.wait(10)
+    adopting = threading.Thread(target=replica.adopt, args=(newer,))
+    adopting.start()
+    adopting.join(0.2)
+    assert adopting.is_alive()
+    assert replica.persisted < newer.epoch
+    go_on.set()
+    adopting.join(10)
+    working.join(10)
+    assert replica.persisted == newer.epoch
+    remembered = replica.state.map()
+    assert remembered is not None
+    assert remembered.epoch == newer.epoch
+
+
+# Insert and relocate
+
+
+def test_an_insert_takes_effect_once(three: Replicas) -> None:
+    first, second = rows_of(N, value=1), rows_of(N, value=2)
+    outcomes, held = decide(three, "insert", first)
+    assert (outcomes == TOOK_EFFECT).all()
+    assert (held[:, 3] == 1).all()
+    outcomes, held = decide(three, "insert", second)
+    assert (outcomes == EXISTS).all()
+    assert (held[:, 3] == 1).all()
+    write(three, rows_of(N), delete=True)
+    assert (decide(three, "insert", second)[0] == TOOK_EFFECT).all()
+
+
+def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas) -> None:
+    rows = rows_of(N)
+    write(three, rows)
+    moved = rows.copy()
+    moved[:, 3] = 7
+    half = moved.copy()
+    half[: N // 2, 2] -= np.uint64(1 << 20)
+    outcomes, _ = decide(three, "relocate", half)
+    assert (outcomes[: N // 2] == Outcome.CHANGED).all()
+    assert (outcomes[N // 2 :] == Outcome.RELOCATED).all()
+    _, got = read(three, rows)
+    assert (got[N // 2 :, 3] == 7).all()
+    absent = rows_of(5, seed=9)
+    assert (decide(three, "relocate", absent)[0] == Outcome.ABSENT).all()
+
+
+def test_what_could_not_be_decided_is_told_as_such(three: Replicas) -> None:
+    three.down = {1, 2}
+    outcomes, _ = decide(three, "insert", rows_of(N))
+    assert (outcomes == UNACKNOWLEDGED).all()
+
+
+def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
+    rows = rows_of(1)
+    rows[:, 2] = three.stores[0].engine.clock.stamp() + (120_000 << MS_SHIFT)
+    with pytest.raises(Exception, match="ahead of this node's clock"):
+        three.replicas[1].apply("default", 0, rows)

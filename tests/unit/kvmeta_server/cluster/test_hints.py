@@ -1,0 +1,60 @@
+"""Hints: kept, bounded, read back, and whole after a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kvmeta_server.cluster.hints import HintFiles
+
+
+def rows(n: int, start: int = 0) -> np.ndarray:
+    return np.arange(start * 6, (start + n) * 6, dtype=np.uint64).reshape(n, 6)
+
+
+def test_what_is_kept_is_read_in_order(tmp_path: Path) -> None:
+    hints = HintFiles(tmp_path)
+    hints.add(3, "default", rows(5))
+    hints.add(3, "other@1", rows(2, 5))
+    hints.add(4, "default", rows(1))
+    assert hints.waiting() == {3: 7, 4: 1}
+    read = list(hints.read(3))
+    assert [hint.dataset for hint in read] == ["default", "other@1"]
+    assert (read[0].rows == rows(5)).all()
+    assert hints.done(3, read[-1].end)
+    assert hints.waiting() == {4: 1}
+    assert list(hints.read(3)) == []
+
+
+def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
+    hints = HintFiles(tmp_path)
+    hints.add(0, "default", rows(1))
+    (hint,) = hints.read(0)
+    hints.add(0, "default", rows(1))
+    assert not hints.done(0, hint.end)
+    assert hints.waiting() == {0: 2}
+
+
+def test_hints_outlive_the_node_and_lose_only_a_torn_end(tmp_path: Path) -> None:
+    HintFiles(tmp_path).add(7, "default", rows(3))
+    HintFiles(tmp_path).add(7, "default", rows(4))
+    whole = (tmp_path / "7").read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / "7").write_bytes(whole[:cut])
+        waiting = HintFiles(tmp_path).waiting()
+        assert waiting in ({}, {7: 3}), cut
+    (tmp_path / "7").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = HintFiles(tmp_path)
+    assert again.waiting() == {7: 3}
+    again.add(7, "default", rows(1))
+    assert [len(hint.rows) for hint in again.read(7)] == [3, 1]
+
+
+def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
+    hints = HintFiles(tmp_path, bytes_max=1000)
+    hints.add(1, "default", rows(10))
+    hints.add(2, "default", rows(10))
+    hints.add(2, "default", rows(20))
+    assert hints.waiting() == {1: 10}
+    assert hints.dropped_rows == 30

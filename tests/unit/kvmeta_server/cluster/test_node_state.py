@@ -1,0 +1,71 @@
+"""What a node remembers, and that damage to it is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kvmeta.errors import CorruptionError, FormatError
+from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.node_state import Identity, NodeState
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    state = NodeState(tmp_path)
+    assert state.identity is None
+    assert state.map() is None
+    state.set_identity(Identity("00", "prod", "n1", 5))
+    state.reserve(1 << 40)
+    held = found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=8)
+    state.set_map(held)
+    state.set_copied(np.arange(8, dtype=np.uint64))
+    state.add_leftover(np.arange(8) < 3)
+    state.clear_leftover(np.arange(8) < 1)
+    ranges = state.ranges("default", 8)
+    ranges.promise(np.array([1, 2]), 100)
+    ranges.promise(np.array([2]), 50)
+    ranges.repair(np.array([2]), 90)
+    again = NodeState(tmp_path)
+    assert again.identity == Identity("00", "prod", "n1", 5, 1 << 40)
+    remembered = again.map()
+    assert remembered is not None
+    assert remembered.encode() == held.encode()
+    assert again.copied(8).tolist() == list(range(8))
+    assert again.leftover(8).tolist() == [False, True, True, *[False] * 5]
+    assert again.ranges("default", 8).promised.tolist() == [0, 100, 100, 0, 0, 0, 0, 0]
+    assert again.ranges("default", 8).repaired[2] == 90
+    again.forget("default")
+    assert not NodeState(tmp_path).ranges("default", 8).promised.any()
+
+
+@pytest.mark.parametrize("name", ["NODE", "MAP", "COPIED", "ranges/default"])
+def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
+    state = NodeState(tmp_path)
+    state.set_identity(Identity("00", "prod", "n1", 5))
+    state.set_map(found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=2))
+    state.set_copied(np.zeros(2, np.uint64))
+    state.ranges("default", 2).promise(np.array([0]), 1)
+    path = tmp_path / "node" / name
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(CorruptionError, match="is damaged"):
+            read_all(tmp_path)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CorruptionError):
+        read_all(tmp_path)
+
+
+def test_a_file_of_another_number_of_partitions_is_refused(tmp_path: Path) -> None:
+    NodeState(tmp_path).set_copied(np.zeros(4, np.uint64))
+    with pytest.raises(FormatError, match="expected 8"):
+        NodeState(tmp_path).copied(8)
+
+
+def read_all(path: Path) -> None:
+    state = NodeState(path)
+    state.map()
+    state.copied(2)
+    state.ranges("default", 2)
