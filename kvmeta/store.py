@@ -362,7 +362,7 @@ def relocated(dataset: str, result: Relocated) -> Relocated:
 def _incomplete(dataset: str, done: str, failed: NDArray[np.bool_], partial: Any) -> IncompleteBatchError:
     message = (
         f"dataset {dataset!r}: {int(failed.sum())} of {len(failed)} IDs could not be {done}, "
-        "for pages that may hold them are damaged; run verify to see which"
+        "for pages that may hold them are damaged (run verify to see which) or too few replicas answered"
     )
     return IncompleteBatchError(message, failed, partial)
 

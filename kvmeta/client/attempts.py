@@ -125,7 +125,7 @@ class Attempts:
         told = status.of_failed_call(failed)
         if closed and not told.reason:
             raise self.cut_off(sent=True)
-        not_started = told.reason in NOT_STARTED or _never_reached(told)
+        not_started = told.reason in NOT_STARTED or never_reached(told)
         went_away = _went_away(told) or (len(self._servers) > 1 and _too_slow(told))
         if not (not_started or (self._call.repeatable and went_away)):
             raise self._error(told)
@@ -173,7 +173,8 @@ class Attempts:
         return "; it may or may not have taken effect" if self._call.writes and maybe_done else ""
 
 
-def _never_reached(failed: FailedStatus) -> bool:
+def never_reached(failed: FailedStatus) -> bool:
+    """Return whether no server has begun the call."""
     return _went_away(failed) and str(failed.error).startswith(_NEVER_REACHED)
 
 

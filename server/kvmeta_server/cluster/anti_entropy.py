@@ -64,10 +64,10 @@ class AntiEntropy:
         self._expired = expired
         self._lock = asyncio.Lock()
 
-    async def compare(self, dataset: str, grace_ms: int = GRACE_MS) -> Report:
+    async def compare(self, dataset: str) -> Report:
         """Compare a dataset's partitions; return what came of it."""
         report = Report()
-        cut = max(0, self._clock.stamp() - (grace_ms << MS_SHIFT))
+        cut = max(0, self._clock.stamp() - (GRACE_MS << MS_SHIFT))
         async with self._lock:
             for owners, partitions in self._groups(self._maps.current):
                 if not all(self._peers.likely(owner) for owner in owners):

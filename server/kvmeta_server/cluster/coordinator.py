@@ -355,10 +355,12 @@ class Coordinator:
                 calls.append((to, self._peers.decide(slot, dataset, cluster_map.epoch, operation, part)))
             for (to, _), got in zip(calls, await _all([call for _, call in calls]), strict=True):
                 if isinstance(got, PeerError):
-                    outcomes[to], reason = UNACKNOWLEDGED, str(got)
+                    reason = str(got)
+                    if got.begun:
+                        outcomes[to] = UNACKNOWLEDGED
                 else:
                     outcomes[to], held[to] = got
-            if (outcomes == FENCED_OUTCOME).any():
+            if (outcomes == FENCED_OUTCOME).any() and not reason:
                 await self._maps.newer_than(cluster_map.epoch, MAP_WAIT_S)
         outcomes[outcomes == FENCED_OUTCOME] = UNACKNOWLEDGED
         return outcomes, held, reason
@@ -379,46 +381,64 @@ class Coordinator:
     async def _insert(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
         outcomes, held = np.full(len(rows), UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
         open_ = np.arange(len(rows))
-        for _ in range(TRIES):
+        ours: list[int] = []  # our stamps: what an attempt left behind is no other's entry
+        for turn in range(TRIES):
             got = await self.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
             held[open_] = got.rows
-            outcomes[open_[got.states == FAILED]] = Outcome.FAILED
             absent = self.absent(dataset, got.rows)
             answered = got.states == ANSWERED
+            took_effect = np.isin(got.rows[:, VERSION], np.array(ours, np.uint64))
+            outcomes[open_[got.states == FAILED]] = Outcome.FAILED
             outcomes[open_[answered & ~absent]] = EXISTS
+            outcomes[open_[answered & ~absent & took_effect]] = TOOK_EFFECT
             open_ = open_[answered & absent]
             if not len(open_):
                 break
             part = np.ascontiguousarray(rows[open_])
-            part[:, VERSION] = self._clock.stamp()
-            acknowledged, tally, _ = await self._attempt(dataset, part)
+            ours.append(self._clock.stamp())
+            part[:, VERSION] = ours[-1]
+            acknowledged, tally, epoch = await self._attempt(dataset, part)
             outcomes[open_[acknowledged]] = TOOK_EFFECT
             held[open_[acknowledged]] = part[acknowledged]
-            open_ = open_[~acknowledged & tally.stale]  # a put came between: decide again
+            open_ = open_[~acknowledged]
             if not len(open_):
                 break
+            await self._before_next(turn, tally, epoch)  # then decide again: a put may have come between
         return outcomes, held
 
     async def _relocate(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
+        outcomes, held = np.full(len(rows), UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
+        open_ = np.arange(len(rows))
+        moved = rows.copy()
+        moved[:, VERSION] += np.uint64(1)
+        for turn in range(TRIES):
+            got = await self.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
+            held[open_] = got.rows
+            outcomes[open_] = self._judge(dataset, got, rows[open_])
+            if turn:  # what an attempt of ours left behind
+                same = (got.states == ANSWERED) & (got.rows == moved[open_]).all(axis=1)
+                outcomes[open_[same]] = Outcome.RELOCATED
+            open_ = open_[(outcomes[open_] == UNACKNOWLEDGED) & (got.states == ANSWERED)]
+            if not len(open_):
+                break
+            acknowledged, tally, epoch = await self._attempt(dataset, np.ascontiguousarray(moved[open_]))
+            outcomes[open_[acknowledged]] = Outcome.RELOCATED
+            outcomes[open_[~acknowledged & tally.stale]] = Outcome.CHANGED
+            open_ = open_[~acknowledged & ~tally.stale]
+            if not len(open_):
+                break
+            await self._before_next(turn, tally, epoch)
+        return outcomes, held
+
+    def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:
+        """Return why relocates do not take effect, UNACKNOWLEDGED where they may."""
         outcomes = np.full(len(rows), UNACKNOWLEDGED, np.uint8)
-        got = await self.read(dataset, np.ascontiguousarray(rows[:, : LOW + 1]))
-        versions = got.rows[:, VERSION]
-        answered = got.states == ANSWERED
-        absent = self.absent(dataset, got.rows)
+        versions, answered = got.rows[:, VERSION], got.states == ANSWERED
         outcomes[got.states == FAILED] = Outcome.FAILED
+        outcomes[answered & (versions & np.uint64(MOVES_MAX) == np.uint64(MOVES_MAX))] = Outcome.EXHAUSTED
         outcomes[answered & (versions != rows[:, VERSION])] = Outcome.CHANGED
-        exhausted = versions & np.uint64(MOVES_MAX) == np.uint64(MOVES_MAX)
-        outcomes[answered & (versions == rows[:, VERSION]) & exhausted] = Outcome.EXHAUSTED
-        outcomes[answered & absent] = Outcome.ABSENT
-        may = np.flatnonzero(outcomes == UNACKNOWLEDGED)
-        may = may[answered[may]]
-        if len(may):
-            part = np.ascontiguousarray(rows[may])
-            part[:, VERSION] += np.uint64(1)
-            acknowledged, tally, _ = await self._attempt(dataset, part)
-            outcomes[may[acknowledged]] = Outcome.RELOCATED
-            outcomes[may[~acknowledged & tally.stale]] = Outcome.CHANGED
-        return outcomes, got.rows
+        outcomes[answered & self.absent(dataset, got.rows)] = Outcome.ABSENT
+        return outcomes
 
     def absent(self, dataset: str, rows: Rows) -> Mask:
         """Return bool[n]: whether rows as read are no live entries."""

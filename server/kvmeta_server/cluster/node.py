@@ -31,7 +31,7 @@ from kvmeta.v1 import peer_pb2 as peer
 from kvmeta.version import EPOCH_MS, MS_SHIFT
 from kvmeta_server.cluster import cluster_map as maps
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report
-from kvmeta_server.cluster.cluster_map import ClusterMap, Node
+from kvmeta_server.cluster.cluster_map import ClusterMap, Node, decode
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.hints import HintFiles
@@ -138,7 +138,8 @@ class ClusterNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.peers.stop()
+        if self._replica is not None:
+            await self.peers.stop()
         await self.membership.stop()
         for lane in (self._reads, self._writes, self._background):
             lane.close(1.0)
@@ -197,7 +198,7 @@ class ClusterNode:
         store_id = engine.identity.store_id.hex()
         us = Node(0, self.name, settings.advertise, settings.zone, settings.weight, "active", store_id)
         if self.state.identity is None:
-            rows = self._local.stats().rows + sum(d.memtable_rows for d in self._local.stats().datasets)
+            rows = self._local.stats().rows
             if rows:
                 raise InputError(
                     f"{engine.path} holds {rows:,} entries of a single server; a node starts empty. "
@@ -217,7 +218,13 @@ class ClusterNode:
                 "joined", cluster=settings.name, node=self.name, slot=slot, epoch=cluster_map.epoch
             )
         else:
-            self._check_membership(self.membership.current)
+            raw = self.membership.value("map")
+            if raw is None:
+                raise FormatError(
+                    f"etcd at {self._etcd.url} has no cluster {settings.name!r}, {engine.path} is of one: "
+                    "is it another etcd, or one that lost its data? Restore it from a snapshot"
+                )
+            self._check_membership(decode(raw))
             await self._refuse_twin(self.state.identity.slot)
             node = self.membership.current.node(self.name)
             if node.store_id != store_id:

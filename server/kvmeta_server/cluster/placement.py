@@ -166,12 +166,13 @@ def _assign(
     chosen: list[list[int]] = [[] for _ in range(partitions)]
     order = np.argsort(costs, axis=None, kind="stable")
     left = partitions * copies
+    zones = len(set(zone_of))
     for pair in order.tolist():
         partition, number = divmod(pair, count)
         mine = chosen[partition]
         if len(mine) == copies or not room[number]:
             continue
-        if sum(zone_of[each] == zone_of[number] for each in mine) >= zone_copies:
+        if _crowded([zone_of[each] for each in mine], zone_of[number], zones, copies, zone_copies):
             continue
         mine.append(number)
         room[number] -= 1
@@ -180,12 +181,12 @@ def _assign(
             return chosen
     for partition, mine in enumerate(chosen):  # what found no room: where most is left, in order of cost
         while len(mine) < copies:
-            zones = [zone_of[each] for each in mine]
+            used = [zone_of[each] for each in mine]
             mine.append(
                 min(
                     (number for number in range(count) if number not in mine),
                     key=lambda number: (
-                        zones.count(zone_of[number]) >= zone_copies,
+                        _crowded(used, zone_of[number], zones, copies, zone_copies),
                         -room[number],
                         int(costs[partition, number]),
                     ),
@@ -193,3 +194,11 @@ def _assign(
             )
             room[mine[-1]] -= 1
     return chosen
+
+
+def _crowded(used: Sequence[int], zone: int, zones: int, copies: int, zone_copies: int) -> bool:
+    """Return whether another replica in `zone` would be one too many beside those in the zones `used`."""
+    held = used.count(zone)
+    if held >= zone_copies:
+        return True
+    return held > 0 and copies - len(used) <= min(copies, zones) - len(set(used))

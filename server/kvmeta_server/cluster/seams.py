@@ -17,7 +17,15 @@ Words = NDArray[np.uint64]
 
 
 class PeerError(UnavailableError):
-    """A peer did not do what it was asked: it is gone, too slow, or it refused."""
+    """A peer did not do what it was asked: it is gone, too slow, or refused. `begun`: it may have begun."""
+
+    begun = True
+
+
+class NotReachedError(PeerError):
+    """A peer that was never reached: nothing has begun."""
+
+    begun = False
 
 
 class Peers(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from kvmeta.client.attempts import never_reached
 from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta.errors import InputError, KvmetaError
 from kvmeta.protocol import status
@@ -27,7 +28,7 @@ from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.replica import BUCKETS, Applied, Fetched, Page, Replica
-from kvmeta_server.cluster.seams import Maps, PeerError
+from kvmeta_server.cluster.seams import Maps, NotReachedError, PeerError
 from kvmeta_server.lanes import Lane
 
 ROW: np.dtype[Any] = np.dtype("V48")
@@ -223,9 +224,9 @@ class GrpcPeers:
     ) -> Any:
         node = self._maps.current.by_slot.get(slot)
         if node is None:
-            raise PeerError(f"node {slot} is no member any more")
+            raise NotReachedError(f"node {slot} is no member any more")
         if slot in self._gone and not even_gone:
-            raise PeerError(f"node {node.name} at {node.address} does not answer ({self._gone[slot]})")
+            raise NotReachedError(f"node {node.name} at {node.address} does not answer ({self._gone[slot]})")
         known = PEER_METHODS[method]
         raw = Frame.of(head, PLAIN, **columns).SerializeToString()
         try:
@@ -236,7 +237,11 @@ class GrpcPeers:
             told = status.of_failed_call(failed)
             if not told.reason and not even_gone:
                 self._gone[slot] = failed.code().name
-            raise PeerError(f"node {node.name} at {node.address}, {method}: {told.error}") from None
+            begun = not (never_reached(told) or told.reason in status.NOT_STARTED)
+            kind = PeerError if begun else NotReachedError
+            raise kind(f"node {node.name} at {node.address}, {method}: {told.error}") from None
+        except grpc.aio.UsageError:
+            raise NotReachedError("this node is stopping") from None
         except InputError as error:
             raise PeerError(
                 f"node {node.name} at {node.address} answered {method} wrongly: {error}"

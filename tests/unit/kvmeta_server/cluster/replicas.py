@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from kvmeta_server.cluster.replica import Applied, Fetched, Page, Replica
 from kvmeta_server.cluster.seams import PeerError
 
 PARTITIONS = 16
+T = TypeVar("T")
 
 
 class Maps:
@@ -50,6 +51,7 @@ class Replicas:
         for number in range(1, count):
             joining = held.joined(Node(0, f"n{number}", f"n{number}:1"))
             held = joining.switched(range(PARTITIONS)).finished(range(PARTITIONS))
+        self.loop = asyncio.new_event_loop()
         self.maps = Maps(held)
         self.stores = [
             EmbeddedStore(path / str(slot), options=EngineOptions(keep_tombstones=True))
@@ -67,6 +69,10 @@ class Replicas:
         self.coordinator = Coordinator(
             0, self.maps, self, self.stores[0].engine.clock, self.hints, sleep=lambda _: asyncio.sleep(0)
         )
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what `work` returns."""
+        return self.loop.run_until_complete(work)
 
     def likely(self, slot: int) -> bool:
         """Return whether a node answers."""
@@ -131,6 +137,7 @@ class Replicas:
 
     def close(self) -> None:
         """Close all stores."""
+        self.loop.close()
         for store in self.stores:
             store.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,11 @@ from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows
 N = 2000
 
 
+@pytest.fixture(autouse=True)
+def _up_to_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmeta_server.cluster.anti_entropy.GRACE_MS", 0)
+
+
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Replicas]:
     made = Replicas(tmp_path)
@@ -28,7 +32,7 @@ def compare(replicas: Replicas) -> Report:
     total = Report()
     for slot, store in enumerate(replicas.stores):
         each = AntiEntropy(slot, replicas.maps, replicas, store.engine.clock, lambda _: 0)
-        report = asyncio.run(each.compare("default", grace_ms=0))
+        report = replicas.run(each.compare("default"))
         total.partitions += report.partitions
         total.rows += report.rows
         total.skipped += report.skipped
