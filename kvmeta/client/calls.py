@@ -266,10 +266,18 @@ class DatasetCalls:
                 raise
 
     def _ways(self, ids: Ids, rows: int) -> Iterator[tuple[tuple[str, ...], Part]]:
-        """Yield whom to ask and for which rows of `ids`, up to `rows` at a time."""
+        """Yield whom to ask and for which rows of `ids`: up to `rows` a message, about so many of a share.
+
+        Shares are uneven by chance; a message of a few rows beside a full one would cost as much as that.
+        """
         for to, mine in self._router.split(ids):
-            for part in _parts(len(ids) if mine is None else len(mine), rows):
-                yield to, part if mine is None else mine[part]
+            if mine is None:
+                for part in _parts(len(ids), rows):
+                    yield to, part
+            else:
+                count = max(1, round(len(mine) / rows), -(-len(mine) // self.rows_max))
+                for share in np.array_split(mine, count):
+                    yield to, share
 
     def _write_call(
         self,

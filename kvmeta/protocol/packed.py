@@ -23,7 +23,7 @@ LZ4 = pb.COMPRESSION_LZ4
 STATE: np.dtype[np.uint8] = np.dtype(np.uint8)
 VERSION: np.dtype[np.uint64] = np.dtype("<u8")
 _SIZE_BYTES = 4
-_WORDS = {1: np.uint8, 8: np.uint64, 16: np.uint64, 24: np.uint64}
+_WHOLE = {1: "u1", 8: "u8", 16: "V16", 24: "V24"}
 
 
 def pack(column: NDArray[Any], compression: pb.Compression = PLAIN) -> pb.Packed:
@@ -66,8 +66,8 @@ def fill(packed: Any, out: NDArray[Any], rows: slice | NDArray[np.int64], name: 
         unpack_into(packed, out[rows], name)
         return
     given = unpack(packed, out.dtype, len(rows), name)
-    words = _WORDS[out.itemsize]  # rows of several fields are copied field by field, words at once
-    out.view(words).reshape(len(out), -1)[rows] = given.view(words).reshape(len(rows), -1)
+    whole = _WHOLE[out.itemsize]  # rows of several fields would be copied field by field
+    out.view(whole)[rows] = given.view(whole)
 
 
 def unpack_up_to(packed: Any, dtype: np.dtype[Any], rows_max: int, name: str) -> NDArray[Any]:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmeta import mixing
 from kvmeta.engine.kernels import hashing
 from kvmeta.ids import as_ids, ids_from_hex, ids_from_ints
 from kvmeta.mixing import DEFAULT_SEED, mix, round_keys, unmix
@@ -51,3 +53,10 @@ def test_sequential_ids_spread_evenly() -> None:
 
 def test_the_default_seed_is_the_published_one() -> None:
     assert DEFAULT_SEED.to_bytes(8, "big") == b"kvmeta\0\x01"
+
+
+@pytest.mark.parametrize("n", [0, 1, 8191, 8192, 20_000])
+def test_the_high_halves_alone_are_those_of_the_whole(n: int) -> None:
+    ids = np.random.default_rng(n).integers(0, 256, (n, 16), np.uint8).view("V16").reshape(-1)
+    for seed in (mixing.DEFAULT_SEED, 7):
+        assert (mixing.mixed_high(ids, seed) == mixing.mix(ids, seed)[:, 0]).all()

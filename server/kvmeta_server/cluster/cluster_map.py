@@ -109,6 +109,26 @@ class ClusterMap:
         count = _count(self.readers)
         return count - np.minimum(self.write_quorum, count) + 1
 
+    def read_at(self, slot: int) -> Mask:
+        """Return bool[P]: whether a node is a reader of a partition."""
+        if slot not in self._read_at:
+            self._read_at[slot] = (self.readers == slot).any(axis=1)
+        return self._read_at[slot]
+
+    def read_alone(self, slot: int) -> Mask:
+        """Return bool[P]: whether a node alone is a read quorum of a partition."""
+        if slot not in self._read_alone:
+            self._read_alone[slot] = self.read_at(slot) & (self.read_quorum == 1)
+        return self._read_alone[slot]
+
+    @cached_property
+    def _read_at(self) -> dict[int, Mask]:
+        return {}
+
+    @cached_property
+    def _read_alone(self) -> dict[int, Mask]:
+        return {}
+
     def partition_of(self, high: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return i8[n]: the partitions of high halves of mixed IDs."""
         return (

@@ -184,9 +184,8 @@ class CoordinatedDataset(Dataset):
         replica = self._store.replica
         cluster_map = replica.map
         partitions = cluster_map.partition_of(mixed[:, 0])
-        if not (cluster_map.readers == replica.slot).any(axis=1)[partitions].all():
-            return None
-        if not fast and not (cluster_map.read_quorum[partitions] == 1).all():
+        enough = cluster_map.read_at(replica.slot) if fast else cluster_map.read_alone(replica.slot)
+        if not enough[partitions].all():
             return None
         got = replica.tree(self._local).lookup(mixed)
         if replica.map is not cluster_map:  # it may be somebody else's by now
