@@ -113,7 +113,7 @@ class AsyncConnection:
         """Close the channel. Idempotent."""
         self._closed = True
         if _process == os.getpid():
-            for channel in self._channels.values():
+            for channel in list(self._channels.values()):
                 await channel.close(None)
 
     def check_open(self) -> None:
@@ -151,7 +151,7 @@ class AsyncConnection:
 
     async def _see_through(self, call: Call, timeout_s: float) -> KvmetaError | None:
         """See a call through, attempt by attempt; return the error that ended it."""
-        servers = call.to or self.router.addresses()
+        servers = self.router.ordered(call.to) if call.to else self.router.addresses()
         attempts = Attempts(call, servers, timeout_s, failover_s=self.options.failover_s)
         while True:
             try:
@@ -165,11 +165,13 @@ class AsyncConnection:
             except (grpc.aio.AioRpcError, grpc.aio.UsageError) as failed:
                 server = attempts.server
                 try:
-                    await asyncio.sleep(attempts.after(failed, closed=self._closed))
+                    pause_s = attempts.after(failed, closed=self._closed)
                 except KvmetaError as error:
                     return error
-                if attempts.server != server:
-                    self.router.missed(server)
+                finally:
+                    if attempts.missed:
+                        self.router.missed(server)
+                await asyncio.sleep(pause_s)
                 continue
             try:
                 call.take(reply)
@@ -183,25 +185,30 @@ class AsyncConnection:
         others = attempts.others
         if not (self.options.hedge and others and call.method == "Lookup"):
             return await first  # type: ignore[no-any-return]
-        started = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        sent = [clock()]
         tasks = [asyncio.ensure_future(_reply(first))]
         try:
             await asyncio.wait(tasks, timeout=self._latencies.unusual_s())
             if not tasks[0].done():
                 second = self._method(others[0], call.method)(call.request, timeout=attempts.attempt_s())
+                sent.append(clock())
                 tasks.append(asyncio.ensure_future(_reply(second)))
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if all(task.exception() is not None for task in done):
                     await asyncio.wait(tasks)
             good = [task for task in tasks if task.done() and task.exception() is None]
-            reply = (good or tasks)[0].result()
+            winner = (good or tasks)[0]
+            reply = winner.result()
         finally:
             for task in tasks:
                 task.cancel()
-        self._latencies.note(asyncio.get_running_loop().time() - started)
+        self._latencies.note(clock() - sent[tasks.index(winner)])
         return reply
 
     def _method(self, server: str, name: str) -> Any:
+        if self._closed:
+            raise grpc.aio.UsageError("closed")
         if server not in self._methods:
             channel = grpc.aio.insecure_channel(server, self.options.channel_arguments())
             self._channels[server] = channel
@@ -285,12 +292,17 @@ class AsyncStore:
     async def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
         await self.run(
-            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s), writes=True
+            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s, self._one()),
+            writes=True,
         )
 
     async def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""
-        return await self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s))
+        return await self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s, self._one()))
+
+    def _one(self) -> tuple[str, ...]:
+        """Return the one server to ask for a job: in a cluster each knows its own."""
+        return self.connection.router.addresses()[:1]
 
     async def stats(self) -> StoreStats:
         """Return figures about the store; `path` is the server's."""

@@ -116,8 +116,11 @@ class Cluster:
 
     def repair(self, dataset: str = "", progress: Callable[[int, int], None] | None = None) -> Repaired:
         """Compare all replicas now; each node does what it is the first owner of, one after the other."""
-        members = [member for member in self.status().members if member.answered]
-        partitions = rows = skipped = 0
+        told = self.status().members
+        members = [member for member in told if member.answered]
+        absent = {member.name for member in told if not member.answered}
+        partitions = rows = 0
+        skipped = sum(owners[0] in absent for owners in self.owners())
         for done, member in enumerate(members):
             if progress is not None:
                 progress(done, len(members))

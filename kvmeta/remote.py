@@ -98,9 +98,8 @@ class Connection:
         first, second = next(yielded, None), next(yielded, None)
         if first is None:
             return []
-        if (
-            second is None and not self.options.hedge
-        ):  # a blocking call is quicker than one that another thread ends
+        hedged = self.options.hedge and first.method == "Lookup"
+        if second is None and not hedged:  # a blocking call is quicker than one that another thread ends
             return [self._finish(first, self._attempts(first, timeout_s), None)]
         errors: list[KvmetaError | None] = []
         flying: deque[tuple[Call, Attempts, grpc.Future[Any] | None]] = deque()
@@ -122,7 +121,7 @@ class Connection:
         return errors
 
     def _attempts(self, call: Call, timeout_s: float) -> Attempts:
-        servers = call.to or self.router.addresses()
+        servers = self.router.ordered(call.to) if call.to else self.router.addresses()
         return Attempts(call, servers, timeout_s, failover_s=self.options.failover_s)
 
     def _start(self, call: Call, attempts: Attempts, server: str = "") -> grpc.Future[Any] | None:
@@ -153,11 +152,13 @@ class Connection:
             except (grpc.RpcError, grpc.FutureCancelledError, ValueError) as failed:
                 server = attempts.server
                 try:
-                    time.sleep(attempts.after(failed, closed=self._closed))
+                    pause_s = attempts.after(failed, closed=self._closed)
                 except KvmetaError as error:
                     return error
-                if attempts.server != server:
-                    self.router.missed(server)
+                finally:
+                    if attempts.missed:
+                        self.router.missed(server)
+                time.sleep(pause_s)
                 future = None
                 continue
             try:
@@ -171,18 +172,20 @@ class Connection:
         others = attempts.others
         if not (self.options.hedge and others and call.method == "Lookup"):
             return future.result()
-        started = time.monotonic()
         try:
-            reply = future.result(timeout=self._latencies.unusual_s())
+            patience_s = attempts.sent + self._latencies.unusual_s() - time.monotonic()
+            reply = future.result(timeout=max(0.0, patience_s))
         except grpc.FutureTimeoutError:
-            reply = self._first_of(call, attempts, future, others[0])
-        self._latencies.note(time.monotonic() - started)
+            return self._first_of(call, attempts, future, others[0])
+        self._latencies.note(time.monotonic() - attempts.sent)
         return reply
 
     def _first_of(self, call: Call, attempts: Attempts, future: grpc.Future[Any], other: str) -> Any:
+        sent = {id(future): attempts.sent}
         second = self._start(call, attempts, other)
         if second is None:
             return future.result()
+        sent[id(second)] = time.monotonic()
         ended = threading.Semaphore(0)
         for each in (future, second):
             each.add_done_callback(lambda _: ended.release())
@@ -191,6 +194,7 @@ class Connection:
         if winner.exception() is not None:  # the other may still answer
             winner, loser = loser, winner
         reply = winner.result()
+        self._latencies.note(time.monotonic() - sent[id(winner)])
         with gate.inside():
             loser.cancel()
         return reply
@@ -281,12 +285,17 @@ class RemoteStore(Store):
     def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
         self.run(
-            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s), writes=True
+            StoreCalls().compact(discard_damaged, progress, self.connection.options.job_wait_s, self._one()),
+            writes=True,
         )
 
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""
-        return self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s))
+        return self.run(StoreCalls().verify(progress, self.connection.options.job_wait_s, self._one()))
+
+    def _one(self) -> tuple[str, ...]:
+        """Return the one server to ask for a job: in a cluster each knows its own."""
+        return self.connection.router.addresses()[:1]
 
     def stats(self) -> StoreStats:
         """Return figures about the store; `path` is the server's."""

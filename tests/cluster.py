@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import pytest
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
-from kvmeta.errors import EngineNotInstalledError
+from kvmeta.errors import EngineNotInstalledError, StorageFullError
 from kvmeta_server import config
 from kvmeta_server.cluster.node import ClusterNode
 from kvmeta_server.dev import DevEtcd, etcd_program, free_port
@@ -72,7 +72,8 @@ class LocalNode:
         if not self.gone:
             await self.server.stop()
             await self.node.stop()
-        await asyncio.to_thread(self.local.close)
+        with suppress(StorageFullError):
+            await asyncio.to_thread(self.local.close)
 
 
 class LocalCluster:

@@ -3,6 +3,7 @@
     the server says that it did nothing (OVERLOADED, DRAINING)   any call is repeated
     it was never reached                                         any call is repeated
     the connection broke                                         safe calls are repeated
+    it is slow, and there are other servers                      quick reads are asked of the next
     anything else                                                that is the answer
 
 An insert or a relocate whose answer is lost is never repeated: the second attempt would answer for the first.
@@ -28,8 +29,10 @@ from kvmeta.errors import (
     UnsupportedError,
 )
 from kvmeta.protocol import status
-from kvmeta.protocol.status import DEADLINE, FAULT, NOT_STARTED, FailedStatus
+from kvmeta.protocol.status import DEADLINE, DRAINING, FAULT, NOT_STARTED, FailedStatus
 
+QUICK = frozenset(("Describe", "Lookup", "Get", "GetMap", "ListDatasets", "GetVolumes", "ListVolumes"))
+"""Calls that another server is asked for where one does not answer soon."""
 FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
 _NEVER_REACHED = (  # what gRPC says of a call that no server has begun
@@ -72,6 +75,9 @@ class Attempts:
         self._call = call
         self._servers = (servers,) if isinstance(servers, str) else tuple(servers)
         self._turn = 0
+        self.missed = False
+        """Whether the server of the last attempt did not answer, or is on its way out."""
+        self.sent = clock()
         self._timeout_s = timeout_s
         self._failover_s = failover_s
         self._clock = clock
@@ -92,10 +98,15 @@ class Attempts:
         return tuple(server for server in self._servers if server != self.server)
 
     def attempt_s(self) -> float:
-        """Return how long this attempt may take: less where another server can be asked instead."""
-        if len(self._servers) == 1 or not self._call.repeatable:
+        """Return how long this attempt may take: less where another server can be asked instead.
+
+        Only of calls that change nothing and are quick: a write that was given up here might be done there
+        later, on top of what the caller wrote since.
+        """
+        if len(self._servers) == 1 or self._call.method not in QUICK:
             return self.left_s()
-        return min(self.left_s(), self._failover_s)
+        share = self._timeout_s / len(self._servers)
+        return min(self.left_s(), max(self._failover_s, 0.001), max(share, 0.1))
 
     def left_s(self) -> float:
         """Return the seconds until the deadline; at least one millisecond."""
@@ -126,7 +137,9 @@ class Attempts:
         if closed and not told.reason:
             raise self.cut_off(sent=True)
         not_started = told.reason in NOT_STARTED or never_reached(told)
-        went_away = _went_away(told) or (len(self._servers) > 1 and _too_slow(told))
+        self.missed = not told.reason or told.reason == DRAINING
+        another = len(self._servers) > 1 and self._call.method in QUICK
+        went_away = _went_away(told) or (another and _too_slow(told))
         if not (not_started or (self._call.repeatable and went_away)):
             raise self._error(told)
         self._maybe_done = self._maybe_done or not not_started

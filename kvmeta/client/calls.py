@@ -15,7 +15,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ from kvmeta.protocol import records, status
 from kvmeta.protocol.calls import ALL_METHODS
 from kvmeta.protocol.codes import EXISTS, FAILED, FOUND, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import STATE, fill, unpack_into, unpack_up_to
+from kvmeta.protocol.packed import STATE, fill, unpack, unpack_into, unpack_up_to
 from kvmeta.store import (
     CURSOR_BYTES,
     Progress,
@@ -117,8 +117,14 @@ class DatasetCalls:
 
     def get(self, one_id: Ids) -> Program[Location | None]:
         """Return the location of ID[1]: a call with ordinary fields, which costs less than a batch of one."""
-        request = pb.GetRequest(dataset=self.name, entry=pb.EntryName(id=one_id.tobytes()))
-        reply: pb.GetResponse = yield from ask("Get", request)
+        yield from self._find_ways()
+        request = pb.GetRequest(
+            dataset=self.name,
+            entry=pb.EntryName(id=one_id.tobytes()),
+            consistency=self._lookup_head.consistency,
+        )
+        ((to, _),) = self._router.split(one_id)
+        reply: pb.GetResponse = yield from ask("Get", request, to=to)
         if not reply.HasField("location"):
             return None
         found = reply.location
@@ -126,11 +132,11 @@ class DatasetCalls:
 
     def put(self, ids: Ids, locations: Locations) -> Program[None]:
         """Put ID[n]."""
-        yield from self._write(pb.OPERATION_PUT, ids, locations)
+        (yield from self._write(pb.OPERATION_PUT, ids, locations)).check(self.name, None)
 
     def delete(self, ids: Ids) -> Program[None]:
         """Delete ID[n]."""
-        yield from self._write(pb.OPERATION_DELETE, ids, None)
+        (yield from self._write(pb.OPERATION_DELETE, ids, None)).check(self.name, None)
 
     def insert(self, ids: Ids, locations: Locations) -> Program[Inserted]:
         """Insert ID[n]; damage is told in `failed`."""
@@ -138,18 +144,17 @@ class DatasetCalls:
         inserted = (written.outcomes == TOOK_EFFECT) & written.winners
         failed = (written.outcomes != TOOK_EFFECT) & (written.outcomes != EXISTS)
         result = Inserted(inserted, written.locations, written.versions, failed)
-        self._check_acknowledged(written.outcomes, result)
+        written.check(self.name, result)
         return result
 
     def relocate(self, ids: Ids, locations: Locations, versions: Versions) -> Program[Relocated]:
         """Relocate ID[n]; damage is told in `outcomes`."""
         written = yield from self._write(pb.OPERATION_RELOCATE, ids, locations, versions)
-        told = written.outcomes.copy()
-        outcomes = written.outcomes
+        outcomes = written.outcomes.copy()
         outcomes[outcomes > Outcome.FAILED] = Outcome.FAILED  # not acknowledged, or of a newer server
         outcomes[~written.winners] = Outcome.REPEATED
         result = Relocated(outcomes == Outcome.RELOCATED, outcomes)
-        self._check_acknowledged(told, result)
+        written.check(self.name, result)
         return result
 
     def load(self, batches: Iterable[tuple[Any, Any]]) -> Program[int]:
@@ -163,6 +168,14 @@ class DatasetCalls:
         held = next(parts, None)
         rows = 0
 
+        missing: list[int] = []
+
+        def take(raw: bytes) -> None:
+            reply = parse(pb.WriteResponse, raw)
+            self._router.saw(reply.epoch)
+            told = unpack_up_to(reply.outcomes, STATE, self.rows_max, "outcomes")
+            missing.append(int(np.count_nonzero(told)))
+
         def calls() -> Iterator[Call]:
             nonlocal held, rows
             flying: deque[NDArray[np.uint64]] = deque(maxlen=self.options.in_flight)
@@ -173,11 +186,13 @@ class DatasetCalls:
                     return
                 flying.append(sums)
                 rows += len(ids)
-                yield self._write_call(pb.OPERATION_PUT, ids, locations, to=to)
+                yield self._write_call(pb.OPERATION_PUT, ids, locations, None, take, to)
                 held = next(parts, None)
 
         while held is not None:
             _raise_first((yield calls()))
+            if any(missing):
+                raise _unacknowledged(self.name, sum(missing))
         return rows
 
     def scan_page(self, scan: Scan) -> Program[tuple[ScanPage, bool]]:
@@ -245,14 +260,8 @@ class DatasetCalls:
         failed = np.ones(len(ids), np.bool_)
         for (_, part), error in zip(ways, errors, strict=False):  # after an error no more are sent
             failed[part] = error is not None
-        failed |= written.unacknowledged
-        try:
-            _raise_first(errors)
-            if failed.any() and not first_wins:
-                raise self._unacknowledged(int(failed.sum()))
-        except KvmetaError as error:
-            error.failed = failed if place is None else failed[place]
-            raise
+        error = next((error for error in errors if error is not None), None)
+        written = replace(written, unacknowledged=failed | written.unacknowledged, error=error)
         return written.spread(place, winners)
 
     def _find_ways(self) -> Program[None]:
@@ -284,34 +293,14 @@ class DatasetCalls:
         operation: pb.Operation,
         ids: Ids,
         locations: Locations | None,
-        versions: Versions | None = None,
-        take: Callable[[bytes], None] | None = None,
-        to: tuple[str, ...] = (),
+        versions: Versions | None,
+        take: Callable[[bytes], None],
+        to: tuple[str, ...],
     ) -> Call:
         head = pb.WriteRequest(dataset=self.name, operation=operation, reply_compression=self.options.packing)
         request = self._message(head, ids=ids, locations=locations, versions=versions)
         repeatable = operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE)
-        return Call("Write", request, take or self._took_effect, repeatable, writes=True, to=to)
-
-    def _took_effect(self, raw: bytes) -> None:
-        reply = parse(pb.WriteResponse, raw)
-        self._router.saw(reply.epoch)
-        missing = int(np.count_nonzero(unpack_up_to(reply.outcomes, STATE, self.rows_max, "outcomes")))
-        if missing:
-            raise self._unacknowledged(missing)
-
-    def _check_acknowledged(self, outcomes: NDArray[np.uint8], partial: Any) -> None:
-        failed = outcomes == UNACKNOWLEDGED
-        if failed.any():
-            error = self._unacknowledged(int(failed.sum()))
-            error.failed, error.partial = failed, partial
-            raise error
-
-    def _unacknowledged(self, count: int) -> OutcomeUnknownError:
-        return OutcomeUnknownError(
-            f"dataset {self.name!r}: too few replicas acknowledged {count} IDs; they may or may not take "
-            "effect (.failed says which)"
-        )
+        return Call("Write", request, take, repeatable, writes=True, to=to)
 
     def _checked_parts(
         self, batches: Iterable[tuple[Any, Any]]
@@ -335,6 +324,7 @@ class _Written:
     versions: Versions
     winners: NDArray[np.bool_]
     unacknowledged: NDArray[np.bool_]
+    error: KvmetaError | None = None
 
     @staticmethod
     def empty(n: int, has_columns: bool) -> _Written:
@@ -350,8 +340,8 @@ class _Written:
     def take(self, operation: pb.Operation, part: Part, reply: Any) -> None:
         n = len(self.unacknowledged[part])
         if operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE):
-            told = unpack_up_to(reply.outcomes, STATE, n, "outcomes")
-            if len(told):
+            if reply.outcomes.WhichOneof("form") is not None:
+                told = unpack(reply.outcomes, STATE, n, "outcomes")
                 self.unacknowledged[part] = told != TOOK_EFFECT
             return
         fill(reply.outcomes, self.outcomes, part, "outcomes")
@@ -362,11 +352,23 @@ class _Written:
 
     def spread(self, place: NDArray[np.int64] | None, winners: NDArray[np.bool_]) -> _Written:
         """Return the columns over the call's rows."""
-        if place is None or not len(self.outcomes):
+        if place is None:
             return self
-        return _Written(
-            self.outcomes[place], self.locations[place], self.versions[place], winners, self.unacknowledged
-        )
+        missing = self.unacknowledged[place]
+        if not len(self.outcomes):
+            return replace(self, unacknowledged=missing)
+        columns = self.outcomes[place], self.locations[place], self.versions[place]
+        return _Written(*columns, winners, missing, self.error)
+
+    def check(self, dataset: str, partial: Any) -> None:
+        """Raise where not every row is acknowledged; the error has `.failed` and the others' result."""
+        if self.error is None and not self.unacknowledged.any():
+            return
+        error = self.error or _unacknowledged(dataset, int(self.unacknowledged.sum()))
+        error.failed = self.unacknowledged
+        if isinstance(error, OutcomeUnknownError):
+            error.partial = partial
+        raise error
 
 
 @dataclass(frozen=True)
@@ -404,17 +406,21 @@ class StoreCalls:
         """Return the store's figures."""
         return records.stats((yield from ask("Stats", pb.StatsRequest())))
 
-    def compact(self, discard_damaged: bool, progress: Progress | None, wait_s: float) -> Program[None]:
-        """Merge each dataset's runs into one; each question may wait `wait_s` for the end."""
-        yield from self._job(pb.JOB_KIND_COMPACT, discard_damaged, progress, wait_s)
+    def compact(
+        self, discard_damaged: bool, progress: Progress | None, wait_s: float, to: tuple[str, ...] = ()
+    ) -> Program[None]:
+        """Merge each dataset's runs into one, at server `to`; each question may wait `wait_s` for the end."""
+        yield from self._job(pb.JOB_KIND_COMPACT, discard_damaged, progress, wait_s, to)
 
-    def verify(self, progress: Progress | None, wait_s: float) -> Program[VerifyReport]:
-        """Read every page; each question may wait `wait_s` for the end."""
-        job = yield from self._job(pb.JOB_KIND_VERIFY, False, progress, wait_s)
+    def verify(
+        self, progress: Progress | None, wait_s: float, to: tuple[str, ...] = ()
+    ) -> Program[VerifyReport]:
+        """Read every page, at server `to`; each question may wait `wait_s` for the end."""
+        job = yield from self._job(pb.JOB_KIND_VERIFY, False, progress, wait_s, to)
         reports, taken = [job.report], len(job.report.damages)
         while taken < job.report.damages_total:
             request = pb.GetJobRequest(id=job.id, damages_from=taken)
-            page = (yield from ask("GetJob", request)).job.report
+            page = (yield from ask("GetJob", request, to=to)).job.report
             if not page.damages:
                 raise UnavailableError(
                     f"verify: the server lists {taken} of {job.report.damages_total} damages"
@@ -473,14 +479,19 @@ class StoreCalls:
         return records.volume(reply.volume)
 
     def _job(
-        self, kind: pb.JobKind, discard_damaged: bool, progress: Progress | None, wait_s: float
+        self,
+        kind: pb.JobKind,
+        discard_damaged: bool,
+        progress: Progress | None,
+        wait_s: float,
+        to: tuple[str, ...],
     ) -> Program[pb.Job]:
         start = pb.StartJobRequest(kind=kind, request_id=uuid.uuid4().hex, discard_damaged=discard_damaged)
-        job: pb.Job = (yield from ask("StartJob", start, writes=True)).job
+        job: pb.Job = (yield from ask("StartJob", start, writes=True, to=to)).job
         while job.state == pb.JOB_STATE_RUNNING:
             if progress is not None:
                 progress(job.done, job.total)
-            job = (yield from ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=wait_s))).job
+            job = (yield from ask("GetJob", pb.GetJobRequest(id=job.id, wait_s=wait_s), to=to)).job
         if job.state != pb.JOB_STATE_DONE:  # failed, or something that this version does not know
             raise status.error_of(job.error.reason, job.error.message, dict(job.error.metadata))
         if progress is not None:
@@ -513,6 +524,12 @@ def ask(
 
     _raise_first((yield [Call(method, request.SerializeToString(), take, repeatable, writes, to)]))
     return replies[0]
+
+
+def _unacknowledged(dataset: str, count: int) -> OutcomeUnknownError:
+    return OutcomeUnknownError(
+        f"dataset {dataset!r}: too few replicas acknowledged {count} IDs; they may or may not take effect"
+    )
 
 
 def send(call: Call) -> Program[None]:

@@ -1,8 +1,9 @@
 """Routing: in a cluster, IDs go straight to the nodes that own them, one call a node.
 
 The map is asked for once and again when an answer tells of a newer one. A node that did not answer is passed
-over for a while; its IDs go to the next owner. A client without a map, or with an old one, is answered all
-the same, for any node coordinates: routing saves a hop, correctness does not depend on it.
+over for a while: its IDs go to their next owner, a call under way to it to another node. A client without a
+map, or with an old one, is answered all the same, for any node coordinates: routing saves a hop, correctness
+does not depend on it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from kvmeta.protocol.frame import parse
 from kvmeta.protocol.packed import unpack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
-DOWN_S = 2.0
+DOWN_S = 5.0
 """How long a node that did not answer is passed over."""
+AWAY_S = 5.0
+"""How old a map may be that says that a node is away."""
 _NOBODY = 0xFFFF
 _SLOT: np.dtype[np.uint16] = np.dtype("<u2")
 Ids = NDArray[np.void]
@@ -81,7 +84,8 @@ class Router:
         self._seed = DEFAULT_SEED
         self._newest = 0
         self._clock = clock
-        self._down: dict[str, float] = {}
+        self._down: dict[str, float] = {}  # never changed, only replaced: threads share it
+        self._taken = 0.0
         self._first: tuple[Route, frozenset[str], NDArray[np.uint16]] | None = None
 
     def describe(self, epoch: int, seed: int) -> None:
@@ -91,7 +95,11 @@ class Router:
     @property
     def needs_map(self) -> bool:
         """Return whether the map is to be asked for now."""
-        return self.routes and (self.route is None or self._newest > self.route.epoch)
+        if not self.routes:
+            return False
+        if self.route is None or self._newest > self.route.epoch:
+            return True
+        return bool(self.route.away) and self._clock() - self._taken > AWAY_S
 
     def take(self, raw: bytes) -> None:
         """Take over a GetMap reply."""
@@ -99,6 +107,7 @@ class Router:
         if self.route is None or route.epoch >= self.route.epoch:
             self.route = route
         self._newest = self.route.epoch
+        self._taken = self._clock()
 
     def saw(self, epoch: int) -> None:
         """Note the epoch that an answer told."""
@@ -106,17 +115,28 @@ class Router:
 
     def missed(self, address: str) -> None:
         """Note that a node did not answer."""
-        self._down[address] = self._clock() + DOWN_S
+        now = self._clock()
+        self._down = {**{a: until for a, until in self._down.items() if until > now}, address: now + DOWN_S}
         if self.route is not None:
             self._newest = max(self._newest, self.route.epoch + 1)  # what the others know may have changed
 
     def addresses(self, first: str = "") -> tuple[str, ...]:
         """Return whom to ask in turn: `first`, then whoever is not known to be down, then the others."""
-        known = dict.fromkeys((first, *self.seeds) if first else self.seeds)
+        known = list(self.seeds)
         if self.route is not None:
-            known |= dict.fromkeys(self.route.addresses.values())
+            known += self.route.addresses.values()
+        known = list(dict.fromkeys(known))
+        if first in known:  # the next is another for each, so that nobody is everybody's second
+            at = known.index(first)
+            known = known[at:] + known[:at]
+        return self.ordered(known)
+
+    def ordered(self, addresses: Sequence[str]) -> tuple[str, ...]:
+        """Return addresses with those last that are known not to answer."""
         down = self._down_now()
-        return tuple(sorted(known, key=lambda address: address != first and address in down))
+        if self.route is not None and self.route.away:
+            down |= {self.route.addresses[slot] for slot in self.route.away}
+        return tuple(sorted(addresses, key=lambda address: address in down)) if down else tuple(addresses)
 
     def split(self, ids: Ids) -> Iterator[tuple[tuple[str, ...], Rows | None]]:
         """Yield whom to ask in turn, and the rows i8[m] of `ids` for it; None: all of them, in order."""
@@ -145,8 +165,8 @@ class Router:
         return held[2]
 
     def _down_now(self) -> frozenset[str]:
-        if not self._down:
+        down = self._down
+        if not down:
             return frozenset()
         now = self._clock()
-        self._down = {address: until for address, until in self._down.items() if until > now}
-        return frozenset(self._down)
+        return frozenset(address for address, until in down.items() if until > now)

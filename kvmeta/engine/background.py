@@ -142,6 +142,13 @@ class Background:
         """
         self.flush()
         self._merge_all(tree, None, drop=stretches)
+        damaged = [segment for run in tree.runs if run.quarantined for segment in run.segments]
+        if damaged:  # such runs are not merged: what they hold of the stretches is still there
+            raise CorruptionError(
+                f"{damaged[0].path} and what belongs to it is damaged, so nothing was dropped from it; "
+                "restore it, or compact with discard_damaged",
+                damaged[0].path,
+            )
 
     def _merge_all(
         self,

@@ -192,7 +192,9 @@ class Committer:
             kind = wal.RELOCATE  # rows with versions of their own
             write.held = self._held(write, group)
             write.outcome = _weigh(write)
-            rows = rows[(write.outcome == ACCEPTED) & (rows[:, VERSION] > write.held.versions)]
+            other = rows[:, VERSION] != write.held.versions
+            other |= (rows[:, WORD3:] != write.held.locations).any(axis=1)
+            rows = rows[(write.outcome == ACCEPTED) & other]
         if not len(rows):
             return
         if write.kind == APPLY:
@@ -240,6 +242,10 @@ def _weigh(write: Write) -> NDArray[np.uint8]:
     assert write.held is not None
     versions, held = write.rows[:, VERSION], write.held.versions
     outcome = np.where(held > versions, np.uint8(STALE), np.uint8(ACCEPTED))
+    differ = (write.held.locations != write.rows[:, WORD3:]).any(axis=1)
+    for i in np.flatnonzero(differ & (held == versions)):  # the larger location, as in a merge
+        if write.held.locations[i].tobytes() > write.rows[i, WORD3:].tobytes():
+            outcome[i] = STALE
     if write.promised is not None:
         moved = (held >> MOVE_BITS) == (versions >> MOVE_BITS)
         outcome[(versions <= write.promised()) & (held < versions) & ~moved] = REFUSED

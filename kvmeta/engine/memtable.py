@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels import memtable as kernels
 from kvmeta.engine.kernels import sort
 from kvmeta.engine.kernels.layout import (
+    HIGH,
     MEM_FIELDS,
     MEM_MASK,
     MEM_ROWS,
@@ -20,6 +23,8 @@ from kvmeta.engine.wal import Position
 from kvmeta.version import VERSION_MAX
 
 Rows = NDArray[np.uint64]
+_UNSORTED_MAX = 8192
+_PATIENCE = 3
 
 
 class Memtable:
@@ -37,6 +42,8 @@ class Memtable:
         self.before: Position | None = None  # the WAL position before its first record
         self.appended_before = 0
         self.last_sequence = 0
+        self._order: _Order | None = None
+        self._asked = 0
         self._rows: Rows = np.empty((capacity, ROW_WORDS), np.uint64)
         self._slots = np.zeros(slots, np.uint32)
         self._used = np.zeros(1, np.uint64)
@@ -72,12 +79,44 @@ class Memtable:
         if first_high == 0 and last_high == VERSION_MAX:
             selected = self._rows[:count]
         else:
-            first, last = np.uint64(first_high), np.uint64(last_high)
-            selected = np.empty((min(count, 4096), ROW_WORDS), np.uint64)
-            found = kernels.select_range(self._rows, count, first, last, selected)
-            if found > len(selected):
-                selected = np.empty((found, ROW_WORDS), np.uint64)
-                found = kernels.select_range(self._rows, count, first, last, selected)
-            selected = selected[:found]
+            selected = self._range(count, np.uint64(first_high), np.uint64(last_high))
         out = np.empty((len(selected), ROW_WORDS), np.uint64)
         return out[: sort.gather_latest(selected, sort.sort_order(selected), out)]
+
+    def _range(self, count: int, first: np.uint64, last: np.uint64) -> Rows:
+        """Return the first `count` rows that lie in a range, in any order.
+
+        The third question since the memtable has grown a lot sorts it; the next ones look that order up, and
+        look through what came since. A walk of the whole hash order asks thousands of times.
+        """
+        order = self._order
+        if order is None or count - order.size > max(_UNSORTED_MAX, count // 8):
+            self._asked += 1
+            if self._asked < _PATIENCE or count < _UNSORTED_MAX:
+                return _selected(self._rows[:count], first, last)
+            numbers = sort.sort_order(self._rows[:count])
+            order = self._order = _Order(count, self._rows[numbers, HIGH], numbers)
+            self._asked = 0
+        start = np.searchsorted(order.highs, first, side="left")
+        end = np.searchsorted(order.highs, last, side="right")
+        sorted_part = self._rows[order.numbers[start:end]]
+        if count <= order.size:
+            return sorted_part
+        return np.concatenate([sorted_part, _selected(self._rows[order.size : count], first, last)])
+
+
+class _Order(NamedTuple):
+    """The order of a memtable's first `size` rows: their high halves, sorted, and their numbers."""
+
+    size: int
+    highs: NDArray[np.uint64]
+    numbers: NDArray[np.uint32]
+
+
+def _selected(rows: Rows, first: np.uint64, last: np.uint64) -> Rows:
+    selected = np.empty((min(len(rows), 4096), ROW_WORDS), np.uint64)
+    found = kernels.select_range(rows, len(rows), first, last, selected)
+    if found > len(selected):
+        selected = np.empty((found, ROW_WORDS), np.uint64)
+        found = kernels.select_range(rows, len(rows), first, last, selected)
+    return selected[:found]

@@ -202,12 +202,14 @@ class EntryName(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., key: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("dataset", "entry")
+    __slots__ = ("dataset", "entry", "consistency")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
+    CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     entry: EntryName
-    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ...) -> None: ...
+    consistency: Consistency
+    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., consistency: _Optional[_Union[Consistency, str]] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("location", "version")

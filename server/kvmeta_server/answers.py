@@ -84,9 +84,9 @@ class Answers:
         if operation == pb.OPERATION_PUT:
             return self._all_or_some(lambda: dataset.put(ids, locations))
         if operation == pb.OPERATION_INSERT:
-            return _insert(dataset, ids, locations, packing)
+            return _insert(pb.WriteResponse(epoch=self._epoch()), dataset, ids, locations, packing)
         versions = unpack(request.versions, VERSION, len(ids), "versions")
-        return _relocate(dataset, ids, locations, versions, packing)
+        return _relocate(pb.WriteResponse(epoch=self._epoch()), dataset, ids, locations, versions, packing)
 
     def scan(self, request: pb.ScanRequest) -> Frame:
         """Return the next page of a scan."""
@@ -105,7 +105,8 @@ class Answers:
 
     def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
-        hits, states = _looked_up(self._dataset(request.dataset), _entry_id(request.entry), fast=False)
+        fast = request.consistency == pb.CONSISTENCY_FAST
+        hits, states = _looked_up(self._dataset(request.dataset), _entry_id(request.entry), fast=fast)
         if states[0] == UNAVAILABLE:
             raise UnavailableError("too few replicas of the entry answered; try again")
         if states[0] == FAILED:
@@ -237,37 +238,51 @@ def _looked_up(dataset: AnyDataset, ids: NDArray[np.void], *, fast: bool) -> tup
 
 
 def _insert(
-    dataset: AnyDataset, ids: NDArray[np.void], locations: NDArray[np.void], packing: pb.Compression
+    head: pb.WriteResponse,
+    dataset: AnyDataset,
+    ids: NDArray[np.void],
+    locations: NDArray[np.void],
+    packing: pb.Compression,
 ) -> Frame:
-    failed_as = np.uint8(Outcome.FAILED)
+    unknown = None
     try:
         result = dataset.insert(ids, locations)
-    except IncompleteBatchError as error:
-        result, failed_as = error.partial, np.uint8(Outcome.FAILED)
-    except OutcomeUnknownError as error:
-        if error.failed is None or error.failed.all():
-            raise
-        result, failed_as = error.partial, np.uint8(UNACKNOWLEDGED)
+    except (IncompleteBatchError, OutcomeUnknownError) as error:
+        result, unknown = _partial(error)
     outcomes = np.where(result.inserted, np.uint8(TOOK_EFFECT), np.uint8(EXISTS))
-    outcomes[result.failed] = failed_as
+    outcomes[result.failed] = Outcome.FAILED
+    if unknown is not None:
+        outcomes[unknown] = UNACKNOWLEDGED
     columns = {"locations": result.locations, "versions": result.versions}
-    return Frame.of(pb.WriteResponse(), packing, outcomes=outcomes, **columns)
+    return Frame.of(head, packing, outcomes=outcomes, **columns)
 
 
 def _relocate(
+    head: pb.WriteResponse,
     dataset: AnyDataset,
     ids: NDArray[np.void],
     locations: NDArray[np.void],
     versions: NDArray[Any],
     packing: pb.Compression,
 ) -> Frame:
+    unknown = None
     try:
         result = dataset.relocate(ids, locations, versions)
     except (IncompleteBatchError, OutcomeUnknownError) as error:
-        if isinstance(error, OutcomeUnknownError) and (error.failed is None or error.failed.all()):
-            raise
-        result = error.partial
-    return Frame.of(pb.WriteResponse(), packing, outcomes=result.outcomes)
+        result, unknown = _partial(error)
+    outcomes = result.outcomes
+    if unknown is not None:
+        outcomes[unknown] = UNACKNOWLEDGED
+    return Frame.of(head, packing, outcomes=outcomes)
+
+
+def _partial(error: IncompleteBatchError | OutcomeUnknownError) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Return the result of what could be decided, and which IDs are not acknowledged; else raise `error`."""
+    if isinstance(error, IncompleteBatchError):
+        return error.partial, None
+    if error.partial is None or error.failed is None or error.failed.all():
+        raise error
+    return error.partial, error.failed
 
 
 def _fitting(volumes: Iterable[Volume]) -> tuple[list[pb.Volume], bool]:

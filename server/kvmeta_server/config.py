@@ -317,6 +317,11 @@ def _check_cluster(config: Config, given: _Given) -> None:
         raise InputError(
             f"{place}: expected the HOST:PORT under which other nodes reach this one, got {advertised!r}"
         )
+    if advertised.rpartition(":")[0].strip("[]") in ("0.0.0.0", "::"):
+        raise InputError(
+            f"{given.place('listen')}: nobody can reach {advertised}; say where others reach this node, with "
+            "--advertise HOST:PORT"
+        )
     if not cluster.replicas // 2 < cluster.write_quorum <= cluster.replicas:
         raise InputError(
             f"{given.place('cluster.write_quorum')}: expected more than half of {cluster.replicas} replicas "

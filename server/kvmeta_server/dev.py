@@ -43,8 +43,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _refuse_taken(port: int, what: str) -> None:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UnavailableError(f"{what}: something listens on port {port} already; choose another --port")
+
+
 class Process:
-    """A process that ends with its owner; its output goes to a file."""
+    """A process that its owner stops; its output goes to a file."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         self.log = log
@@ -85,6 +92,7 @@ class DevEtcd(Process):
     def __init__(self, directory: Path, *, port: int = 0) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        _refuse_taken(self.port, "etcd")
         peer = f"http://127.0.0.1:{free_port()}"
         directory.mkdir(parents=True, exist_ok=True)
         command = [
@@ -103,7 +111,9 @@ class DevNode(Process):
     def __init__(
         self, name: str, directory: Path, etcd: str, cluster: str, port: int, settings: Sequence[str]
     ) -> None:
+        _refuse_taken(port, f"node {name}")
         self.name = name
+        self.settings = tuple(settings)
         self.address = f"127.0.0.1:{port}"
         command = [
             sys.executable, "-m", "kvmeta", "serve", "--data", str(directory / name),
@@ -155,15 +165,16 @@ class DevCluster:
         self._next_number += 1
         port = self._next_port or free_port()
         self._next_port += 1 if self._next_port else 0
-        return self._start(name, port, settings)
+        return self._start(name, port, (*self._settings, *settings))
 
     def restart(self, name: str) -> DevNode:
-        """Start a node that was stopped or killed."""
-        port = int(self.nodes[name].address.rpartition(":")[2])
-        return self._start(name, port, ())
+        """Start a node anew, as it was; one that runs is stopped first."""
+        node = self.nodes[name]
+        node.stop()
+        return self._start(name, int(node.address.rpartition(":")[2]), node.settings)
 
     def _start(self, name: str, port: int, settings: Sequence[str]) -> DevNode:
-        node = DevNode(name, self.directory, self.etcd.url, self.name, port, (*self._settings, *settings))
+        node = DevNode(name, self.directory, self.etcd.url, self.name, port, settings)
         self.nodes[name] = node
         node.wait()
         return node

@@ -8,24 +8,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 import kvmeta
 import kvmeta.cluster
+from kvmeta.engine.kernels import hashing
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import (
     FormatError,
     InputError,
     OutcomeUnknownError,
-    StorageFullError,
     StoreLockedError,
     UnavailableError,
 )
 from kvmeta.version import join, split
 from kvmeta_server.cluster import membership, moves, transport
 from kvmeta_server.dev import DevEtcd
-from tests.cluster import LocalCluster, etcd, local_cluster
+from tests.cluster import LocalCluster, LocalNode, etcd, local_cluster
+from tests.system.disks import needs, tmpfs
 
 __all__ = ["etcd"]
 
@@ -142,8 +144,6 @@ def test_what_replicas_differ_in_is_repaired_before_the_answer(three: LocalClust
     """A row that one replica alone holds, as after a write that failed, is at W of them once it was read."""
     rows = np.zeros((1, 6), np.uint64)
     node = three.nodes["n1"].node
-    from kvmeta.engine.kernels import hashing
-
     mixed = np.empty((1, 2), np.uint64)
     hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.store.engine.keys, mixed)
     rows[:, :2], rows[:, 2], rows[:, 3] = mixed, node.store.engine.clock.stamp(), 9
@@ -202,8 +202,6 @@ def test_a_promise_keeps_a_late_hint_from_bringing_back_what_was_deleted(three: 
         node.local.compact()
     node = three.nodes["n1"].node
     late = np.zeros((1, 6), np.uint64)
-    from kvmeta.engine.kernels import hashing
-
     hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.store.engine.keys, late)
     late[:, 2] = version
     assert node.replica.apply("default", 0, late).outcomes.tolist() == [2]
@@ -274,6 +272,32 @@ def test_a_dead_node_is_removed_and_its_share_copied(three: LocalCluster) -> Non
             three.run(dead.start())
 
 
+def test_a_move_whose_target_dies_waits_and_is_undone_by_removing_it(
+    three: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_at(three, "n1") as store, kvmeta.cluster.open(three.target) as cluster:
+        ds = store.dataset()
+        ds.put(some_ids(), places())
+        monkeypatch.setattr(moves.Moves, "_copy", never)
+        three.start("n4")
+        assert cluster.status().moving
+        three.kill("n4")
+        ds.put(some_ids(), places(volume=3))
+        assert (ds.lookup(some_ids()).locations["volume"] == 3).all()
+        time.sleep(0.5)
+        assert cluster.status().moving
+        gone = three.nodes.pop("n4")
+        until(lambda: not three.nodes["n1"].node.peers.likely(3), "its absence")
+        cluster.remove("n4")
+        three.settle()
+        assert (ds.lookup(some_ids()).locations["volume"] == 3).all()
+        three.run(gone.stop())
+
+
+async def never(_: object) -> None:
+    """Copy nothing."""
+
+
 # What must be refused
 
 
@@ -287,14 +311,10 @@ def test_a_node_does_not_take_anothers_data(three: LocalCluster, tmp_path: Path)
 def start_with(cluster: LocalCluster, name: str, data: Path) -> None:
     node = cluster.nodes["n3"]
     settings = replace_node(node.config, name, data)
-    from tests.cluster import LocalNode
-
     cluster.run(LocalNode(data, settings, EngineOptions(keep_tombstones=True)).start())
 
 
 def replace_node(config: object, name: str, data: Path) -> object:
-    import msgspec
-
     cluster = msgspec.structs.replace(config.cluster, node=name)  # type: ignore[attr-defined]
     return msgspec.structs.replace(config, cluster=cluster, data=str(data))  # type: ignore[type-var]
 
@@ -374,13 +394,22 @@ def test_a_node_that_stamped_far_ahead_does_not_start(three: LocalCluster) -> No
     three.start("n3")
 
 
-def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(three: LocalCluster) -> None:
-    engine = three.nodes["n3"].local.engine
-    engine.stop_writes(StorageFullError("no space left"))
-    with open_at(three, "n3", "n1") as store:
-        store.dataset().put(some_ids(1000), places(1000))
-        assert store.dataset().lookup(some_ids(1000)).found.all()
-    until(lambda: three.nodes["n1"].node.hints.waiting() or three.nodes["n3"].node.hints.waiting(), "hints")
+@needs("mount", "umount")
+def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(tmp_path: Path, etcd: DevEtcd) -> None:
+    (tmp_path / "nodes").mkdir()
+    with (
+        tmpfs(tmp_path / "nodes" / "n3", "24m"),
+        local_cluster(tmp_path / "nodes", etcd, 3) as cluster,
+        open_at(cluster) as store,
+    ):
+        ds = store.dataset()
+        ids = np.random.default_rng(1).integers(0, 256, (1_000_000, 16), np.uint8).view("V16").reshape(-1)
+        for start in range(0, len(ids), 50_000):
+            ds.put(ids[start : start + 50_000], places(50_000))
+        until(lambda: not cluster.nodes["n3"].local.engine.may_write, "a full disk")
+        assert ds.lookup(ids).found.all()
+        waiting = [node.node.hints.waiting().get(2, 0) for node in cluster.nodes.values()]
+        assert sum(waiting) > 0
 
 
 def test_operators_are_told_what_cannot_be(three: LocalCluster) -> None:

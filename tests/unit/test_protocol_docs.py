@@ -116,10 +116,16 @@ def test_the_bits_of_a_version() -> None:
 
 def test_the_codes_of_states_and_outcomes() -> None:
     states = {int(row[0]): re.split(r"[:;]", row[1])[0] for row in rows("### Codes")}
-    assert states == {0: "absent", codes.FOUND: "found", codes.FAILED: "failed"}
+    assert states == {
+        0: "absent",
+        codes.FOUND: "found",
+        codes.FAILED: "failed",
+        codes.UNAVAILABLE: "unavailable",
+    }
     outcomes = dict(re.findall(r"^\| (\d) \| x? ?\| x? ?\| ([a-z ]*[a-z])", PAGE, re.MULTILINE))
     words = {str(int(each)): each.name.lower() for each in kvmeta.Outcome if each}
-    assert outcomes == {"0": "took effect", **words, str(codes.EXISTS): "exists"}
+    beyond = {str(codes.EXISTS): "exists", str(codes.UNACKNOWLEDGED): "not acknowledged"}
+    assert outcomes == {"0": "took effect", **words, **beyond}
 
 
 def test_the_keys_vectors() -> None:

@@ -64,20 +64,29 @@ class AntiEntropy:
         self._expired = expired
         self._lock = asyncio.Lock()
 
-    async def compare(self, dataset: str) -> Report:
-        """Compare a dataset's partitions; return what came of it."""
+    async def compare(self, dataset: str, rest: float = 0.0) -> Report:
+        """Compare a dataset's partitions; return what came of it.
+
+        After each group of them, rest for so many times as long as it took.
+        """
+        loop = asyncio.get_running_loop()
         report = Report()
         cut = max(0, self._clock.stamp() - (GRACE_MS << MS_SHIFT))
+        cluster_map = self._maps.current
+        moving = (cluster_map.owners[:, 0] == self._slot) & cluster_map.moving
+        report.skipped += int(moving.sum())
         async with self._lock:
-            for owners, partitions in self._groups(self._maps.current):
+            for owners, partitions in self._groups(cluster_map):
                 if not all(self._peers.likely(owner) for owner in owners):
                     report.skipped += len(partitions)
                     continue
+                started = loop.time()
                 try:
-                    report.rows += await self._compare(dataset, owners, partitions, cut)
+                    report.rows += await self._compare(dataset, owners, partitions, cut, cluster_map.epoch)
                     report.partitions += len(partitions)
                 except PeerError:
                     report.skipped += len(partitions)
+                await asyncio.sleep(rest * (loop.time() - started))
         return report
 
     def _groups(self, cluster_map: ClusterMap) -> Iterator[tuple[tuple[int, ...], list[int]]]:
@@ -91,7 +100,9 @@ class AntiEntropy:
             for start in range(0, len(partitions), GROUP):
                 yield owners, partitions[start : start + GROUP]
 
-    async def _compare(self, dataset: str, owners: tuple[int, ...], partitions: list[int], cut: int) -> int:
+    async def _compare(
+        self, dataset: str, owners: tuple[int, ...], partitions: list[int], cut: int, epoch: int
+    ) -> int:
         expired = self._expired(dataset)
         nothing = np.zeros(len(partitions), np.uint64)
         known = await self._digests(dataset, owners, partitions, 0, nothing, expired, promise=False)
@@ -111,7 +122,7 @@ class AntiEntropy:
                     dataset, owners, partitions[i], differs[i], cut, int(purged[i]), expired
                 )
         agreed = [partition for partition, same in zip(partitions, equal.tolist(), strict=True) if same]
-        if agreed and self._unmoved(agreed):
+        if agreed and (self._maps.current.changed[agreed] <= np.uint64(epoch)).all():
             await asyncio.gather(*(self._peers.repaired(owner, dataset, agreed, cut) for owner in owners))
         return sent
 
@@ -168,9 +179,6 @@ class AntiEntropy:
                         sent += len(lacking)
                 start = until + 1
         return sent
-
-    def _unmoved(self, partitions: list[int]) -> bool:
-        return not self._maps.current.moving[partitions].any()
 
 
 def merged(parts: list[Rows]) -> Rows:

@@ -92,6 +92,13 @@ class ClusterMap:
         return moving
 
     @cached_property
+    def alive(self) -> NDArray[np.bool_]:
+        """Return bool[P, R]: which owners were not removed; fewer than a quorum only where it was forced."""
+        removed = [node.slot for node in self.nodes if node.state == "removed"]
+        alive: Mask = (self.owners != NOBODY) & ~np.isin(self.owners, removed)
+        return alive
+
+    @cached_property
     def readers(self) -> NDArray[np.uint16]:
         """Return u2[P, R]: who is read."""
         return np.where((self.phase == SWITCHED)[:, None], self.targets, self.owners)
@@ -99,7 +106,7 @@ class ClusterMap:
     @cached_property
     def write_quorums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return i8[P] twice: how many owners, and how many targets (stable: none), must have a write."""
-        owners = np.minimum(self.write_quorum, _count(self.owners))
+        owners = np.minimum(np.minimum(self.write_quorum, _count(self.owners)), self.alive.sum(axis=1))
         targets = np.where(self.moving, np.minimum(self.write_quorum, _count(self.targets)), 0)
         return owners, targets
 
@@ -107,7 +114,9 @@ class ClusterMap:
     def read_quorum(self) -> NDArray[np.int64]:
         """Return i8[P]: how many readers must answer so that every acknowledged write is seen."""
         count = _count(self.readers)
-        return count - np.minimum(self.write_quorum, count) + 1
+        need = count - np.minimum(self.write_quorum, count) + 1
+        there = np.where(self.phase == SWITCHED, count, self.alive.sum(axis=1))
+        return np.minimum(need, np.maximum(there, 1))
 
     def read_at(self, slot: int) -> Mask:
         """Return bool[P]: whether a node is a reader of a partition."""
@@ -177,7 +186,7 @@ class ClusterMap:
         """Return the map with another node; its slot is given here."""
         if any(each.name == node.name for each in self.nodes):
             raise InputError(
-                f"cluster {self.name!r} has a node {node.name!r} already; give this one another --name"
+                f"cluster {self.name!r} has a node {node.name!r} already; give this one another --node name"
             )
         taken = {each.slot for each in self.nodes}
         free = [
@@ -205,7 +214,7 @@ class ClusterMap:
         planned = np.where((free & ~away)[:, None], self.owners, planned)
         phase = np.where(away, COPYING, np.where(free, STABLE, self.phase)).astype(np.uint8)
         touched = (phase != self.phase) | (planned != self.targets).any(axis=1)
-        return self._with(targets=planned.astype(np.uint16), phase=phase, touched=touched)
+        return self._with(targets=planned.astype(np.uint16), phase=phase, touched=touched)._without_idle()
 
     def switched(self, which: Iterable[int]) -> ClusterMap:
         """Return the map with copied partitions read at their targets."""
@@ -216,10 +225,13 @@ class ClusterMap:
         mask = self._mask(which, SWITCHED)
         owners = np.where(mask[:, None], self.targets, self.owners)
         phase = np.where(mask, STABLE, self.phase).astype(np.uint8)
-        done = self._with(owners=owners, phase=phase, touched=mask)
-        used = set(np.unique(np.concatenate([done.owners, done.targets])).tolist())
-        nodes = tuple(node for node in done.nodes if node.state == "active" or node.slot in used)
-        return replace(done, nodes=nodes)
+        return self._with(owners=owners, phase=phase, touched=mask)._without_idle()
+
+    def _without_idle(self) -> ClusterMap:
+        """Return the map without the nodes that are to go and own nothing any more."""
+        used = set(np.unique(np.concatenate([self.owners, self.targets])).tolist())
+        nodes = tuple(node for node in self.nodes if node.state == "active" or node.slot in used)
+        return replace(self, nodes=nodes)
 
     def _stepped(self, which: Iterable[int], before: int, after: int) -> ClusterMap:
         mask = self._mask(which, before)

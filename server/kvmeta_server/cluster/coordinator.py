@@ -105,7 +105,7 @@ class Coordinator:
         reason = ""
         for turn in range(TRIES):
             open_ = np.flatnonzero(~done)
-            part = rows if len(open_) == len(rows) else rows[open_]
+            part = rows[open_]  # a copy: late answers to an earlier try still read theirs
             part[:, VERSION] = self._clock.stamp() | flag
             acknowledged, tally, epoch = await self._attempt(dataset, part)
             done[open_] = acknowledged
@@ -346,7 +346,7 @@ class Coordinator:
             open_ = np.flatnonzero(outcomes == FENCED_OUTCOME)
             if not len(open_):
                 break
-            cluster_map = self._maps.current
+            cluster_map, reason = self._maps.current, ""
             first = self._deciders(cluster_map)[cluster_map.partition_of(rows[open_, HIGH])]
             calls = []
             for slot in _slots(first):
@@ -422,8 +422,8 @@ class Coordinator:
             if not len(open_):
                 break
             acknowledged, tally, epoch = await self._attempt(dataset, np.ascontiguousarray(moved[open_]))
-            outcomes[open_[acknowledged]] = Outcome.RELOCATED
-            outcomes[open_[~acknowledged & tally.stale]] = Outcome.CHANGED
+            outcomes[open_[acknowledged & ~tally.stale]] = Outcome.RELOCATED
+            outcomes[open_[tally.stale]] = Outcome.CHANGED
             open_ = open_[~acknowledged & ~tally.stale]
             if not len(open_):
                 break

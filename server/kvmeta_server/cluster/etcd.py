@@ -27,6 +27,7 @@ from kvmeta_server.cluster import etcd_rpc_pb2 as rpc
 CALL_S = 3.0
 """How long one call may take."""
 _PAUSE_S = 0.3
+_WITH_LEADER = (("hasleader", "true"),)  # a member that has lost the others says so, instead of nothing
 _KEEPALIVE_MS = 5_000
 
 
@@ -89,6 +90,7 @@ class Etcd:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.max_receive_message_length", 64 << 20),
+            ("grpc.lb_policy_name", "round_robin"),  # a member that does not answer is not asked for ever
         ]
         if secure.pop():
             self._channel = grpc.aio.secure_channel(target, (tls or Tls()).credentials(), options)
@@ -137,7 +139,7 @@ class Etcd:
             create = rpc.WatchCreateRequest(
                 key=prefix.encode(), range_end=_end(prefix), start_revision=revision + 1, progress_notify=True
             )
-            call: Any = method(wait_for_ready=True)  # type: ignore[call-arg]
+            call: Any = method(wait_for_ready=True, metadata=_WITH_LEADER)  # type: ignore[call-arg]
             try:
                 await call.write(rpc.WatchRequest(create_request=create))
                 async for reply in call:
@@ -169,7 +171,7 @@ class Etcd:
             request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
             response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
         )
-        call: Any = method(timeout=CALL_S)  # type: ignore[call-arg]
+        call: Any = method(timeout=CALL_S, metadata=_WITH_LEADER)  # type: ignore[call-arg]
         try:
             await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
             reply = await call.read()
@@ -195,7 +197,7 @@ class Etcd:
             response_deserializer=response.FromString,
         )
         try:
-            return await call(request, timeout=CALL_S)
+            return await call(request, timeout=CALL_S, metadata=_WITH_LEADER)
         except grpc.aio.AioRpcError as error:
             raise self._unavailable(error) from None
 

@@ -10,9 +10,11 @@ A file is read from its start when its node answers again and removed when all o
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +73,8 @@ class HintFiles:
                     file.write(record)
             except (BufferError, KvmetaError):
                 self.dropped_rows += len(rows)
+                with suppress(OSError):  # what was written of it would end all that comes behind
+                    os.truncate(self._file(slot), self._bytes.get(slot, 0))
                 return
             self._rows[slot] = self._rows.get(slot, 0) + len(rows)
             self._bytes[slot] = self._bytes.get(slot, 0) + len(record)

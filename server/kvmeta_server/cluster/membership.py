@@ -40,10 +40,17 @@ def prefix_of(cluster: str) -> str:
 class Membership:
     """The cluster as etcd has it. `adopt` makes the node work under a new map before others hear of it."""
 
-    def __init__(self, etcd: Etcd, cluster: str, adopt: Callable[[ClusterMap], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        etcd: Etcd,
+        cluster: str,
+        adopt: Callable[[ClusterMap], Awaitable[None]],
+        fault: Callable[[Exception], None],
+    ) -> None:
         self._etcd = etcd
         self._prefix = prefix_of(cluster)
         self._adopt = adopt
+        self._fault = fault
         self._values: dict[str, Value] = {}
         self._map: ClusterMap | None = None
         self._map_revision = 0
@@ -89,10 +96,15 @@ class Membership:
             if each.startswith(start)
         }
 
+    def dataset_table(self) -> dict[str, Any] | None:
+        """Return the table of datasets: the next number, and options by name; None where none is known."""
+        raw = self.value("datasets")
+        return None if raw is None else dict(json.loads(raw))
+
     def datasets(self) -> dict[str, dict[str, Any]]:
         """Return the datasets' options by name."""
-        raw = self.value("datasets")
-        return {} if raw is None else dict(json.loads(raw)["datasets"])
+        table = self.dataset_table()
+        return {} if table is None else dict(table["datasets"])
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change that is seen."""
@@ -201,8 +213,14 @@ class Membership:
                     await self._take(changes)
             except Compacted:
                 pass
-            with suppress(UnavailableError):
+            except Exception as error:  # noqa: BLE001 - a full disk, say: who follows no map must try again
+                self._fault(error)
+            try:
                 await self.load()
+            except UnavailableError:
+                pass
+            except Exception as error:  # noqa: BLE001
+                self._fault(error)
             await asyncio.sleep(_RETRY_S)
 
     async def _take(self, changes: list[Changed]) -> None:
@@ -223,26 +241,30 @@ class Membership:
             return
         with suppress(CorruptionError):
             cluster_map = decode(held.data)
-            self._map_revision = held.revision
             if self._map is None or (
                 cluster_map.epoch > self._map.epoch and cluster_map.cluster_id == self._map.cluster_id
             ):
                 await self._adopt(cluster_map)
                 self._map = cluster_map
+            self._map_revision = held.revision
 
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
 
     async def _keep_lease(self) -> None:
+        told = 0  # the lease that our sign of life hangs on
         while True:
             try:
-                is_new = await self._lease.renew()
-                if is_new:
+                await self._lease.renew()
+                if self._lease.id != told:
                     await self._etcd.txn(
                         [Put(f"{self._prefix}/live/{self._slot}", b"1", self._lease.id)], held={}
                     )
+                    told = self._lease.id
                 self.answers = True
             except UnavailableError:
                 self.answers = False
+            except Exception as error:  # noqa: BLE001
+                self._fault(error)
             await asyncio.sleep(_RENEW_S)

@@ -64,6 +64,7 @@ class Moves:
         self._log = log
         self._rows_s_max = rows_s_max
         self._copied = state.copied(membership.current.partitions)
+        self._holding = asyncio.Lock()  # what is copied is not dropped meanwhile, nor the other way round
         self.rows_copied = 0
 
     def copied(self, cluster_map: ClusterMap) -> list[int]:
@@ -97,30 +98,40 @@ class Moves:
         todo = cluster_map.incoming(self._replica.slot) & (self._copied != cluster_map.changed)
         if not todo.any() or self._membership.lease_left_s() <= 0:
             return
-        left = self._state.leftover(cluster_map.partitions)
-        if (left & todo).any():
-            await self._drop_here(cluster_map, left & todo)  # what was left here may be older than a purge
+        await self._drop_here(lambda now: now.incoming(self._replica.slot))  # it may be older than a purge
         ready = np.flatnonzero(todo & self._known_to_enough(cluster_map, COPYING))
         for start in range(0, len(ready), CHUNK):
-            await self._copy_chunk(cluster_map, ready[start : start + CHUNK])
+            async with self._holding:
+                await self._copy_chunk(cluster_map, ready[start : start + CHUNK])
 
     async def _copy_chunk(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
+        missing: set[int] = set()  # their owners do not answer: the others do not wait for them
+        reason: PeerError | None = None
         for dataset in self._replica.datasets():
             parts: list[Rows] = []
             for partition in partitions.tolist():
-                async for rows in self._read(cluster_map, dataset, partition):
-                    parts.append(rows)
-                    if sum(map(len, parts)) >= INGEST_ROWS:
-                        await self._ingest(dataset, parts)
+                try:
+                    async for rows in self._read(cluster_map, dataset, partition):
+                        parts.append(rows)
+                        if sum(map(len, parts)) >= INGEST_ROWS:
+                            await self._ingest(dataset, parts)
+                except PeerError as error:
+                    missing.add(partition)
+                    reason = error
             await self._ingest(dataset, parts)
             await self._take_over_ranges(cluster_map, dataset, partitions)
         now = self._membership.current
         same = partitions[now.changed[partitions] == cluster_map.changed[partitions]]
+        same = same[~np.isin(same, list(missing))]
         self._copied[same] = now.changed[same]
         await self._lane.run(lambda: self._state.set_copied(self._copied))
+        if reason is not None:
+            self._log.warning("moves wait", reason=str(reason), partitions=len(missing))
 
     async def _read(self, cluster_map: ClusterMap, dataset: str, partition: int) -> Any:
         """Yield a partition's rows as a read quorum of its owners has them, in order."""
+        if not cluster_map.alive[partition].any():
+            return  # given up: its owners were removed by force
         need = int(cluster_map.read_quorum[partition])
         owners = [
             slot
@@ -132,14 +143,21 @@ class Moves:
                 f"partition {partition}: {len(owners)} owners answer, and it takes {need} to copy it"
             )
         first, last = cluster_map.stretch(partition)
+        turn = 0
         while first <= last:
             started = time.monotonic()
-            pages = await asyncio.gather(
-                *(
-                    self._peers.rows(slot, dataset, cluster_map.epoch, first, last, PAGE_ROWS)
-                    for slot in owners[:need]
-                )
+            calls = (
+                self._peers.rows(slot, dataset, cluster_map.epoch, first, last, PAGE_ROWS)
+                for slot in owners[:need]
             )
+            try:
+                pages = await asyncio.gather(*calls)
+            except PeerError:
+                turn += 1
+                if turn >= len(owners):
+                    raise
+                owners = [*owners[1:], owners[0]]  # one of them may have damaged pages
+                continue
             until = min(page.until for page in pages)
             rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
             if len(rows):
@@ -223,7 +241,6 @@ class Moves:
     def _known_to_enough(self, cluster_map: ClusterMap, phase: int) -> NDArray[np.bool_]:
         """Return bool[P]: whether so many owners work under a partition's map that none older can be used."""
         knows = np.zeros(cluster_map.owners.shape, np.int64)
-        gone = np.zeros(cluster_map.owners.shape, np.int64)
         for node in cluster_map.nodes:
             epoch = self._replica.persisted if node.slot == self._replica.slot else 0
             told = self._peers.state_of(node.slot)
@@ -231,11 +248,9 @@ class Moves:
                 epoch = told.epoch
             here = cluster_map.owners == node.slot
             knows += here & (np.uint64(epoch) >= cluster_map.changed)[:, None]
-            if node.state == "removed":
-                gone += here
         count = (cluster_map.owners != NOBODY).sum(axis=1)
         write = np.minimum(cluster_map.write_quorum, count)
-        need = np.minimum(np.maximum(write, count - write + 1), np.maximum(1, count - gone.sum(axis=1)))
+        need = np.minimum(np.maximum(write, count - write + 1), cluster_map.alive.sum(axis=1))
         enough: NDArray[np.bool_] = knows.sum(axis=1) >= need
         enough &= cluster_map.phase == phase
         return enough
@@ -247,13 +262,14 @@ class Moves:
         cluster_map = self._membership.current
         left = self._state.leftover(cluster_map.partitions)
         left &= ~cluster_map.held_by(self._replica.slot) & ~cluster_map.moving
-        if not left.any():
+        if not left.any() or self._membership.lease_left_s() <= 0:
             return
         partitions = np.flatnonzero(left)
         for dataset in self._replica.datasets():
             for start in range(0, len(partitions), CHUNK):
                 await self._hand_over(cluster_map, dataset, partitions[start : start + CHUNK])
-        await self._drop_here(cluster_map, left)
+        slot = self._replica.slot
+        await self._drop_here(lambda now: left & ~now.held_by(slot) & ~now.moving)
 
     async def _hand_over(self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]) -> None:
         """Make sure that every owner of partitions has what is here; PeerError where one does not answer."""
@@ -280,15 +296,21 @@ class Moves:
                 await self._peers.apply(slot, dataset, 0, page.rows)
             first = page.until + 1
 
-    async def _drop_here(self, cluster_map: ClusterMap, mask: NDArray[np.bool_]) -> None:
-        stretches = tuple(_stretches(cluster_map, np.flatnonzero(mask)))
+    async def _drop_here(self, which: Callable[[ClusterMap], NDArray[np.bool_]]) -> None:
+        """Drop what is left over of the partitions that `which` names of the map as it is by then."""
+        async with self._holding:
+            cluster_map = self._membership.current
+            mask = self._state.leftover(cluster_map.partitions) & which(cluster_map)
+            if not mask.any():
+                return
+            stretches = tuple(_stretches(cluster_map, np.flatnonzero(mask)))
 
-        def drop() -> None:
-            for tree in list(self._replica.engine.trees.values()):
-                self._replica.engine.background.drop(tree, stretches)
-            self._replica.clean(mask)
+            def drop() -> None:
+                for tree in list(self._replica.engine.trees.values()):
+                    self._replica.engine.background.drop(tree, stretches)
+                self._replica.clean(mask)
 
-        await self._lane.run(drop)
+            await self._lane.run(drop)
         self._log.info("dropped", partitions=int(mask.sum()))
 
 

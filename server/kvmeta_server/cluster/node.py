@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Coroutine
@@ -42,7 +43,7 @@ from kvmeta_server.cluster.peer_answers import PeerAnswers
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.seams import PeerError
 from kvmeta_server.cluster.store import CoordinatedStore
-from kvmeta_server.cluster.tables import EtcdTables, local_name
+from kvmeta_server.cluster.tables import EtcdTables, local_name, number_of
 from kvmeta_server.cluster.transport import GrpcPeers
 from kvmeta_server.config import Config
 from kvmeta_server.lanes import Lane
@@ -51,6 +52,8 @@ from kvmeta_server.logs import Log
 RESERVE_MS = 10_000
 """How far ahead of its clock a node notes that it may have stamped."""
 HINTS_S = 1.0
+REST = 1.0
+"""Comparisons that nobody asked for take half of the time at most."""
 _ETCD_WAIT_S = 10.0
 
 
@@ -83,9 +86,11 @@ class ClusterNode:
         )
         self.name = settings.node or f"{socket.gethostname()}-{settings.advertise.rpartition(':')[2]}"
         self.state = NodeState(local.engine.path)
-        self.membership = Membership(self._etcd, settings.name, self._adopt)
+        self.membership = Membership(
+            self._etcd, settings.name, self._adopt, lambda error: log.fault("membership", error)
+        )
         self._replica: Replica | None = None
-        self._made = asyncio.Lock()
+        self._making = threading.Lock()
         self._stopping = False
         self._sent: dict[int, int] = {}  # how far into each node's hints
 
@@ -349,24 +354,28 @@ class ClusterNode:
         self._tasks = [task for task in self._tasks if not task.done()]
 
     async def _follow_datasets_once(self) -> None:
+        table = self.membership.dataset_table()
         with suppress(KvmetaError):
-            self._make_known(await self._known_datasets(fresh=False))
+            await asyncio.to_thread(self._make_known, table)
 
     async def make_datasets(self) -> None:
-        """Have here what datasets etcd says there are."""
-        known = await self._known_datasets(fresh=True)
-        await asyncio.to_thread(self._make_known, known)
+        """Have here what datasets etcd says there are, now."""
+        held = await self.membership.read("datasets")
+        table = None if held is None else dict(json.loads(held.data))
+        await asyncio.to_thread(self._make_known, table)
 
-    async def _known_datasets(self, *, fresh: bool) -> dict[str, dict[str, Any]]:
-        if fresh:
-            held = await self.membership.read("datasets")
-            if held is not None:
-                return dict(json.loads(held.data)["datasets"])
-        return self.membership.datasets()
+    def _make_known(self, table: dict[str, Any] | None) -> None:
+        """Make what is listed and missing; drop what was listed once and is not any more.
 
-    def _make_known(self, known: dict[str, dict[str, Any]]) -> None:
+        Without a table nothing is known, so nothing is dropped; nor is what is newer than the table.
+        """
+        if table is not None:
+            with self._making:
+                self._make_listed(table)
+
+    def _make_listed(self, table: dict[str, Any]) -> None:
         engine = self._local.engine
-        wanted = {local_name(name, options["id"]): options for name, options in known.items()}
+        wanted = {local_name(name, options["id"]): options for name, options in table["datasets"].items()}
         here = set(self.replica.datasets())
         for name, options in wanted.items():
             if name not in here:
@@ -374,16 +383,21 @@ class ClusterNode:
                     name, ttl_s=options["ttl_s"], bottom_filter=options["bottom_filter"], exist_ok=True
                 )
         for name in here - set(wanted) - {"default"}:
-            engine.drop_dataset(name)
-            self.state.forget(name)
+            if number_of(name) < table["next"]:
+                engine.drop_dataset(name)
+                self.state.forget(name)
 
     # Background work
 
     async def _replay_hints(self) -> None:
         while True:
             for slot in list(self.hints.waiting()):
-                with suppress(PeerError):
+                try:
                     await self._replay(slot)
+                except PeerError:  # later
+                    pass
+                except Exception as error:  # noqa: BLE001 - hints of others must not wait for these
+                    self._log.fault("hints", error)
             await asyncio.sleep(HINTS_S)
 
     async def _replay(self, slot: int) -> None:
@@ -401,7 +415,9 @@ class ClusterNode:
                 outcomes, _ = await self.peers.apply(slot, hint.dataset, 0, hint.rows)
                 fenced = outcomes == 3
             if fenced.any():
-                await self.coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
+                held = await self.coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
+                if not held.all():
+                    return  # their owners do not answer: later
             rows += len(hint.rows)
             self._sent[slot] = end
             if self._stopping:
@@ -414,18 +430,20 @@ class ClusterNode:
         while True:
             await asyncio.sleep(self._settings.repair_interval_s)
             try:
-                await self.repair("")
+                await self.repair("", rest=REST)
             except KvmetaError as error:
                 self._log.warning("anti-entropy waits", reason=str(error))
             except Exception as error:  # noqa: BLE001 - the next round comes
                 self._log.fault("anti-entropy", error)
 
-    async def repair(self, dataset: str) -> Report:
+    async def repair(self, dataset: str, rest: float = 0.0) -> Report:
         """Compare what this node is the first owner of; all datasets where none is named."""
+        if self.membership.lease_left_s() <= 0:
+            raise UnavailableError("this node holds no lease, for etcd does not answer; try again later")
         total = Report()
         names = [self.tables.local_name(dataset)] if dataset else self.replica.datasets()
         for name in names:
-            report = await self.anti_entropy.compare(name)
+            report = await self.anti_entropy.compare(name, rest)
             total.partitions += report.partitions
             total.rows += report.rows
             total.skipped += report.skipped

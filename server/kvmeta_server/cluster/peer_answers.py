@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kvmeta.engine.commit import STALE
+from kvmeta.engine.commit import REFUSED, STALE
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
 from kvmeta.protocol.frame import Frame
 from kvmeta.protocol.packed import PLAIN, unpack_up_to
@@ -52,7 +52,7 @@ class PeerAnswers:
             lambda: self._replica.apply(request.dataset, request.epoch, rows, repair=request.repair)
         )
         head = peer.ApplyResponse(epoch=self._replica.map.epoch)
-        told = versions if (outcomes == STALE).any() else None
+        told = versions if ((outcomes == STALE) | (outcomes == REFUSED)).any() else None
         return Frame.of(head, PLAIN, outcomes=outcomes, versions=told)
 
     async def fetch(self, request: Any) -> Frame:

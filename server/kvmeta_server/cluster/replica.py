@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.engine.commit import APPLY, Write
+from kvmeta.engine.commit import APPLY, REFUSED, Write
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.digest import digest
 from kvmeta.engine.kernels.layout import HIGH, VERSION
@@ -39,7 +39,7 @@ Words = NDArray[np.uint64]
 
 
 class Applied(NamedTuple):
-    """What became of rows: outcomes u1[n] and, of stale rows, the versions held u8[n]."""
+    """What became of rows: outcomes u1[n]; versions u8[n], of stale ones held, of refused ones promised."""
 
     outcomes: NDArray[np.uint8]
     versions: Words
@@ -83,7 +83,7 @@ class Replica:
     def adopt(self, cluster_map: ClusterMap) -> None:
         """Work under a newer map from now on; return when it is on disk and nothing older is under way."""
         with self._changed:
-            if cluster_map.epoch <= self._map.epoch:
+            if cluster_map.epoch < self._map.epoch or cluster_map.epoch <= self.persisted:
                 return
             owned = cluster_map.held_by(self.slot)
             lost = self._owned & ~owned
@@ -101,8 +101,11 @@ class Replica:
     def clean(self, gone: NDArray[np.bool_]) -> None:
         """Note that what was left of partitions (bool[P]) is dropped: from now on they may be taken again."""
         with self._changed:
+            held = self._owned & ~(self.state.leftover(len(gone)) & ~gone)
+            for dataset in self.datasets():
+                self._allow_purge(dataset, held)
             self.state.clear_leftover(gone)
-            self._held = self._owned & ~self.state.leftover(len(gone))
+            self._held = held
 
     def apply(self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
         """Merge rows u8[n, 6] (distinct IDs) into what is held, durably.
@@ -127,7 +130,9 @@ class Replica:
                 self.engine.commit(write)
                 assert write.outcome is not None
                 assert write.held is not None
-                outcomes[part], versions[part] = write.outcome, write.held.versions
+                refused = write.outcome == REFUSED
+                told = np.where(refused, ranges.promised[partitions[part]], write.held.versions)
+                outcomes[part], versions[part] = write.outcome, told
             return Applied(outcomes, versions)
 
     def fetch(self, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False) -> Fetched:
@@ -176,7 +181,7 @@ class Replica:
         out = np.zeros((len(asked), BUCKETS), np.uint64)
         for i, partition in enumerate(asked.tolist()):
             first, last = cluster_map.stretch(partition)
-            while first <= last:
+            while cut_at and first <= last:
                 view = tree.view
                 until = window_end(view, first, last, 1 << 18)
                 rows = merged_rows(view, first, until)

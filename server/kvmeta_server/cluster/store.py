@@ -155,18 +155,9 @@ class CoordinatedDataset(Dataset):
             if not fast or not len(missed):
                 return here
             confirmed, told = self._asked(np.ascontiguousarray(mixed[missed]), fast=False)
-            for column, part in zip(
-                (hits.found, hits.locations.view("V24"), hits.versions, hits.failed, states),
-                (
-                    confirmed.found,
-                    confirmed.locations.view("V24"),
-                    confirmed.versions,
-                    confirmed.failed,
-                    told,
-                ),
-                strict=True,
-            ):
-                column[missed] = part
+            hits.found[missed], hits.failed[missed] = confirmed.found, confirmed.failed
+            hits.locations.view("V24")[missed] = confirmed.locations.view("V24")
+            hits.versions[missed], states[missed] = confirmed.versions, told
             return here
         return self._asked(mixed, fast=fast)
 

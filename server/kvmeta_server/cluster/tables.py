@@ -23,6 +23,11 @@ def local_name(name: str, number: int) -> str:
     return name if name == DEFAULT_DATASET else f"{name}@{number}"
 
 
+def number_of(local: str) -> int:
+    """Return the number of a dataset from its name on nodes."""
+    return int(local.rpartition("@")[2])
+
+
 class EtcdTables(Tables):
     """The tables as `membership` knows them, changed in etcd. For threads: `run` takes work to the loop."""
 

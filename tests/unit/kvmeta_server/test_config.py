@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -57,23 +57,39 @@ def test_later_sources_win_file_then_environment_then_settings_then_flags(toml: 
     assert settings.listen == "127.0.0.1:4"
 
 
+def is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
 def leaves(kind: Any = Config, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     """Return every setting's path and default."""
     found: dict[tuple[str, ...], Any] = {}
     for field in msgspec.structs.fields(kind):
         own = (*path, field.name)
-        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            found |= leaves(field.type, own)
+        kind = next((each for each in get_args(field.type) if is_struct(each)), field.type)
+        if is_struct(kind):
+            found |= leaves(kind, own)
         else:
             found[own] = field.default
     return found
 
 
+GIVEN = {
+    ("data",): "catalog",
+    ("cluster", "name"): "prod",
+    ("cluster", "advertise"): "10.0.0.1:7400",
+}
+"""What is given where a setting has no default that could be."""
+
+
 def test_every_setting_has_a_variable() -> None:
     for path, default in leaves().items():
-        value = "catalog" if path == ("data",) else default
+        value = GIVEN.get(path, default)
         name = "KVMETA_SERVE_" + "_".join(path).upper()
-        got: Any = config.load(None, {"KVMETA_SERVE_DATA": "catalog", name: str(value)}, {})
+        others = {"KVMETA_SERVE_DATA": "catalog"}
+        if path[0] == "cluster":
+            others["KVMETA_SERVE_CLUSTER_NAME"] = "prod"
+        got: Any = config.load(None, {**others, name: str(value)}, {})
         for step in path:
             got = getattr(got, step)
         assert got == value, path
@@ -200,3 +216,28 @@ def test_smaller_batches_allow_smaller_messages() -> None:
 def test_no_lookup_threads_means_one_a_core() -> None:
     assert load().threads.lookup_count >= 1
     assert load(None, "threads.lookup=3").threads.lookup_count == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("cluster.name=", "cluster.name"),
+        ("cluster.name=a/b", "cluster.name"),
+        ("cluster.write_quorum=1", "more than half of 3"),
+        ("cluster.write_quorum=4", "at most all"),
+        ("cluster.partitions=100", "power of two"),
+        ("cluster.advertise=nowhere", "cluster.advertise"),
+        ("cluster.advertise=0.0.0.0:7400", "--advertise HOST:PORT"),
+        ("cluster.weight=0", "cluster.weight"),
+        ("listen=127.0.0.1:0", "listen"),
+    ],
+)
+def test_settings_of_a_cluster_that_cannot_be_are_refused(setting: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        config.load(None, {}, {"data": "x"}, ["cluster.name=prod", setting])
+
+
+def test_a_node_is_reached_where_it_listens_unless_told_otherwise() -> None:
+    settings = config.load(None, {}, {"data": "x"}, ["cluster.name=prod", "listen=127.0.0.1:7411"])
+    assert settings.cluster is not None
+    assert settings.cluster.advertise == "127.0.0.1:7411"

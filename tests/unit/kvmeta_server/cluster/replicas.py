@@ -128,11 +128,12 @@ class Replicas:
             self.replicas[slot].adopt(cluster_map)
 
     def holding(self, rows: np.ndarray) -> list[int]:
-        """Return how many of `rows`, version and all, each node holds."""
+        """Return how many of `rows` each node holds, with their versions where they have some."""
         out = []
         for replica in self.replicas.values():
             held = replica.tree("default").held(np.ascontiguousarray(rows[:, :2]))
-            out.append(int((held.versions == rows[:, 2]).sum()))
+            same = (held.versions != 0) & (held.locations == rows[:, 3:]).all(axis=1)
+            out.append(int((same & ((rows[:, 2] == 0) | (held.versions == rows[:, 2]))).sum()))
         return out
 
     def close(self) -> None:

@@ -104,6 +104,22 @@ def test_a_drained_node_is_gone_when_it_owns_nothing() -> None:
     assert not (done.owners == 2).any()
 
 
+def test_a_node_that_owns_nothing_yet_is_gone_at_once() -> None:
+    joining = of_nodes(3).joined(node("n3"))
+    undone = joining.with_node("n3", state="removed")
+    assert not undone.moving.any()
+    assert [each.name for each in undone.nodes] == ["n0", "n1", "n2"]
+
+
+def test_with_owners_removed_by_force_those_left_are_the_quorum() -> None:
+    held = of_nodes(4).with_node("n1", state="removed")
+    assert (held.read_quorum[(held.owners == 1).any(axis=1)] == 2).all()
+    both = held.with_node("n2", state="removed")
+    lost = ((both.owners == 1) | (both.owners == 2)).sum(axis=1) == 2
+    assert (both.read_quorum[lost] == 1).all()
+    assert (both.write_quorums[0][lost] == 1).all()
+
+
 def test_slots_are_not_given_again_soon() -> None:
     held = settled(of_nodes(3).with_node("n2", state="draining"))
     assert held.joined(node("n9")).node("n9").slot == 3

@@ -17,6 +17,8 @@ from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE
 from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
 
 N = 300
+PLACE = [0, 1, 3, 4, 5]
+"""The columns of an ID and its location."""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_write_reaches_all_owners_and_is_read_back(three: Replicas) -> None:
     assert three.holding(rows) == [N, N, N]
     states, got = read(three, rows)
     assert (states == ANSWERED).all()
-    assert (got == rows).all()
+    assert (got[:, PLACE] == rows[:, PLACE]).all()
     assert three.calls.count("fetch") == 1
     assert three.calls.count("versions") == 2  # half of the IDs at each of the two others
 
@@ -63,7 +65,7 @@ def test_two_of_three_are_enough_and_the_third_gets_a_hint(three: Replicas) -> N
     assert three.hints.rows == {2: N}
     states, got = read(three, rows)
     assert (states == ANSWERED).all()
-    assert (got == rows).all()
+    assert (got[:, PLACE] == rows[:, PLACE]).all()
 
 
 def test_one_of_three_is_not_enough_and_nothing_is_a_miss(three: Replicas) -> None:
@@ -239,7 +241,7 @@ def test_an_insert_takes_effect_once(three: Replicas) -> None:
 def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas) -> None:
     rows = rows_of(N)
     write(three, rows)
-    moved = rows.copy()
+    moved = read(three, rows)[1]
     moved[:, 3] = 7
     half = moved.copy()
     half[: N // 2, 2] -= np.uint64(1 << 20)
@@ -248,6 +250,9 @@ def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas)
     assert (outcomes[N // 2 :] == Outcome.RELOCATED).all()
     _, got = read(three, rows)
     assert (got[N // 2 :, 3] == 7).all()
+    again = half.copy()
+    again[:, 3] = 8
+    assert (decide(three, "relocate", again)[0] == Outcome.CHANGED).all()
     absent = rows_of(5, seed=9)
     assert (decide(three, "relocate", absent)[0] == Outcome.ABSENT).all()
 
@@ -263,3 +268,14 @@ def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
     rows[:, 2] = three.stores[0].engine.clock.stamp() + (120_000 << MS_SHIFT)
     with pytest.raises(Exception, match="ahead of this node's clock"):
         three.replicas[1].apply("default", 0, rows)
+
+
+def test_of_one_version_the_larger_location_stays_whoever_comes_first(three: Replicas) -> None:
+    """Two attempts of one relocate, each at another replica: all must end with the same."""
+    small, large = rows_of(N, value=1), rows_of(N, value=2)
+    small[:, 2] = large[:, 2] = three.stores[0].engine.clock.stamp()
+    assert (three.replicas[0].apply("default", 0, small).outcomes == 0).all()
+    assert (three.replicas[0].apply("default", 0, large).outcomes == 0).all()
+    assert (three.replicas[1].apply("default", 0, large).outcomes == 0).all()
+    assert (three.replicas[1].apply("default", 0, small).outcomes == 1).all()
+    assert three.holding(large)[:2] == [N, N]

@@ -1,0 +1,151 @@
+"""A cluster of processes: `kvmeta dev`, `kvmeta cluster`, and the benchmark's tiny form."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kvmeta
+import kvmeta.aio
+import kvmeta.cluster
+from bench import cluster as benchmark
+from kvmeta_server.dev import DevCluster
+
+pytestmark = pytest.mark.system
+
+IDS = kvmeta.ids_from_ints(np.arange(5000, dtype=np.uint64))
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
+    with DevCluster(tmp_path_factory.mktemp("dev"), settings=["cluster.partitions=32"]) as cluster:
+        with kvmeta.cluster.open(cluster.target) as operator:
+            while len(operator.status().members) < 3 or operator.status().moving:
+                pass
+        yield cluster
+
+
+def run(*words: str, status: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kvmeta", *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_commands_tell_how_the_cluster_is(three: DevCluster) -> None:
+    told = run("cluster", "status", "--store", three.target)
+    assert "write_quorum" in told
+    for name in ("n1", "n2", "n3"):
+        assert name in told
+    status = json.loads(run("cluster", "status", "--store", three.target, "--json"))
+    assert status["partitions"] == 32
+    assert status["moving"] == 0
+    assert status["etcd"] is True
+    assert [member["owned"] for member in status["members"]] == [32, 32, 32]
+    lines = run("cluster", "map", "--store", three.target, "--json").splitlines()
+    assert len(lines) == 32
+    assert sorted(json.loads(lines[0])["owners"]) == ["n1", "n2", "n3"]
+    assert "n1, n2, n3" in run("cluster", "map", "--store", three.target)
+    assert "0 partitions" in run("cluster", "moves", "--store", three.target)
+    assert len(run("cluster", "nodes", "--store", three.target, "--json").splitlines()) == 3
+    assert "kvmeta serve" in run("cluster", "join")
+    assert "compared 32 partitions" in run("cluster", "repair", "--store", three.target)
+    assert "done" in run("cluster", "rebalance", "--store", three.target, "--wait")
+
+
+def test_what_cannot_be_is_one_line_and_a_code(three: DevCluster) -> None:
+    told = run("cluster", "drain", "n2", "--store", three.target, status=2)
+    assert "2 nodes for 3 replicas" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_one_server_is_no_cluster(tmp_path: Path) -> None:
+    from tests.serving import ServerProcess
+
+    with ServerProcess(tmp_path / "data") as server:
+        told = run("cluster", "status", "--store", server.target, status=1)
+        assert "older than the client" in told or "no cluster" in told
+
+
+def test_the_same_store_by_every_way(three: DevCluster) -> None:
+    locations = np.zeros(len(IDS), kvmeta.LOCATION)
+    locations["volume"], locations["offset"] = 1, np.arange(len(IDS))
+    for options in (
+        kvmeta.ClientOptions(),
+        kvmeta.ClientOptions(consistency="fast", hedge=True),
+        kvmeta.ClientOptions(hedge=True, lookup_rows=500),
+    ):
+        with kvmeta.open(three.target, options=options) as store:
+            store.dataset().put(IDS, locations)
+            assert (store.dataset().lookup(IDS).locations == locations).all()
+
+    async def awaited() -> None:
+        options = kvmeta.ClientOptions(hedge=True, lookup_rows=500)
+        async with kvmeta.aio.open(three.target, options=options) as store:
+            ds = await store.dataset()
+            for _ in range(5):
+                assert (await ds.lookup(IDS)).found.all()
+
+    import asyncio
+
+    asyncio.run(awaited())
+
+
+def test_a_node_that_is_killed_and_started_again_is_the_same(three: DevCluster) -> None:
+    with kvmeta.open(three.target) as store:
+        ds = store.dataset()
+        locations = np.zeros(len(IDS), kvmeta.LOCATION)
+        locations["volume"] = 1
+        three.nodes["n3"].stop(signal.SIGKILL)
+        ds.put(IDS, locations)
+        assert ds.lookup(IDS).found.all()
+        three.restart("n3")
+        with kvmeta.open(f"kvmeta://{three.nodes['n3'].address}") as direct:
+            assert direct.dataset().lookup(IDS).found.all()
+
+
+def test_a_node_that_hangs_costs_a_moment(three: DevCluster) -> None:
+    with kvmeta.open(three.target, options=kvmeta.ClientOptions(failover_s=1.0)) as store:
+        ds = store.dataset()
+        three.nodes["n2"].send(signal.SIGSTOP)
+        try:
+            assert ds.lookup(IDS).found.all()
+            assert ds.lookup(IDS).found.all()
+        finally:
+            three.nodes["n2"].send(signal.SIGCONT)
+
+
+def test_dev_starts_a_cluster_and_stops_it_cleanly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kvmeta", "dev", "--nodes", "2", "--port", "0", "--data", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        timer = threading.Timer(120, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        target = process.stdout.readline().strip()
+        assert target.startswith("kvmeta://")
+        with kvmeta.open(target) as store:
+            store.dataset().put(IDS[:10], np.zeros(10, kvmeta.LOCATION))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        timer.cancel()
+    assert "closed" in (tmp_path / "n1.log").read_text()
+
+
+def test_the_benchmark_measures_everything(tmp_path: Path) -> None:
+    results = tmp_path / "cluster.json"
+    assert benchmark.main(["--tiny", "--data", str(tmp_path / "data"), "--results", str(results)]) == 0
+    answers = {
+        each["key"]: each["measured"]["median"] for each in json.loads(results.read_text())["tiny"]["answers"]
+    }
+    for key in ("death-lost", "growth-lost", "growth-errors", "growth-digests", "without-etcd"):
+        assert answers[key] == 0, key
+    assert answers["without-etcd-told"] == 1
