@@ -131,7 +131,7 @@ class LocalCluster:
             while True:
                 maps = [node.node.membership.current for node in self.nodes.values()]
                 same = len({each.epoch for each in maps}) == 1 and len(maps[0].nodes) == len(self.nodes)
-                if same and not maps[0].moving.any():
+                if same and not maps[0].unplaced.any():
                     return
                 await asyncio.sleep(0.02)
 

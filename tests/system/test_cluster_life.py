@@ -398,7 +398,7 @@ def test_a_node_that_stamped_far_ahead_does_not_start(three: LocalCluster) -> No
 def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(tmp_path: Path, etcd: DevEtcd) -> None:
     (tmp_path / "nodes").mkdir()
     with (
-        tmpfs(tmp_path / "nodes" / "n3", "24m"),
+        tmpfs(tmp_path / "nodes" / "n3", "14m"),
         local_cluster(tmp_path / "nodes", etcd, 3) as cluster,
         open_at(cluster) as store,
     ):
@@ -441,6 +441,7 @@ def test_without_etcd_reads_and_writes_go_on_and_changes_say_so(
         with open_at(cluster) as store, kvmeta.cluster.open(cluster.target) as operator:
             ds = store.dataset()
             ds.put(some_ids(1000), places(1000))
+            store.create_dataset("named").put(some_ids(10), places(10))
             server.stop()
             time.sleep(3)
             ds.put(some_ids(1000, 1000), places(1000))
@@ -451,7 +452,9 @@ def test_without_etcd_reads_and_writes_go_on_and_changes_say_so(
             with pytest.raises(UnavailableError, match="etcd"):
                 store.create_dataset("more")
             cluster.stop("n2")
-            cluster.start("n2")  # it remembers the map
+            cluster.start("n2")  # it remembers the map, and keeps what it cannot ask about
+            assert cluster.nodes["n2"].local.datasets() == ["default", "named@1"]
+            assert store.dataset("named").lookup(some_ids(10)).found.all()
             assert ds.lookup(some_ids(2000)).found.all()
             server = DevEtcd(tmp_path / "etcd", port=server.port)
             until(lambda: operator.status().etcd, "etcd is back")

@@ -170,7 +170,12 @@ class ClusterMap:
         known = ", ".join(sorted(node.name for node in self.nodes))
         raise NotFoundError(f"cluster {self.name!r} has no node {name!r} (it has: {known})")
 
-    @property
+    @cached_property
+    def unplaced(self) -> Mask:
+        """Return bool[P]: whether a partition is not yet where it belongs, on its way or not."""
+        return self.moving | ~_same_sets(self.owners, self.planned)
+
+    @cached_property
     def planned(self) -> NDArray[np.uint16]:
         """Return where everything belongs, over the nodes that are to stay."""
         stay = [

@@ -199,7 +199,10 @@ class Moves:
 
     async def _drive(self) -> None:
         cluster_map = self._membership.current
-        if not cluster_map.moving.any() or not await self._membership.is_driver():
+        if not cluster_map.unplaced.any() or not await self._membership.is_driver():
+            return
+        if not cluster_map.moving.any():  # what had switched when the plan changed
+            await self._step(cluster_map, lambda held: held.replanned())
             return
         copied = np.flatnonzero((cluster_map.phase == COPYING) & self._copied_by_all(cluster_map))
         known = np.flatnonzero((cluster_map.phase == SWITCHED) & self._known_to_enough(cluster_map, SWITCHED))
@@ -215,11 +218,8 @@ class Moves:
         await self._membership.change_map(unless_changed)
         await self._membership.newer_than(planned.epoch, 2.0)
         now = self._membership.current
-        if planned.moving.any() and not now.moving.any():
+        if planned.moving.any() and not now.unplaced.any():
             self._log.info("moves done", epoch=now.epoch)
-            await self._membership.change_map(
-                lambda held: held if held.moving.any() else _or_same(held, held.replanned())
-            )
 
     def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
         """Return bool[P]: whether all targets of a partition that were no owners have copied it."""
@@ -312,10 +312,6 @@ class Moves:
 
             await self._lane.run(drop)
         self._log.info("dropped", partitions=int(mask.sum()))
-
-
-def _or_same(held: ClusterMap, planned: ClusterMap) -> ClusterMap:
-    return planned if planned.moving.any() else held
 
 
 def _members(owners: NDArray[np.uint16]) -> list[int]:

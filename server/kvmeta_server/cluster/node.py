@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.errors import (
@@ -33,7 +34,7 @@ from kvmeta.version import EPOCH_MS, MS_SHIFT
 from kvmeta_server.cluster import cluster_map as maps
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report
 from kvmeta_server.cluster.cluster_map import ClusterMap, Node, decode
-from kvmeta_server.cluster.coordinator import Coordinator
+from kvmeta_server.cluster.coordinator import Coordinator, Written
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.membership import LEASE_S, Membership
@@ -61,6 +62,15 @@ class NodeCoordinator(Coordinator):
     """The coordinator of a node, which knows when its datasets' entries expire."""
 
     replica: Replica
+    log: Log
+
+    async def write(self, dataset: str, rows: NDArray[np.uint64], *, delete: bool) -> Written:
+        """Put or delete rows; what is not acknowledged is told to the log, with the reason."""
+        written = await super().write(dataset, rows, delete=delete)
+        missing = int((~written.acknowledged).sum())
+        if missing:
+            self.log.warning("not acknowledged", dataset=dataset, ids=missing, reason=written.reason)
+        return written
 
     def expired(self, dataset: str) -> int:
         """Return the version below which entries of a dataset have expired."""
@@ -293,7 +303,7 @@ class ClusterNode:
         self.peers = GrpcPeers(self._replica, self.membership, self._reads, self._writes)
         self.hints = HintFiles(self.state.path / "hints", settings.hints_bytes_max)
         self.coordinator = NodeCoordinator(slot, self.membership, self.peers, engine.clock, self.hints)
-        self.coordinator.replica = self._replica
+        self.coordinator.replica, self.coordinator.log = self._replica, self._log
         self.peers.coordinator = self.coordinator
         self.anti_entropy = AntiEntropy(
             slot, self.membership, self.peers, engine.clock, self.coordinator.expired

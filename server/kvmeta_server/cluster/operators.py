@@ -48,7 +48,7 @@ class Operators:
         return pb.GetStatusResponse(
             name=cluster_map.name, cluster=cluster_map.cluster_id, epoch=cluster_map.epoch,
             partitions=cluster_map.partitions, replicas=cluster_map.replicas,
-            write_quorum=cluster_map.write_quorum, members=members, moving=int(cluster_map.moving.sum()),
+            write_quorum=cluster_map.write_quorum, members=members, moving=int(cluster_map.unplaced.sum()),
             etcd=node.membership.answers, unavailable=self._unavailable(cluster_map),
         )  # fmt: skip
 

@@ -78,3 +78,23 @@ def test_readers_beside_the_writer_see_whole_rows() -> None:
     done.set()
     thread.join()
     assert not wrong
+
+
+def test_ranges_are_the_same_however_often_and_whenever_they_are_asked_for() -> None:
+    """From the third question on they come from an order that is kept; what came since is looked through."""
+    random = np.random.default_rng(5)
+    table = Memtable(60_000)
+    held: dict[tuple[int, int], int] = {}
+    for version in range(1, 6):
+        rows = np.zeros((10_000, 6), np.uint64)
+        rows[:, :2] = random.integers(0, 20_000, (10_000, 1)) * (1 << 49) + np.arange(2, dtype=np.uint64)
+        rows = rows[np.unique(rows[:, 0], return_index=True)[1]]
+        rows[:, 2] = version
+        table.insert(rows, WAL_START)
+        held |= {(int(row[0]), int(row[1])): version for row in rows}
+        for _ in range(4):
+            first = int(random.integers(0, 1 << 63))
+            last = first + int(random.integers(0, 1 << 61))
+            got = table.sorted_rows(first, last)
+            expected = sorted((key, each) for key, each in held.items() if first <= key[0] <= last)
+            assert [((int(r[0]), int(r[1])), int(r[2])) for r in got] == expected
