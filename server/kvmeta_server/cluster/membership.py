@@ -27,6 +27,7 @@ LEASE_S = 5
 _RENEW_S = 1.0
 _RETRY_S = 0.5
 _CAS_TRIES = 20
+NO_DATASETS = b'{"next": 1, "datasets": {}}'
 _OWN_S = 1.0
 
 Changes = Callable[[ClusterMap], ClusterMap]
@@ -116,15 +117,22 @@ class Membership:
 
     # Life
 
-    def go_on_with(self, cluster_map: ClusterMap | None) -> None:
-        """Start from a map that was remembered."""
+    def go_on_with(self, cluster_map: ClusterMap | None, datasets: bytes | None) -> None:
+        """Start from a map and a table of datasets that were remembered."""
+        if datasets is not None:
+            key = f"{self._prefix}/datasets"
+            self._values[key] = Value(key, datasets, 0)
         if cluster_map is not None and (self._map is None or cluster_map.epoch > self._map.epoch):
             self._map = cluster_map
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
         values, revision = await self._etcd.below(f"{self._prefix}/")
-        self._values = {value.key: value for value in values}
+        table = f"{self._prefix}/datasets"
+        self._values = {
+            table: Value(table, NO_DATASETS, 0)
+        }  # etcd answers: where it has no table, it is this
+        self._values |= {value.key: value for value in values}
         self._revision = revision
         self.answers = True
         await self._look_at_map()

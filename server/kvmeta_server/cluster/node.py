@@ -37,7 +37,7 @@ from kvmeta_server.cluster.cluster_map import ClusterMap, Node, decode
 from kvmeta_server.cluster.coordinator import Coordinator, Written
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.hints import HintFiles
-from kvmeta_server.cluster.membership import LEASE_S, Membership
+from kvmeta_server.cluster.membership import LEASE_S, NO_DATASETS, Membership
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import Identity, NodeState
 from kvmeta_server.cluster.peer_answers import PeerAnswers
@@ -110,7 +110,7 @@ class ClusterNode:
         """Become, or be again, a member; raise what keeps this node from it."""
         self._check_identity()
         remembered = self.state.map()
-        self.membership.go_on_with(remembered)
+        self.membership.go_on_with(remembered, self.state.datasets())
         try:
             await self._load()
         except UnavailableError as error:
@@ -371,7 +371,7 @@ class ClusterNode:
     async def make_datasets(self) -> None:
         """Have here what datasets etcd says there are, now."""
         held = await self.membership.read("datasets")
-        table = None if held is None else dict(json.loads(held.data))
+        table = json.loads(NO_DATASETS if held is None else held.data)
         await asyncio.to_thread(self._make_known, table)
 
     def _make_known(self, table: dict[str, Any] | None) -> None:
@@ -396,6 +396,9 @@ class ClusterNode:
             if number_of(name) < table["next"]:
                 engine.drop_dataset(name)
                 self.state.forget(name)
+        raw = json.dumps(table).encode()
+        if raw != self.state.datasets():
+            self.state.set_datasets(raw)
 
     # Background work
 

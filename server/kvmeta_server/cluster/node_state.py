@@ -2,6 +2,7 @@
 
     node/NODE           who it is: cluster, name, slot; how far its clock may have stamped
     node/MAP            the newest map it has seen, so that it goes on without etcd, and never back in time
+    node/DATASETS       the table of datasets, as etcd had it last
     node/COPIED         for each partition, the epoch of the change for which its copy is done
     node/LEFTOVER       partitions of which rows are here that it owns no more
     node/ranges/NAME    of a dataset: what it promised not to take, and up to where all owners agreed
@@ -80,6 +81,15 @@ class NodeState:
         """Remember a map."""
         with self._lock:
             _write(self.path / "MAP", cluster_map.encode())
+
+    def datasets(self) -> bytes | None:
+        """Return the table of datasets, as etcd had it last."""
+        return _read(self.path / "DATASETS")
+
+    def set_datasets(self, table: bytes) -> None:
+        """Remember the table of datasets."""
+        with self._lock:
+            _write(self.path / "DATASETS", table)
 
     def copied(self, partitions: int) -> Words:
         """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""

@@ -96,6 +96,8 @@ class EtcdTables(Tables):
         try:
             held = self._run(self._membership.read("datasets"))
         except UnavailableError:
+            if self._membership.dataset_table() is None:  # not known is not absent
+                raise
             return self._membership.datasets()
         return dict(_table(None if held is None else held.data)["datasets"])
 
@@ -190,10 +192,7 @@ class EtcdTables(Tables):
 
     def _read(self, key: str) -> bytes | None:
         """Read from etcd what is not known here: it may be newer than the last change seen."""
-        try:
-            held = self._run(self._membership.read(key))
-        except UnavailableError:
-            return None
+        held = self._run(self._membership.read(key))
         return None if held is None else held.data
 
 
