@@ -36,9 +36,9 @@ def mix(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.uint64]:
     halves = ids.view(">u8").reshape(-1, 2)
     high, low = halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
     k = round_keys(seed)
-    high ^= _finalise(low + k[0])
-    low ^= _finalise(high + k[1])
-    high ^= _finalise(low + k[2])
+    high ^= finalise(low + k[0])
+    low ^= finalise(high + k[1])
+    high ^= finalise(low + k[2])
     return np.stack([high, low], axis=1)
 
 
@@ -75,13 +75,14 @@ def unmix(mixed: NDArray[np.uint64], seed: int = DEFAULT_SEED) -> NDArray[np.voi
     """Return the ID[n] of mixed IDs u8[n, 2]; the inverse of `mix`."""
     high, low = mixed[:, 0].copy(), mixed[:, 1].copy()
     k = round_keys(seed)
-    high ^= _finalise(low + k[2])
-    low ^= _finalise(high + k[1])
-    high ^= _finalise(low + k[0])
+    high ^= finalise(low + k[2])
+    low ^= finalise(high + k[1])
+    high ^= finalise(low + k[0])
     return np.stack([high, low], axis=1).astype(">u8").view("V16").reshape(-1)
 
 
-def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the splitmix64 finaliser of each u8."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)

@@ -260,8 +260,10 @@ class Moves:
     async def _drop(self) -> None:
         """Drop what is held and not owned any more, once its owners have every row of it."""
         cluster_map = self._membership.current
+        if cluster_map.unplaced.any():
+            return  # dropping rewrites the store: once, when all has moved
         left = self._state.leftover(cluster_map.partitions)
-        left &= ~cluster_map.held_by(self._replica.slot) & ~cluster_map.moving
+        left &= ~cluster_map.held_by(self._replica.slot)
         if not left.any() or self._membership.lease_left_s() <= 0:
             return
         partitions = np.flatnonzero(left)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.errors import InputError
+from kvmeta.mixing import finalise
 
 NOBODY = 0xFFFF
 """A place for which there is no node."""
@@ -81,7 +82,7 @@ def _costs(nodes: Sequence[Candidate], partitions: int) -> NDArray[np.uint64]:
     names = np.array([_hash(node.name) for node in nodes], np.uint64)
     weights = np.array([round(node.weight * _WEIGHT_ONE) for node in nodes], np.uint64)
     numbers = np.arange(partitions, dtype=np.uint64)[:, None]
-    drawn = _finalise(names[None, :] ^ _finalise(numbers + U(1))) >> U(32)
+    drawn = finalise(names[None, :] ^ finalise(numbers + U(1))) >> U(32)
     return (_minus_log2(drawn + U(1)) << U(32)) // weights[None, :]
 
 
@@ -91,13 +92,6 @@ def _hash(name: str) -> int:
     for byte in name.encode():
         value = (value ^ byte) * 0x100000001B3 & ((1 << 64) - 1)
     return value
-
-
-def _finalise(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the splitmix64 finaliser of each u8."""
-    x = (x ^ x >> U(30)) * U(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> U(27)) * U(0x94D049BB133111EB)
-    return x ^ x >> U(31)
 
 
 def _minus_log2(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
