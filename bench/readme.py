@@ -4,7 +4,6 @@
     scale.json      <!-- measured: make bench-scale-full -->
     engine.json     <!-- measured: make bench-engine-full -->
     service.json    <!-- measured: make bench-service-full -->
-    cluster.json    <!-- measured: make bench-cluster-full -->
 
 A test checks that the README holds what this makes, so neither can drift from the other.
 """
@@ -82,23 +81,11 @@ SERVICE_ROWS = (
     ("flood-memory", "server's memory under 1,000 idle connections and 300 slow calls, more by"),
     ("flood-p99", "a healthy client's p99 under them, times"),
 )
-CLUSTER_ROWS = (
-    ("death-lost", "kill -9 of one of three nodes under load: acknowledged writes lost, false misses"),
-    ("death-gap", "  the longest wait for a read or a write to succeed"),
-    ("growth-lost", "three nodes, then five, then three, 5M entries, under load: lost or resurrected"),
-    ("growth-errors", "  errors that the client saw"),
-    ("growth-movement", "  replicas moved in a step, against the least that must"),
-    ("routing-one", "lookups a CPU second, three nodes R=1, of a single server's"),
-    ("routing-fast", "the same, R=3, fast reads"),
-    ("routing-quorum", "the same, R=3, quorum reads"),
-    ("without-etcd", "a minute without etcd: errors and wrong answers"),
-)
 BLOCKS = (
     Block("compare", "the clients", body=results_page.side_by_side),
     Block("scale", "the callers", body=results_page.growth),
     Block("engine", "the caller", ENGINE_ROWS),
     Block("service", "the clients", SERVICE_ROWS),
-    Block("cluster", "nodes, etcd and the client", CLUSTER_ROWS),
 )
 
 

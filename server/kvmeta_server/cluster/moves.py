@@ -39,6 +39,8 @@ PAGE_ROWS = 131_072
 INGEST_ROWS = 1 << 20
 CHUNK = 64
 """Partitions copied before they are noted as copied."""
+AT_ONCE = 4
+"""Partitions read at once: one alone waits for the network most of the time."""
 
 Rows = NDArray[np.uint64]
 
@@ -109,15 +111,20 @@ class Moves:
         reason: PeerError | None = None
         for dataset in self._replica.datasets():
             parts: list[Rows] = []
-            for partition in partitions.tolist():
-                try:
-                    async for rows in self._read(cluster_map, dataset, partition):
-                        parts.append(rows)
-                        if sum(map(len, parts)) >= INGEST_ROWS:
-                            await self._ingest(dataset, parts)
-                except PeerError as error:
-                    missing.add(partition)
-                    reason = error
+            for start in range(0, len(partitions), AT_ONCE):
+                some = partitions[start : start + AT_ONCE].tolist()
+                reads = (self._read(cluster_map, dataset, partition) for partition in some)
+                got = await asyncio.gather(*reads, return_exceptions=True)
+                for partition, rows in zip(some, got, strict=True):
+                    if isinstance(rows, PeerError):
+                        missing.add(partition)
+                        reason = rows
+                    elif isinstance(rows, BaseException):
+                        raise rows
+                    else:
+                        parts += rows
+                if sum(map(len, parts)) >= INGEST_ROWS:
+                    await self._ingest(dataset, parts)
             await self._ingest(dataset, parts)
             await self._take_over_ranges(cluster_map, dataset, partitions)
         now = self._membership.current
@@ -128,10 +135,11 @@ class Moves:
         if reason is not None:
             self._log.warning("moves wait", reason=str(reason), partitions=len(missing))
 
-    async def _read(self, cluster_map: ClusterMap, dataset: str, partition: int) -> Any:
-        """Yield a partition's rows as a read quorum of its owners has them, in order."""
+    async def _read(self, cluster_map: ClusterMap, dataset: str, partition: int) -> list[Rows]:
+        """Return a partition's rows as a read quorum of its owners has them, in order."""
+        out: list[Rows] = []
         if not cluster_map.alive[partition].any():
-            return  # given up: its owners were removed by force
+            return out  # given up: its owners were removed by force
         need = int(cluster_map.read_quorum[partition])
         owners = [
             slot
@@ -161,10 +169,11 @@ class Moves:
             until = min(page.until for page in pages)
             rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
             if len(rows):
-                yield rows
+                out.append(rows)
                 spent = time.monotonic() - started
-                await asyncio.sleep(max(0.0, len(rows) / self._rows_s_max() - spent))
+                await asyncio.sleep(max(0.0, AT_ONCE * len(rows) / self._rows_s_max() - spent))
             first = until + 1
+        return out
 
     async def _ingest(self, dataset: str, parts: list[Rows]) -> None:
         if parts:
@@ -178,15 +187,13 @@ class Moves:
     ) -> None:
         """Take over up to where the owners agreed: their tombstones may be gone, so ours may be refused."""
         repaired = np.zeros(len(partitions), np.uint64)
-        nothing = np.zeros(1, np.uint64)
-        for i, partition in enumerate(partitions.tolist()):
-            owners = cluster_map.owners[partition]
-            for slot in owners[owners != NOBODY].tolist():
-                if self._peers.likely(slot):
-                    _, told = await self._peers.digests(
-                        slot, dataset, [partition], 0, nothing, 0, promise=False
-                    )
-                    repaired[i] = max(repaired[i], told[0])
+        owners = cluster_map.owners[partitions]
+        for slot in _members(owners):
+            if self._peers.likely(slot):
+                mine = np.flatnonzero((owners == slot).any(axis=1))
+                asked, nothing = partitions[mine].tolist(), np.zeros(len(mine), np.uint64)
+                _, told = await self._peers.digests(slot, dataset, asked, 0, nothing, 0, promise=False)
+                repaired[mine] = np.maximum(repaired[mine], told)
         ranges = self._state.ranges(dataset, cluster_map.partitions)
 
         def reset() -> None:
