@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from kvmeta.client.attempts import Call
-from kvmeta.client.calls import ask, send
+from kvmeta.client.calls import Program, ask, send
 from kvmeta.client.options import ClientOptions
 from kvmeta.client.routing import Route
+from kvmeta.errors import UnsupportedError
 from kvmeta.remote import Connection
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1.kvmeta_pb2 import GetMapRequest
 
+T = TypeVar("T")
 REPAIR_S = 3600.0
 """How long a repair may take, node by node."""
 
@@ -87,9 +89,15 @@ class Cluster:
     def __init__(self, target: str, options: ClientOptions | None = None) -> None:
         self._connection = Connection(target, options or ClientOptions())
 
+    def _run(self, program: Program[T], timeout_s: float | None = None) -> T:
+        try:
+            return self._connection.run(program, timeout_s)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self._connection.target} is no node of a cluster ({error})") from None
+
     def status(self) -> Status:
         """Return how the cluster is."""
-        reply = self._connection.run(ask("GetStatus", pb.GetStatusRequest()))
+        reply = self._run(ask("GetStatus", pb.GetStatusRequest()))
         members = tuple(Member(**_fields(member)) for member in reply.members)
         told = _fields(reply)
         return Status(**{**told, "cluster": reply.cluster.hex(), "members": members})
@@ -125,7 +133,7 @@ class Cluster:
             if progress is not None:
                 progress(done, len(members))
             request = pb.RepairRequest(dataset=dataset)
-            reply = self._connection.run(ask("Repair", request, to=(member.address,)), REPAIR_S)
+            reply = self._run(ask("Repair", request, to=(member.address,)), REPAIR_S)
             partitions, rows = partitions + reply.partitions, rows + reply.rows
             skipped += reply.skipped
         return Repaired(partitions, rows, skipped)
@@ -134,7 +142,7 @@ class Cluster:
         """Return the names of each partition's owners, in the order in which they are asked."""
         routes: list[Route] = []
         call = Call("GetMap", GetMapRequest().SerializeToString(), lambda raw: routes.append(Route.of(raw)))
-        self._connection.run(send(call))
+        self._run(send(call))
         route = routes[0]
         names = {member.slot: member.name for member in self.status().members}
         return [[names.get(slot, "-") for slot in row] for row in route.owners.tolist()]
@@ -145,7 +153,7 @@ class Cluster:
 
     def _change(self, change: pb.Change, node: str, *, weight: float = 0.0, force: bool = False) -> Changed:
         request = pb.ChangeMembersRequest(change=change, node=node, weight=weight, force=force)
-        reply = self._connection.run(ask("ChangeMembers", request, repeatable=False, writes=True))
+        reply = self._run(ask("ChangeMembers", request, repeatable=False, writes=True))
         return Changed(reply.epoch, reply.moves)
 
     def __enter__(self) -> Self:
