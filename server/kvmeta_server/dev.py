@@ -74,6 +74,10 @@ class Process:
     def stop(self, how: int = signal.SIGTERM) -> None:
         """End it, in the end by force."""
         self.send(how)
+        self.end()
+
+    def end(self) -> None:
+        """Wait for its end; a second SIGTERM would keep a node from ending in order."""
         try:
             self.process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
@@ -184,7 +188,7 @@ class DevCluster:
         for node in self.nodes.values():
             node.send(signal.SIGTERM)
         for node in self.nodes.values():
-            node.stop()
+            node.end()
         self.etcd.stop()
 
     def __enter__(self) -> Self:
