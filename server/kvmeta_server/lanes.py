@@ -79,7 +79,7 @@ class Lane:
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
             request = work.request
-            if request is not None:
+            if request is not None and not work.future.cancelled():
                 self._answer(work, request)
             del work, request  # a waiting thread shall hold no message
 

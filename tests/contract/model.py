@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from fractions import Fraction
@@ -30,6 +31,8 @@ from kvmeta.version import MOVES_MAX, HybridClock, expiry
 from kvmeta.volumes import Volume, Volumes, normal_uri
 
 Entry = tuple[bytes, int]  # location bytes, version
+
+_one_at_a_time = threading.Lock()
 
 
 class ModelDataset(Dataset):
@@ -72,10 +75,11 @@ class ModelDataset(Dataset):
     def _insert(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> Inserted:
         version = self._store.clock.stamp()
         inserted = np.zeros(len(ids), bool)
-        for i, key in enumerate(_keys(ids)):
-            if self._live(key) is None:
-                inserted[i] = True
-                self._entries[key] = (locations[i].tobytes(), version)
+        with _one_at_a_time:
+            for i, key in enumerate(_keys(ids)):
+                if self._live(key) is None:
+                    inserted[i] = True
+                    self._entries[key] = (locations[i].tobytes(), version)
         now = self._lookup(ids)
         return Inserted(inserted, now.locations, now.versions, now.failed)
 

@@ -130,12 +130,12 @@ def test_an_interrupt_amid_grpc_costs_the_channel_and_not_the_store(monkeypatch:
     with hostile(lambda: b"") as target, kvmeta.open(target) as store:
         connection = store.connection
         entries = store.dataset()
-        before = connection._channel
-        connection._methods["Lookup"] = Interrupted()
+        ((server, before),) = connection._channels.items()
+        connection._methods[server]["Lookup"] = Interrupted()
         with pytest.raises(KeyboardInterrupt):
             entries.lookup(IDS)
         assert store.datasets() == ["default"]
-        assert connection._channel is not before
+        assert connection._channels[server] is not before
         before.close()
 
 
