@@ -154,10 +154,10 @@ class EmbeddedDataset(Dataset):
 
     def _lookup(self, ids: Ids) -> Hits:
         mixed = np.empty((len(ids), 2), np.uint64)
-        hashing.mix(_words(ids, 2), self._engine.keys, mixed)
+        hashing.mix(words_of(ids, 2), self._engine.keys, mixed)
         got = self._engine.tree(self.name).lookup(mixed)
         return Hits(
-            got.found.view(np.bool_), _as_locations(got.locations), got.versions, got.failed.view(np.bool_)
+            got.found.view(np.bool_), locations_of(got.locations), got.versions, got.failed.view(np.bool_)
         )
 
     def _put(self, ids: Ids, locations: Locations) -> None:
@@ -175,7 +175,7 @@ class EmbeddedDataset(Dataset):
         words = _joined([write.locations() for write in writes], np.uint64).reshape(-1, 3)
         return Inserted(
             distinct.spread(absent) & distinct.winners(),
-            _as_locations(distinct.spread(words)),
+            locations_of(distinct.spread(words)),
             distinct.spread(versions),
             distinct.spread(failed),
         )
@@ -194,7 +194,7 @@ class EmbeddedDataset(Dataset):
         def columns() -> Iterator[tuple[Words, Words]]:
             for ids, locations in as_batches(batches):
                 column = as_ids(ids)
-                yield _words(column, 2), _words(as_locations(locations, len(column)), 3)
+                yield words_of(column, 2), words_of(as_locations(locations, len(column)), 3)
 
         return self._engine.load(self._engine.tree(self.name), columns())
 
@@ -204,13 +204,13 @@ class EmbeddedDataset(Dataset):
         tree = self._engine.tree(self.name)
         page = scanning.page(tree, self._engine.keys, over, scan.after, scan.page_rows, scan.tag)
         ids = page.ids.reshape(-1).view(ID)
-        return ScanPage(ids, _as_locations(page.locations), page.versions, page.cursor), page.done
+        return ScanPage(ids, locations_of(page.locations), page.versions, page.cursor), page.done
 
     def _volumes(self, numbers: list[int]) -> list[Volume]:
         return [_volume(self._engine.manifest, number) for number in numbers]
 
     def _distinct(self, ids: Ids, locations: Locations, *, last: bool) -> Distinct:
-        return Distinct.of(_words(ids, 2), _words(locations, 3), self._engine.keys, last=last)
+        return Distinct.of(words_of(ids, 2), words_of(locations, 3), self._engine.keys, last=last)
 
     def _commit(self, kind: str, distinct: Distinct, expected: Words | None = None) -> list[Write]:
         """Commit the rows chunk by chunk; an error's `.failed` marks every ID not acknowledged."""
@@ -330,13 +330,14 @@ def _public(record: VolumeRecord) -> Volume:
     return Volume(record.number, record.uri, record.name, record.state, record.size_bytes)
 
 
-def _words(column: NDArray[np.void], words: int) -> Words:
+def words_of(column: NDArray[np.void], words: int) -> Words:
     """Return a column of fixed-size records as u8[n, words], the same bytes."""
     return column.view(np.uint64).reshape(-1, words)
 
 
-def _as_locations(words: Words) -> Locations:
-    return words.reshape(-1).view(LOCATION)
+def locations_of(words: Words) -> Locations:
+    """Return u8[n, 3] as LOCATION[n]; a copy where its rows do not lie back to back."""
+    return np.ascontiguousarray(words).reshape(-1).view(LOCATION)
 
 
 def _dataset_stats(tree: Tree) -> DatasetStats:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import HIGH, ROW_WORDS, VERSION
 from kvmeta.engine.kernels.merge import merge
-from kvmeta.version import MS_SHIFT, HybridClock
+from kvmeta.version import MS_SHIFT, TOMBSTONE, HybridClock
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.replica import BUCKETS
@@ -170,7 +170,7 @@ class AntiEntropy:
                 everything = merged(each)
                 counts = everything[:, VERSION] <= np.uint64(cut)
                 counts &= everything[:, VERSION] >= np.uint64(expired)
-                tombstones = everything[:, VERSION] & np.uint64(0x80) != 0
+                tombstones = everything[:, VERSION] & np.uint64(TOMBSTONE) != 0
                 counts &= ~(tombstones & (everything[:, VERSION] <= np.uint64(purged)))
                 for owner, own in zip(owners, each, strict=True):
                     lacking = everything[counts & ~_in(everything, own)]

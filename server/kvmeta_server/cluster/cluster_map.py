@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -323,9 +323,6 @@ def found(
 def copies(cluster_map: ClusterMap) -> int:
     """Return how many replicas are to be copied."""
     return moved(cluster_map.owners, cluster_map.targets)
-
-
-Step = Callable[[ClusterMap], ClusterMap]
 
 
 def _count(slots: NDArray[np.uint16]) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ from kvmeta_server.cluster.membership import LEASE_S, NO_DATASETS, Membership
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import Identity, NodeState
 from kvmeta_server.cluster.peer_answers import PeerAnswers
-from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.replica import FENCED, Replica
 from kvmeta_server.cluster.seams import PeerError
 from kvmeta_server.cluster.store import CoordinatedStore
 from kvmeta_server.cluster.tables import EtcdTables, local_name, number_of
@@ -426,7 +426,7 @@ class ClusterNode:
             fenced = np.ones(len(hint.rows), np.bool_)
             if not gone:
                 outcomes, _ = await self.peers.apply(slot, hint.dataset, 0, hint.rows)
-                fenced = outcomes == 3
+                fenced = outcomes == FENCED
             if fenced.any():
                 held = await self.coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
                 if not held.all():

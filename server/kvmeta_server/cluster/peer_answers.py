@@ -11,17 +11,15 @@ from kvmeta.engine.commit import REFUSED, STALE
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
 from kvmeta.protocol.frame import Frame
 from kvmeta.protocol.packed import PLAIN, unpack_up_to
-from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.replica import Replica
-from kvmeta_server.cluster.transport import MIXED, ROWS_MAX, rows_of
+from kvmeta_server.cluster.transport import MIXED, OPERATIONS, ROWS_MAX, rows_of
 from kvmeta_server.lanes import Lane
 
 MAP_WAIT_S = 1.0
-_DATASET_WAIT_S = 2.0
-_OPERATIONS = {pb.OPERATION_INSERT: "insert", pb.OPERATION_RELOCATE: "relocate"}
+_OPERATIONS = {number: name for name, number in OPERATIONS.items()}
 
 
 class PeerAnswers:

@@ -6,6 +6,7 @@ Calls come from lane threads; the coordination runs on the node's event loop.
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
-from kvmeta.embedded import EmbeddedStore
+from kvmeta.embedded import EmbeddedStore, locations_of, words_of
 from kvmeta.engine import scan as scanning
 from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.kernels import hashing
@@ -21,7 +22,7 @@ from kvmeta.engine.kernels import merge as merge_kernels
 from kvmeta.engine.kernels.layout import HIGH, VERSION, WORD3
 from kvmeta.errors import DeadlineError, KvmetaError, OutcomeUnknownError, UnavailableError
 from kvmeta.ids import ID, as_ids
-from kvmeta.location import LOCATION, as_locations
+from kvmeta.location import as_locations
 from kvmeta.protocol.codes import EXISTS, FOUND, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport
 from kvmeta.volumes import Volume, Volumes
@@ -43,21 +44,21 @@ Words = NDArray[np.uint64]
 class Tables(Volumes):
     """The cluster's datasets and volumes; the node gives it."""
 
+    @abstractmethod
     def local_name(self, dataset: str) -> str:
         """Return the name under which nodes hold a dataset; NotFoundError if there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> list[str]:
         """Return the datasets' names, sorted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def create(self, name: str, ttl_s: float | None, bottom_filter: bool) -> None:
         """Create a dataset on all nodes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def drop(self, name: str) -> None:
         """Drop a dataset on all nodes."""
-        raise NotImplementedError
 
 
 class CoordinatedStore(Store):
@@ -148,7 +149,7 @@ class CoordinatedDataset(Dataset):
     def lookup_at(self, ids: Ids, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
         """Look up ID[n] and return the protocol's states, too; `fast`: ask one replica first."""
         mixed = np.empty((len(ids), 2), np.uint64)
-        hashing.mix(_words(ids, 2), self._keys, mixed)
+        hashing.mix(words_of(ids, 2), self._keys, mixed)
         if len(mixed) and (here := self._here(mixed, fast=fast)) is not None:
             hits, states = here
             missed = np.flatnonzero(states != FOUND)
@@ -167,7 +168,7 @@ class CoordinatedDataset(Dataset):
         live = (got.states == ANSWERED) & ~self._store.coordinator.absent(self._local, got.rows)
         rows = got.rows
         rows[~live, VERSION:] = 0
-        hits = Hits(live, _as_locations(rows[:, WORD3:]), rows[:, VERSION].copy(), got.states != ANSWERED)
+        hits = Hits(live, locations_of(rows[:, WORD3:]), rows[:, VERSION].copy(), got.states != ANSWERED)
         return hits, np.where(live, np.uint8(FOUND), got.states)
 
     def _here(self, mixed: Words, *, fast: bool) -> tuple[Hits, NDArray[np.uint8]] | None:
@@ -182,18 +183,20 @@ class CoordinatedDataset(Dataset):
         if replica.map is not cluster_map:  # it may be somebody else's by now
             return None
         failed = got.failed.view(np.bool_)
-        hits = Hits(got.found.view(np.bool_), _as_locations(got.locations), got.versions, failed)
+        hits = Hits(got.found.view(np.bool_), locations_of(got.locations), got.versions, failed)
         return hits, np.where(failed, np.uint8(FAILED), got.found)
 
     def _lookup(self, ids: Ids) -> Hits:
         return self.lookup_at(ids, fast=False)[0]
 
     def _put(self, ids: Ids, locations: Locations) -> None:
-        self._write(Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=True), delete=False)
+        self._write(
+            Distinct.of(words_of(ids, 2), words_of(locations, 3), self._keys, last=True), delete=False
+        )
 
     def _delete(self, ids: Ids) -> None:
         nothing = np.zeros((len(ids), 3), np.uint64)
-        self._write(Distinct.of(_words(ids, 2), nothing, self._keys, last=True), delete=True)
+        self._write(Distinct.of(words_of(ids, 2), nothing, self._keys, last=True), delete=True)
 
     def _write(self, distinct: Distinct, *, delete: bool) -> None:
         if not len(distinct.rows):
@@ -203,12 +206,12 @@ class CoordinatedDataset(Dataset):
             raise _unacknowledged(distinct.spread(~written.acknowledged), written.reason)
 
     def _insert(self, ids: Ids, locations: Locations) -> Inserted:
-        distinct = Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=False)
+        distinct = Distinct.of(words_of(ids, 2), words_of(locations, 3), self._keys, last=False)
         outcomes, held, reason = self._decide("insert", distinct)
         unknown = outcomes == UNACKNOWLEDGED
         result = Inserted(
             distinct.spread(outcomes == TOOK_EFFECT) & distinct.winners(),
-            _as_locations(distinct.spread(held[:, WORD3:])),
+            locations_of(distinct.spread(held[:, WORD3:])),
             np.ascontiguousarray(distinct.spread(held[:, VERSION])),
             distinct.spread((outcomes != TOOK_EFFECT) & (outcomes != EXISTS)),
         )
@@ -217,7 +220,7 @@ class CoordinatedDataset(Dataset):
         return result
 
     def _relocate(self, ids: Ids, locations: Locations, versions: NDArray[np.uint64]) -> Relocated:
-        distinct = Distinct.of(_words(ids, 2), _words(locations, 3), self._keys, last=False)
+        distinct = Distinct.of(words_of(ids, 2), words_of(locations, 3), self._keys, last=False)
         distinct.rows[:, VERSION] = versions[distinct.kept]
         decided, _, reason = self._decide("relocate", distinct)
         outcomes = distinct.spread(decided).copy()
@@ -273,7 +276,7 @@ class CoordinatedDataset(Dataset):
         cursor_bytes = high.to_bytes(8, "big") + low.to_bytes(8, "big")
         page = ScanPage(
             ids[:written].reshape(-1).view(ID),
-            _as_locations(locations[:written]),
+            locations_of(locations[:written]),
             versions[:written],
             cursor_bytes,
         )
@@ -318,11 +321,3 @@ def _unacknowledged(failed: NDArray[np.bool_], reason: str, partial: Any = None)
     error.failed = failed
     error.partial = partial
     return error
-
-
-def _words(column: NDArray[np.void], words: int) -> Words:
-    return column.view(np.uint64).reshape(-1, words)
-
-
-def _as_locations(words: Words) -> Locations:
-    return np.ascontiguousarray(words).reshape(-1).view(LOCATION)
