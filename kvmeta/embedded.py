@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_batches
-from kvmeta.engine import commit, filenames, recovery
+from kvmeta.engine import commit, recovery
 from kvmeta.engine import scan as scanning
 from kvmeta.engine import verify as verification
 from kvmeta.engine.commit import Write
@@ -117,13 +117,12 @@ class EmbeddedStore(Store):
     def stats(self) -> StoreStats:
         """Return figures about the store."""
         self.engine.check_open()
-        log = filenames.log(self.engine.path)
         return StoreStats(
             path=str(self.engine.path),
             format=recovery.FORMAT,
             read_only=self.engine.read_only,
             wal_sequence=self.engine.position().sequence,
-            log_bytes=sum(_size(file) for file in log.iterdir()),
+            log_bytes=self.engine.log_bytes(),
             volumes=len(self.engine.manifest.volumes),
             datasets=tuple(_dataset_stats(tree) for tree in self.engine.trees.values()),
         )
@@ -357,10 +356,3 @@ def _dataset_stats(tree: Tree) -> DatasetStats:
         table_bytes=sum(segment.tables_bytes for segment in segments),
         merging=bool(tree.record.merges),
     )
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:  # RocksDB removed it meanwhile
-        return 0

@@ -18,12 +18,14 @@ from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import EngineNotInstalledError, StorageFullError
 from kvmeta_server import config
 from kvmeta_server.cluster.node import ClusterNode
+from kvmeta_server.cluster.seams import Pace
 from kvmeta_server.dev import DevEtcd, etcd_program, free_port
 from kvmeta_server.logs import Log
 from kvmeta_server.serving import Server
 
 T = TypeVar("T")
 _numbers = itertools.count()
+QUICK = Pace(probe_s=0.05, step_s=0.02, hints_s=0.1)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +52,7 @@ class LocalNode:
         """Open the store, join, listen, take part."""
         self.local = EmbeddedStore(self.data, options=self._options)
         log = Log("text", os.environ.get("KVMETA_TEST_LOG", "error"))
-        self.node = ClusterNode(self.config, self.local, log)
+        self.node = ClusterNode(self.config, self.local, log, QUICK)
         try:
             await self.node.join()
         except BaseException:

@@ -396,6 +396,14 @@ class Engine:
         """Return the WAL position of the last visible group (of a reader: at its last refresh)."""
         return self._acknowledged if self.read_only else self._committer.position
 
+    def log_bytes(self) -> int:
+        """Return the bytes of the log's files."""
+        total = 0
+        for file in filenames.log(self.path).iterdir():
+            with contextlib.suppress(FileNotFoundError):  # RocksDB removed it meanwhile
+                total += file.stat().st_size
+        return total
+
     # Datasets
 
     def tree(self, name: str) -> Tree:

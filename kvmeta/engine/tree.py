@@ -50,6 +50,13 @@ class Tree:
         self.upper_runs = 0  # those that await a merge
         self._publish()
 
+    @property
+    def rows(self) -> int:
+        """Return the rows of all sources, tombstones and what is overwritten among them."""
+        view = self.view
+        held = sum(memtable.count for memtable in view.memtables)
+        return held + sum(segment.record.rows for segment in view.segments)
+
     def lookup(self, mixed: Rows) -> Found:
         """Return the largest entries of `mixed` (u8[n, 2]) as of now."""
         return self.view.lookup(mixed, self.cold, self.expired())

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import kvmeta
-from kvmeta_server.cluster import moves, transport
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import etcd, local_cluster
 from tests.contract.test_contract import SMALL, StoreContract
@@ -20,12 +19,6 @@ __all__ = ["etcd"]
 pytestmark = pytest.mark.system
 
 OPTIONS = replace(SMALL, keep_tombstones=True)
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moves, "STEP_S", 0.02)
-    monkeypatch.setattr(transport, "PROBE_S", 0.05)
 
 
 class TestCluster(StoreContract):

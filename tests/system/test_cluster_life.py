@@ -24,7 +24,7 @@ from kvmeta.errors import (
     UnavailableError,
 )
 from kvmeta.version import join, split
-from kvmeta_server.cluster import membership, moves, transport
+from kvmeta_server.cluster import membership, moves
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import LocalCluster, LocalNode, etcd, local_cluster
 from tests.system.disks import needs, tmpfs
@@ -38,9 +38,6 @@ N = 20_000
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moves, "STEP_S", 0.02)
-    monkeypatch.setattr(transport, "PROBE_S", 0.05)
-    monkeypatch.setattr("kvmeta_server.cluster.node.HINTS_S", 0.1)
     monkeypatch.setattr("kvmeta_server.cluster.anti_entropy.GRACE_MS", 0)
 
 
@@ -322,7 +319,7 @@ def replace_node(config: object, name: str, data: Path) -> object:
 def test_a_copy_of_a_nodes_data_does_not_run_beside_it(
     three: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmeta_server.cluster.node.LEASE_S", 0)
+    monkeypatch.setattr("kvmeta_server.cluster.member.LEASE_S", 0)
     three.stop("n3")
     shutil.copytree(tmp_path / "n3", tmp_path / "copy")
     three.start("n3")

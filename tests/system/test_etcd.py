@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from kvmeta.errors import InputError, UnavailableError
-from kvmeta_server.cluster.etcd import Changed, Compacted, Etcd, Lease, Put, Tls
+from kvmeta_server.cluster.etcd import Etcd, Tls
+from kvmeta_server.cluster.lease import Lease
+from kvmeta_server.cluster.seams import Changed, Compacted, Put
 from kvmeta_server.dev import DevEtcd, Process, etcd_program, free_port
 from tests.cluster import etcd
 

@@ -27,7 +27,7 @@ from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.replica import FAILED, FENCED, Fetched
-from kvmeta_server.cluster.seams import Hints, Maps, PeerError, Peers
+from kvmeta_server.cluster.seams import Events, Hints, Maps, PeerError, Peers
 
 ANSWERED, UNAVAILABLE = 0, 3
 """A read's states: 0, FAILED (damaged at every replica asked), UNAVAILABLE (too few answered)."""
@@ -85,6 +85,9 @@ class Coordinator:
         peers: Peers,
         clock: HybridClock,
         hints: Hints,
+        *,
+        expired: Callable[[str], int] = lambda _: 0,
+        log: Events | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.slot = slot
@@ -92,6 +95,9 @@ class Coordinator:
         self._peers = peers
         self._clock = clock
         self._hints = hints
+        self.expired = expired
+        """The version below which entries of a dataset have expired."""
+        self._log = log
         self._sleep = sleep
         self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._behind: set[asyncio.Task[None]] = set()  # answers nobody waits for, but for their hints
@@ -113,6 +119,8 @@ class Coordinator:
                 break
             reason = tally.reason or "owners hold something newer again and again"
             await self._before_next(turn, tally, epoch)
+        if not done.all() and self._log is not None:
+            self._log.warning("not acknowledged", dataset=dataset, ids=int((~done).sum()), reason=reason)
         return Written(done, reason)
 
     async def repair(self, dataset: str, rows: Rows) -> Mask:
@@ -445,10 +453,6 @@ class Coordinator:
         versions = rows[:, VERSION]
         gone: Mask = (versions == 0) | (versions & np.uint64(TOMBSTONE) != 0)
         return gone | (versions < np.uint64(self.expired(dataset)))
-
-    def expired(self, dataset: str) -> int:
-        """Return the version below which entries of a dataset have expired; given by the node."""
-        return 0
 
     def _deciders(self, cluster_map: ClusterMap) -> NDArray[np.uint16]:
         """Return u2[P]: the first owner of each partition that will probably answer, else the first."""

@@ -3,7 +3,7 @@
     get, below          linearizable reads
     txn                 compare-and-swap: all conditions hold and all writes are made, or none
     watch               every change of a prefix, from a revision on; resumes by itself, raises Compacted
-    lease               kept alive in the background; what is told is how long it surely still lasts
+    grant, keep_alive   leases
 
 No Python client passed TLS, watches that resume and compaction (docs/decisions/0020), so this is ours:
 messages with etcd's field numbers, methods called by path.
@@ -12,51 +12,23 @@ messages with etcd's field numbers, methods called by path.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 
 from kvmeta.errors import InputError, UnavailableError, os_errors
 from kvmeta_server.cluster import etcd_rpc_pb2 as rpc
+from kvmeta_server.cluster.seams import Changed, Compacted, Put, Value
 
 CALL_S = 3.0
 """How long one call may take."""
 _PAUSE_S = 0.3
 _WITH_LEADER = (("hasleader", "true"),)  # a member that has lost the others says so, instead of nothing
 _KEEPALIVE_MS = 5_000
-
-
-class Compacted(Exception):  # noqa: N818 - what happened to the revision
-    """The revision that a watch was to start from is gone: list anew."""
-
-
-class Value(NamedTuple):
-    """A key's value and the revision of its last change."""
-
-    key: str
-    data: bytes
-    revision: int
-
-
-class Changed(NamedTuple):
-    """A change that a watch saw; `data` is None where the key was deleted."""
-
-    key: str
-    data: bytes | None
-    revision: int
-
-
-class Put(NamedTuple):
-    """A write: `data` None deletes. With `lease`, the key goes when the lease ends."""
-
-    key: str
-    data: bytes | None
-    lease: int = 0
 
 
 @dataclass(frozen=True)
@@ -203,39 +175,6 @@ class Etcd:
 
     def _unavailable(self, error: grpc.aio.AioRpcError) -> UnavailableError:
         return UnavailableError(f"etcd at {self.url} does not answer: {error.details()}")
-
-
-class Lease:
-    """A lease that is kept alive; `left_s` is how long it surely still lasts, by this machine's own clock."""
-
-    def __init__(self, etcd: Etcd, ttl_s: int) -> None:
-        self._etcd = etcd
-        self._ttl_s = ttl_s
-        self._until = 0.0
-        self.id = 0
-
-    def left_s(self) -> float:
-        """Return for how many seconds the lease surely still lasts; 0 where that is not known."""
-        return max(0.0, self._until - time.monotonic())
-
-    async def renew(self) -> bool:
-        """Keep the lease alive, or take another where it has ended; return whether it is another."""
-        asked = time.monotonic()
-        if self.id:
-            lasts_s = await self._etcd.keep_alive(self.id)
-            if lasts_s:
-                self._until = asked + lasts_s
-                return False
-        self._until = 0.0
-        self.id = await self._etcd.grant(self._ttl_s)
-        self._until = asked + self._ttl_s
-        return True
-
-    async def end(self) -> None:
-        """Give the lease up."""
-        if self.id:
-            await self._etcd.revoke(self.id)
-            self.id, self._until = 0, 0.0
 
 
 def _operation(write: Put) -> rpc.RequestOp:

@@ -10,12 +10,10 @@ A file is read from its start when its node answers again and removed when all o
 
 from __future__ import annotations
 
-import os
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +21,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import ROW_BYTES, ROW_WORDS
-from kvmeta.errors import KvmetaError, os_errors
+from kvmeta.errors import KvmetaError
+from kvmeta_server.cluster.seams import Disk
 
 BYTES_MAX = 1 << 30
 """Of all hints on a node."""
 
 _HEAD = struct.Struct("<IIQ")
+_DIRECTORY = "hints"
 Rows = NDArray[np.uint64]
 
 
@@ -43,17 +43,17 @@ class Hint(NamedTuple):
 class HintFiles:
     """The hints on this node. Threads may add while one reads."""
 
-    def __init__(self, path: Path, bytes_max: int = BYTES_MAX) -> None:
-        self._path = path
+    def __init__(self, disk: Disk, bytes_max: int = BYTES_MAX) -> None:
+        self._disk = disk
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self.dropped_rows = 0
         """Rows for which there was no room."""
         self._rows: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
-        for file in sorted(path.iterdir()) if path.exists() else ():
-            if file.name.isdigit():
-                self._recover(int(file.name))
+        for name in disk.names(_DIRECTORY):
+            if name.isdigit():
+                self._recover(int(name))
 
     def waiting(self) -> dict[int, int]:
         """Return the rows that wait, by node."""
@@ -69,42 +69,36 @@ class HintFiles:
             try:
                 if sum(self._bytes.values()) + len(record) > self._bytes_max:
                     raise BufferError
-                with os_errors("writing", self._file(slot)), open(self._file(slot), "ab") as file:
-                    file.write(record)
+                self._disk.append(_file(slot), record)
             except (BufferError, KvmetaError):
                 self.dropped_rows += len(rows)
-                with suppress(OSError):  # what was written of it would end all that comes behind
-                    os.truncate(self._file(slot), self._bytes.get(slot, 0))
+                with suppress(KvmetaError):  # what was written of it would end all that comes behind
+                    self._disk.truncate(_file(slot), self._bytes.get(slot, 0))
                 return
             self._rows[slot] = self._rows.get(slot, 0) + len(rows)
             self._bytes[slot] = self._bytes.get(slot, 0) + len(record)
 
     def read(self, slot: int, start: int = 0) -> Iterator[Hint]:
         """Yield a node's hints from byte `start` of its file on, oldest first; a damaged one ends them."""
-        file = self._file(slot)
-        if not file.exists():
-            return
-        with open(file, "rb") as opened:
-            end = start
-            opened.seek(start)
-            while len(head := opened.read(_HEAD.size)) == _HEAD.size:
-                name_bytes, count, told = _HEAD.unpack(head)
-                size = name_bytes + count * ROW_BYTES
-                if size > self._bytes_max:
-                    return
-                rest = opened.read(size)
-                if len(rest) != size or xxhash.xxh3_64_intdigest(rest) != told:
-                    return
-                end += _HEAD.size + size
-                rows = np.frombuffer(rest, np.uint64, count * ROW_WORDS, name_bytes).reshape(count, ROW_WORDS)
-                yield Hint(rest[:name_bytes].decode(), rows, end)
+        end = start
+        while len(head := self._disk.read(_file(slot), end, _HEAD.size) or b"") == _HEAD.size:
+            name_bytes, count, told = _HEAD.unpack(head)
+            size = name_bytes + count * ROW_BYTES
+            if size > self._bytes_max:
+                return
+            rest = self._disk.read(_file(slot), end + _HEAD.size, size) or b""
+            if len(rest) != size or xxhash.xxh3_64_intdigest(rest) != told:
+                return
+            end += _HEAD.size + size
+            rows = np.frombuffer(rest, np.uint64, count * ROW_WORDS, name_bytes).reshape(count, ROW_WORDS)
+            yield Hint(rest[:name_bytes].decode(), rows, end)
 
     def done(self, slot: int, end: int) -> bool:
         """Remove a node's hints up to `end` where nothing came behind; return whether that is so."""
         with self._lock:
             if self._bytes.get(slot, 0) > end:
                 return False
-            self._file(slot).unlink(missing_ok=True)
+            self._disk.remove(_file(slot))
             self._rows.pop(slot, None)
             self._bytes.pop(slot, None)
             return True
@@ -113,9 +107,9 @@ class HintFiles:
         rows = end = 0
         for hint in self.read(slot):
             rows, end = rows + len(hint.rows), hint.end
-        with open(self._file(slot), "r+b") as file:
-            file.truncate(end)  # what was being written when the node died
+        self._disk.truncate(_file(slot), end)  # what was being written when the node died
         self._rows[slot], self._bytes[slot] = rows, end
 
-    def _file(self, slot: int) -> Path:
-        return self._path / str(slot)
+
+def _file(slot: int) -> str:
+    return f"{_DIRECTORY}/{slot}"

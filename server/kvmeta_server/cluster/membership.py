@@ -18,13 +18,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from kvmeta.engine.engine import DEFAULT_DATASET
 from kvmeta.errors import CorruptionError, InputError, KvmetaError, UnavailableError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
-from kvmeta_server.cluster.etcd import Changed, Compacted, Etcd, Lease, Put, Value
+from kvmeta_server.cluster.lease import Lease
+from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Pace, Put, Value
 
 LEASE_S = 5
 """How long a node counts as live after its last sign of life."""
-_RENEW_S = 1.0
 _RETRY_S = 0.5
 _CAS_TRIES = 20
 NO_DATASETS = b'{"next": 1, "datasets": {}}'
@@ -38,26 +39,38 @@ def prefix_of(cluster: str) -> str:
     return f"/kvmeta/{cluster}"
 
 
+def local_name(name: str, number: int) -> str:
+    """Return under which name nodes hold a dataset: one that is dropped and made anew is another."""
+    return name if name == DEFAULT_DATASET else f"{name}@{number}"
+
+
+def number_of(local: str) -> int:
+    """Return the number of a dataset from its name on nodes."""
+    return int(local.rpartition("@")[2])
+
+
 class Membership:
     """The cluster as etcd has it. `adopt` makes the node work under a new map before others hear of it."""
 
     def __init__(
         self,
-        etcd: Etcd,
+        authority: Authority,
         cluster: str,
         adopt: Callable[[ClusterMap], Awaitable[None]],
         fault: Callable[[Exception], None],
+        pace: Pace,
     ) -> None:
-        self._etcd = etcd
+        self._authority = authority
         self._prefix = prefix_of(cluster)
         self._adopt = adopt
         self._fault = fault
+        self._pace = pace
         self._values: dict[str, Value] = {}
         self._map: ClusterMap | None = None
         self._map_revision = 0
         self._news = asyncio.Condition()
         self._revision = 0
-        self._lease = Lease(etcd, LEASE_S)
+        self._lease = Lease(authority, LEASE_S)
         self._slot = -1
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[Callable[[], None]] = []
@@ -127,11 +140,9 @@ class Membership:
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
-        values, revision = await self._etcd.below(f"{self._prefix}/")
-        table = f"{self._prefix}/datasets"
-        self._values = {
-            table: Value(table, NO_DATASETS, 0)
-        }  # etcd answers: where it has no table, it is this
+        values, revision = await self._authority.below(f"{self._prefix}/")
+        table = f"{self._prefix}/datasets"  # etcd answers: where it has no table, there are none
+        self._values = {table: Value(table, NO_DATASETS, 0)}
         self._values |= {value.key: value for value in values}
         self._revision = revision
         self.answers = True
@@ -152,7 +163,7 @@ class Membership:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(KvmetaError):
             await self._lease.end()
-        await self._etcd.close()
+        await self._authority.close()
 
     # Changes
 
@@ -164,7 +175,7 @@ class Membership:
 
         def next_map(raw: bytes | None) -> bytes:
             if raw is None and founded is None:
-                raise InputError(f"etcd at {self._etcd.url} has no cluster at {self._prefix}")
+                raise InputError(f"etcd at {self._authority.url} has no cluster at {self._prefix}")
             return (founded if raw is None else change(decode(raw))).encode()  # type: ignore[union-attr]
 
         return decode(await self.change("map", next_map))
@@ -173,11 +184,11 @@ class Membership:
         """Replace a key's value by what `change` makes of it, by compare-and-swap; return that."""
         full = f"{self._prefix}/{key}"
         for _ in range(_CAS_TRIES):
-            held = await self._etcd.get(full)
+            held = await self._authority.get(full)
             data = change(None if held is None else held.data)
             if held is not None and data == held.data:
                 return held.data
-            revision = await self._etcd.txn([Put(full, data)], held={full: held.revision if held else 0})
+            revision = await self._authority.txn([Put(full, data)], held={full: held.revision if held else 0})
             if revision:
                 await self._seen(revision)
                 return data or b""
@@ -185,7 +196,7 @@ class Membership:
 
     async def change_all(self, writes: dict[str, bytes | None], held: dict[str, int]) -> bool:
         """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
-        revision = await self._etcd.txn(
+        revision = await self._authority.txn(
             [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()],
             held={f"{self._prefix}/{key}": revision for key, revision in held.items()},
         )
@@ -194,7 +205,7 @@ class Membership:
 
     async def read(self, key: str) -> Value | None:
         """Read a key from etcd itself."""
-        return await self._etcd.get(f"{self._prefix}/{key}")
+        return await self._authority.get(f"{self._prefix}/{key}")
 
     async def is_driver(self) -> bool:
         """Return whether this node drives moves: it holds the key, or takes it where nobody does."""
@@ -204,7 +215,9 @@ class Membership:
         if held is not None:
             return held.data == str(self._slot).encode()
         key = f"{self._prefix}/driver"
-        return bool(await self._etcd.txn([Put(key, str(self._slot).encode(), self._lease.id)], held={key: 0}))
+        return bool(
+            await self._authority.txn([Put(key, str(self._slot).encode(), self._lease.id)], held={key: 0})
+        )
 
     async def _seen(self, revision: int) -> None:
         """Wait a moment for a change of our own to come back: what is asked here next shall know of it."""
@@ -217,7 +230,7 @@ class Membership:
     async def _follow(self) -> None:
         while True:
             try:
-                async for changes in self._etcd.watch(f"{self._prefix}/", self._revision):
+                async for changes in self._authority.watch(f"{self._prefix}/", self._revision):
                     await self._take(changes)
             except Compacted:
                 pass
@@ -266,7 +279,7 @@ class Membership:
             try:
                 await self._lease.renew()
                 if self._lease.id != told:
-                    await self._etcd.txn(
+                    await self._authority.txn(
                         [Put(f"{self._prefix}/live/{self._slot}", b"1", self._lease.id)], held={}
                     )
                     told = self._lease.id
@@ -275,4 +288,4 @@ class Membership:
                 self.answers = False
             except Exception as error:  # noqa: BLE001
                 self._fault(error)
-            await asyncio.sleep(_RENEW_S)
+            await asyncio.sleep(self._pace.renew_s)

@@ -14,7 +14,6 @@ targets was acknowledged before, and a read quorum of the owners has it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,12 +28,8 @@ from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.replica import BUCKETS, Replica
-from kvmeta_server.cluster.seams import PeerError
-from kvmeta_server.cluster.transport import GrpcPeers
-from kvmeta_server.lanes import Lane
-from kvmeta_server.logs import Log
+from kvmeta_server.cluster.seams import PeerError, Peers, World
 
-STEP_S = 0.3
 PAGE_ROWS = 131_072
 INGEST_ROWS = 1 << 20
 CHUNK = 64
@@ -53,17 +48,18 @@ class Moves:
         replica: Replica,
         state: NodeState,
         membership: Membership,
-        peers: GrpcPeers,
-        lane: Lane,
-        log: Log,
-        rows_s_max: Callable[[], float],
+        peers: Peers,
+        world: World,
+        step_s: float,
+        rows_s_max: float,
     ) -> None:
         self._replica = replica
         self._state = state
         self._membership = membership
         self._peers = peers
-        self._lane = lane
-        self._log = log
+        self._lane = world.background
+        self._log = world.log
+        self._step_s = step_s
         self._rows_s_max = rows_s_max
         self._copied = state.copied(membership.current.partitions)
         self._holding = asyncio.Lock()  # what is copied is not dropped meanwhile, nor the other way round
@@ -91,7 +87,7 @@ class Moves:
             except Exception as error:  # noqa: BLE001 - a fault here must not end moves for good
                 self._log.fault("moves", error)
                 await asyncio.sleep(1.0)
-            await asyncio.sleep(STEP_S)
+            await asyncio.sleep(self._step_s)
 
     # Copying
 
@@ -151,9 +147,9 @@ class Moves:
                 f"partition {partition}: {len(owners)} owners answer, and it takes {need} to copy it"
             )
         first, last = cluster_map.stretch(partition)
-        turn = 0
+        turn, loop = 0, asyncio.get_running_loop()
         while first <= last:
-            started = time.monotonic()
+            started = loop.time()
             calls = (
                 self._peers.rows(slot, dataset, cluster_map.epoch, first, last, PAGE_ROWS)
                 for slot in owners[:need]
@@ -170,8 +166,8 @@ class Moves:
             rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
             if len(rows):
                 out.append(rows)
-                spent = time.monotonic() - started
-                await asyncio.sleep(max(0.0, AT_ONCE * len(rows) / self._rows_s_max() - spent))
+                spent = loop.time() - started
+                await asyncio.sleep(max(0.0, AT_ONCE * len(rows) / self._rows_s_max - spent))
             first = until + 1
         return out
 

@@ -7,23 +7,22 @@
     node/LEFTOVER       partitions of which rows are here that it owns no more
     node/ranges/NAME    of a dataset: what it promised not to take, and up to where all owners agreed
 
-Every file is one JSON header or array and its checksum, replaced whole: written aside, synced, renamed.
+Every file is one JSON header or array and its checksum, replaced whole.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvmeta.errors import CorruptionError, FormatError, os_errors
+from kvmeta.errors import CorruptionError, FormatError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+from kvmeta_server.cluster.seams import Disk
 
 _SUM_BYTES = 8
 Words = NDArray[np.uint64]
@@ -41,18 +40,15 @@ class Identity:
 
 
 class NodeState:
-    """The files below `node/` of a data directory."""
+    """The files below `node/` of a data directory, which `disk` is."""
 
-    def __init__(self, data: Path) -> None:
-        self.path = data / "node"
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
         self._lock = threading.Lock()
         self._identity: Identity | None = None
         self._ranges: dict[str, Ranges] = {}
         self._left: NDArray[np.bool_] | None = None
-        with os_errors("making", self.path):
-            (self.path / "ranges").mkdir(parents=True, exist_ok=True)
-            (self.path / "hints").mkdir(exist_ok=True)
-        raw = _read(self.path / "NODE")
+        raw = _read(self._disk, "NODE")
         if raw is not None:
             self._identity = Identity(**json.loads(raw))
 
@@ -64,7 +60,7 @@ class NodeState:
     def set_identity(self, identity: Identity) -> None:
         """Remember who this node is."""
         with self._lock:
-            _write(self.path / "NODE", json.dumps(asdict(identity)).encode())
+            _write(self._disk, "NODE", json.dumps(asdict(identity)).encode())
             self._identity = identity
 
     def reserve(self, version: int) -> None:
@@ -74,40 +70,42 @@ class NodeState:
 
     def map(self) -> ClusterMap | None:
         """Return the newest map this node has seen."""
-        raw = _read(self.path / "MAP")
+        raw = _read(self._disk, "MAP")
         return None if raw is None else decode(raw)
 
     def set_map(self, cluster_map: ClusterMap) -> None:
         """Remember a map."""
         with self._lock:
-            _write(self.path / "MAP", cluster_map.encode())
+            _write(self._disk, "MAP", cluster_map.encode())
 
     def datasets(self) -> bytes | None:
         """Return the table of datasets, as etcd had it last."""
-        return _read(self.path / "DATASETS")
+        return _read(self._disk, "DATASETS")
 
     def set_datasets(self, table: bytes) -> None:
         """Remember the table of datasets."""
         with self._lock:
-            _write(self.path / "DATASETS", table)
+            _write(self._disk, "DATASETS", table)
 
     def copied(self, partitions: int) -> Words:
         """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""
-        raw = _read(self.path / "COPIED")
+        raw = _read(self._disk, "COPIED")
         return (
-            np.zeros(partitions, np.uint64) if raw is None else _words(raw, self.path / "COPIED", partitions)
+            np.zeros(partitions, np.uint64)
+            if raw is None
+            else _words(raw, self._disk.where("COPIED"), partitions)
         )
 
     def set_copied(self, copied: Words) -> None:
         """Remember which copies are done."""
         with self._lock:
-            _write(self.path / "COPIED", copied.tobytes())
+            _write(self._disk, "COPIED", copied.tobytes())
 
     def leftover(self, partitions: int) -> NDArray[np.bool_]:
         """Return bool[P]: whether rows of a partition may be here that this node does not own any more."""
         with self._lock:
             if self._left is None:
-                raw = _read(self.path / "LEFTOVER")
+                raw = _read(self._disk, "LEFTOVER")
                 self._left = (
                     np.zeros(partitions, np.bool_) if raw is None else np.frombuffer(raw, np.bool_).copy()
                 )
@@ -124,32 +122,33 @@ class NodeState:
 
     def _set_leftover(self, left: NDArray[np.bool_]) -> None:
         with self._lock:
-            _write(self.path / "LEFTOVER", left.tobytes())
+            _write(self._disk, "LEFTOVER", left.tobytes())
             self._left = left
 
     def ranges(self, dataset: str, partitions: int) -> Ranges:
         """Return what is remembered of a dataset's partitions."""
         with self._lock:
             if dataset not in self._ranges:
-                self._ranges[dataset] = Ranges(self.path / "ranges" / dataset, partitions)
+                self._ranges[dataset] = Ranges(self._disk, f"ranges/{dataset}", partitions)
             return self._ranges[dataset]
 
     def forget(self, dataset: str) -> None:
         """Forget a dataset."""
         with self._lock:
             self._ranges.pop(dataset, None)
-            with os_errors("removing", self.path):
-                (self.path / "ranges" / dataset).unlink(missing_ok=True)
+            self._disk.remove(f"ranges/{dataset}")
 
 
 class Ranges:
     """Of each partition of a dataset: `promised` and `repaired`, versions (u8[P])."""
 
-    def __init__(self, path: Path, partitions: int) -> None:
-        self._path = path
+    def __init__(self, disk: Disk, name: str, partitions: int) -> None:
+        self._disk, self._name = disk, name
         self._lock = threading.Lock()
-        raw = _read(path)
-        both = np.zeros(2 * partitions, np.uint64) if raw is None else _words(raw, path, 2 * partitions)
+        raw = _read(disk, name)
+        both = np.zeros(2 * partitions, np.uint64)
+        if raw is not None:
+            both = _words(raw, disk.where(name), 2 * partitions)
         self.promised, self.repaired = both[:partitions].copy(), both[partitions:].copy()
 
     def promised_of(self, partitions: NDArray[np.int64]) -> Words:
@@ -180,7 +179,7 @@ class Ranges:
                 self._write()
 
     def _write(self) -> None:
-        _write(self._path, self.promised.tobytes() + self.repaired.tobytes())
+        _write(self._disk, self._name, self.promised.tobytes() + self.repaired.tobytes())
 
 
 def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:
@@ -189,33 +188,22 @@ def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:
     return out
 
 
-def _words(raw: bytes, path: Path, count: int) -> Words:
+def _words(raw: bytes, where: str, count: int) -> Words:
     if len(raw) != 8 * count:
-        raise FormatError(f"{path}: {len(raw) // 8} entries, expected {count}: was it of another cluster?")
+        raise FormatError(f"{where}: {len(raw) // 8} entries, expected {count}: was it of another cluster?")
     return np.frombuffer(raw, "<u8").copy()
 
 
-def _read(path: Path) -> bytes | None:
-    with os_errors("reading", path):
-        if not path.exists():
-            return None
-        data = path.read_bytes()
+def _read(disk: Disk, name: str) -> bytes | None:
+    data = disk.read(name)
+    if data is None:
+        return None
     raw, told = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
     if len(data) < _SUM_BYTES or xxhash.xxh3_64_digest(raw) != told:
-        raise CorruptionError(f"{path} is damaged; restore it, or wipe the node and let it join anew", path)
+        where = disk.where(name)
+        raise CorruptionError(f"{where} is damaged; restore it, or wipe the node and let it join anew", where)
     return raw
 
 
-def _write(path: Path, raw: bytes) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with os_errors("writing", path):
-        with open(fresh, "wb") as file:
-            file.write(raw + xxhash.xxh3_64_digest(raw))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+def _write(disk: Disk, name: str, raw: bytes) -> None:
+    disk.replace(name, raw + xxhash.xxh3_64_digest(raw))

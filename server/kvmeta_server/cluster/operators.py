@@ -64,7 +64,10 @@ class Operators:
 
     async def repair(self, request: pb.RepairRequest) -> pb.RepairResponse:
         """Compare what this node is the first owner of, now."""
-        report = await self._node.repair(request.dataset)
+        name = ""
+        if request.dataset:  # it may have to ask etcd, and waits for that
+            name = await asyncio.to_thread(self._node.tables.local_name, request.dataset)
+        report = await self._node.repair(name)
         return pb.RepairResponse(partitions=report.partitions, rows=report.rows, skipped=report.skipped)
 
     def _changed(self, held: ClusterMap, request: pb.ChangeMembersRequest) -> ClusterMap:

@@ -14,9 +14,9 @@ from kvmeta.protocol.packed import PLAIN, unpack_up_to
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.peers import MIXED, OPERATIONS, ROWS_MAX, rows_of
 from kvmeta_server.cluster.replica import Replica
-from kvmeta_server.cluster.transport import MIXED, OPERATIONS, ROWS_MAX, rows_of
-from kvmeta_server.lanes import Lane
+from kvmeta_server.cluster.seams import World
 
 MAP_WAIT_S = 1.0
 _OPERATIONS = {number: name for name, number in OPERATIONS.items()}
@@ -30,15 +30,14 @@ class PeerAnswers:
         replica: Replica,
         coordinator: Coordinator,
         membership: Membership,
-        reads: Lane,
-        writes: Lane,
+        world: World,
         state: Callable[[], peer.StateResponse],
         make_datasets: Callable[[], Any],
     ) -> None:
         self._replica = replica
         self._coordinator = coordinator
         self._membership = membership
-        self._reads, self._writes = reads, writes
+        self._reads, self._writes = world.reads, world.writes
         self._state = state
         self._make_datasets = make_datasets
 

@@ -1,19 +1,34 @@
-"""What the cluster's logic is given by the world: peers, maps, hints. A simulator gives it others."""
+"""What a node is given by the world: gRPC, files, threads and etcd in production, others in a simulator.
+
+    Peers       the replicas of all nodes              peers.py
+    Wire        calls to addresses, as bytes           transport.py: gRPC
+    Authority   keys, leases and watches               etcd.py
+    Disk        a few small files, replaced whole      disk.py
+    Lane        threads that do what would block       lanes.py
+    Maps, Hints what coordination reads and leaves     membership.py, hints.py
+
+Time is the running event loop's (`loop.time`, `asyncio.sleep`), wall time the hybrid clock's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.errors import UnavailableError
-from kvmeta_server.cluster.cluster_map import ClusterMap
-from kvmeta_server.cluster.replica import Applied, Fetched, Page
+
+if TYPE_CHECKING:  # their modules are given seams themselves
+    from kvmeta_server.cluster.cluster_map import ClusterMap
+    from kvmeta_server.cluster.replica import Applied, Fetched, Page
 
 Rows = NDArray[np.uint64]
 Words = NDArray[np.uint64]
+T = TypeVar("T")
 
 
 class PeerError(UnavailableError):
@@ -67,6 +82,169 @@ class Peers(Protocol):
 
     def likely(self, slot: int) -> bool:
         """Return whether a peer will probably answer."""
+
+    def state_of(self, slot: int) -> Any:
+        """Return what a node last said of itself (peer.StateResponse); None where it does not answer."""
+
+
+class CallError(Exception):
+    """A call that failed. `answered`: the other side said why; `begun`: it may have done something."""
+
+    def __init__(self, message: str, *, answered: bool, begun: bool) -> None:
+        super().__init__(message)
+        self.answered = answered
+        self.begun = begun
+
+
+class Wire(Protocol):
+    """Calls of PeerService."""
+
+    async def call(self, address: str, method: str, request: bytes, timeout_s: float) -> bytes:
+        """Return the answer's bytes; CallError where there is none."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+class Value(NamedTuple):
+    """A key's value and the revision of its last change."""
+
+    key: str
+    data: bytes
+    revision: int
+
+
+class Changed(NamedTuple):
+    """A change that a watch saw; `data` is None where the key was deleted."""
+
+    key: str
+    data: bytes | None
+    revision: int
+
+
+class Put(NamedTuple):
+    """A write: `data` None deletes. With `lease`, the key goes when the lease ends."""
+
+    key: str
+    data: bytes | None
+    lease: int = 0
+
+
+class Compacted(Exception):  # noqa: N818 - what happened to the revision
+    """The revision that a watch was to start from is gone: list anew."""
+
+
+class Authority(Protocol):
+    """The one place where the cluster's state is decided. UnavailableError where it does not answer."""
+
+    url: str
+
+    async def get(self, key: str) -> Value | None:
+        """Return a key's value, or None."""
+
+    async def below(self, prefix: str) -> tuple[list[Value], int]:
+        """Return all values below a prefix, and the revision as of which they are."""
+
+    async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> int:
+        """Make all writes if each key of `held` was last changed at that revision (0: is absent), or none.
+
+        Returns the revision that they make, 0 where none was made.
+        """
+
+    def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
+        """Yield all changes below a prefix after `revision`, as they come, for ever; or raise Compacted."""
+
+    async def grant(self, ttl_s: int) -> int:
+        """Return a new lease of `ttl_s` seconds."""
+
+    async def keep_alive(self, lease: int) -> int:
+        """Renew a lease; return the seconds it lasts from when this was asked, 0 where it has ended."""
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease now, and with it its keys."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class Disk(Protocol):
+    """Small files by name, of one directory. Errors are KvmetaErrors that say where."""
+
+    def where(self, name: str) -> str:
+        """Return what to call a file in messages."""
+
+    def names(self, below: str) -> list[str]:
+        """Return the names of the files in a directory, sorted."""
+
+    def read(self, name: str, start: int = 0, size: int = -1) -> bytes | None:
+        """Return up to `size` bytes (all: -1) from byte `start` on; None where there is no such file."""
+
+    def replace(self, name: str, raw: bytes) -> None:
+        """Replace a file by `raw`, durably: after a crash it is the one or the other."""
+
+    def append(self, name: str, raw: bytes) -> None:
+        """Append `raw`, not durably: a crash may leave any part of it."""
+
+    def truncate(self, name: str, size: int) -> None:
+        """Cut a file to `size` bytes."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+
+
+class Lane(Protocol):
+    """Threads for what would keep the event loop waiting."""
+
+    def run(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Return the future result of `work`."""
+
+    def close(self, patience_s: float = 10.0) -> None:
+        """Take nothing more."""
+
+
+class Events(Protocol):
+    """The log."""
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Tell of something that is as it should be."""
+
+    def warning(self, event: str, **fields: Any) -> None:
+        """Tell of something that an operator may want to change."""
+
+    def fault(self, where: str, error: BaseException) -> None:
+        """Tell of a fault of the program."""
+
+
+@dataclass(frozen=True)
+class World:
+    """All of it, for one node."""
+
+    authority: Authority
+    wire: Wire
+    disk: Disk
+    reads: Lane
+    """For what peers ask to read."""
+    writes: Lane
+    background: Lane
+    """For moves."""
+    control: Lane
+    """For maps and datasets: a few threads that nothing else keeps busy."""
+    log: Events
+    random_bytes: Callable[[int], bytes] = os.urandom
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often a node does what it does by itself, in seconds."""
+
+    probe_s: float = 0.5
+    """Between two signs of life asked of each other node."""
+    step_s: float = 0.3
+    """Between two looks at what is to move."""
+    hints_s: float = 1.0
+    """Between two looks at whether hints can go."""
+    renew_s: float = 1.0
+    """Between two renewals of the lease."""
 
 
 class Maps(Protocol):

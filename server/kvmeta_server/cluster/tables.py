@@ -11,21 +11,11 @@ from kvmeta.engine.engine import DEFAULT_DATASET
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
 from kvmeta.store import check_dataset_name, check_ttl, unregistered
 from kvmeta.volumes import STATES, VOLUME_MAX, Volume, normal_uri
-from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.membership import Membership, local_name
 from kvmeta_server.cluster.store import Tables
 
 T = TypeVar("T")
 _TRIES = 20
-
-
-def local_name(name: str, number: int) -> str:
-    """Return under which name nodes hold a dataset: one that is dropped and made anew is another."""
-    return name if name == DEFAULT_DATASET else f"{name}@{number}"
-
-
-def number_of(local: str) -> int:
-    """Return the number of a dataset from its name on nodes."""
-    return int(local.rpartition("@")[2])
 
 
 class EtcdTables(Tables):

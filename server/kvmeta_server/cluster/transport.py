@@ -1,290 +1,50 @@
-"""Peers over gRPC: the replicas of other nodes, and one's own without a wire. A failure detector beside.
-
-A node that did not answer counts as gone until it answers a probe: calls to it fail at once meanwhile, so one
-dead node costs one call's patience, not every call's.
-"""
+"""The wire between nodes: gRPC."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from typing import Any, TypeVar, cast
-
 import grpc
-import numpy as np
-from google.protobuf.message import Message
-from numpy.typing import NDArray
 
 from kvmeta.client.attempts import never_reached
-from kvmeta.engine.kernels.layout import ROW_WORDS
-from kvmeta.errors import InputError, KvmetaError
 from kvmeta.protocol import status
 from kvmeta.protocol.calls import PEER_METHODS
-from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import LZ4, PLAIN, VERSION, unpack, unpack_up_to
-from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.v1 import peer_pb2 as peer
-from kvmeta_server.cluster.coordinator import Coordinator
-from kvmeta_server.cluster.replica import BUCKETS, Applied, Fetched, Page, Replica
-from kvmeta_server.cluster.seams import Maps, NotReachedError, PeerError
-from kvmeta_server.lanes import Lane
+from kvmeta_server.cluster.seams import CallError
 
-ROW: np.dtype[Any] = np.dtype("V48")
-MIXED: np.dtype[Any] = np.dtype("V16")
-PLACE: np.dtype[Any] = np.dtype("V24")
-STATE: np.dtype[np.uint8] = np.dtype(np.uint8)
-ROWS_MAX = 1 << 20
-APPLY_ROWS = 65_536
-"""In one message: as many as a client may send."""
-
-FETCH_S = 2.0
-APPLY_S = 5.0
-LONG_S = 60.0
-PROBE_S = 0.5
-"""How often nodes ask each other for a sign of life."""
-OPERATIONS = {"insert": pb.OPERATION_INSERT, "relocate": pb.OPERATION_RELOCATE}
-
-T = TypeVar("T")
-Rows = NDArray[np.uint64]
-Words = NDArray[np.uint64]
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 128 << 20),
+    ("grpc.max_send_message_length", 128 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
-class GrpcPeers:
-    """The replicas of all nodes. `coordinator` is set once there is one: it decides inserts sent here."""
+class GrpcWire:
+    """One channel an address."""
 
-    def __init__(self, replica: Replica, maps: Maps, reads: Lane, writes: Lane) -> None:
-        self._replica = replica
-        self._maps = maps
-        self._reads, self._writes = reads, writes
+    def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._gone: dict[int, str] = {}
-        self._states: dict[int, peer.StateResponse] = {}
-        self._probing: asyncio.Task[None] | None = None
-        self.coordinator: Coordinator | None = None
 
-    def start(self) -> None:
-        """Probe the other nodes from now on."""
-        self._probing = asyncio.ensure_future(self._probe())
+    async def call(self, address: str, method: str, request: bytes, timeout_s: float) -> bytes:
+        """Return the answer's bytes; CallError where there is none."""
+        try:
+            call = self._channel(address).unary_unary(PEER_METHODS[method].path, None, None)
+            reply: bytes = await call(request, timeout=timeout_s)
+            return reply
+        except grpc.aio.AioRpcError as failed:
+            told = status.of_failed_call(failed)
+            begun = not (never_reached(told) or told.reason in status.NOT_STARTED)
+            message = str(told.error) or failed.code().name
+            raise CallError(message, answered=bool(told.reason), begun=begun) from None
+        except grpc.aio.UsageError:
+            raise CallError("this node is stopping", answered=True, begun=False) from None
 
-    async def stop(self) -> None:
-        """End; close all channels."""
-        if self._probing is not None:
-            self._probing.cancel()
-            await asyncio.gather(self._probing, return_exceptions=True)
+    async def close(self) -> None:
+        """Close all channels."""
         for channel in self._channels.values():
             await channel.close(None)
 
-    def likely(self, slot: int) -> bool:
-        """Return whether a node will probably answer."""
-        return slot == self._replica.slot or (slot not in self._gone and slot in self._maps.current.by_slot)
-
-    def state_of(self, slot: int) -> peer.StateResponse | None:
-        """Return what a node last said of itself; None where it does not answer."""
-        return None if slot in self._gone else self._states.get(slot)
-
-    # As of seams.Peers
-
-    async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False
-    ) -> Applied:
-        """As of `Replica.apply`."""
-        if slot == self._replica.slot:
-            return await self._here(
-                self._writes, lambda: self._replica.apply(dataset, epoch, rows, repair=repair)
-            )
-        head = peer.ApplyRequest(cluster=self._cluster, dataset=dataset, epoch=epoch, repair=repair)
-        parts = [
-            await self._apply(slot, head, rows[i : i + APPLY_ROWS]) for i in range(0, len(rows), APPLY_ROWS)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return Applied(
-            np.concatenate([part.outcomes for part in parts]),
-            np.concatenate([part.versions for part in parts]),
-        )
-
-    async def _apply(self, slot: int, head: peer.ApplyRequest, rows: Rows) -> Applied:
-        reply = await self._call(slot, "Apply", APPLY_S, head, rows=rows)
-        outcomes = unpack(reply.outcomes, STATE, len(rows), "outcomes")
-        versions = unpack_up_to(reply.versions, VERSION, len(rows), "versions")
-        return Applied(outcomes, versions if len(versions) else np.zeros(len(rows), np.uint64))
-
-    async def fetch(
-        self, slot: int, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False
-    ) -> Fetched:
-        """As of `Replica.fetch`."""
-        if slot == self._replica.slot:
-            return await self._here(
-                self._reads, lambda: self._replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
-            )
-        head = peer.FetchRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, versions_only=versions_only
-        )
-        reply = await self._call(slot, "Fetch", FETCH_S, head, ids=mixed)
-        n = len(mixed)
-        locations = None
-        if not versions_only:
-            locations = unpack(reply.locations, PLACE, n, "locations").view(np.uint64).reshape(n, 3)
-        return Fetched(
-            unpack(reply.states, STATE, n, "states"),
-            unpack(reply.versions, VERSION, n, "versions"),
-            locations,
-        )
-
-    async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
-        """As of `Replica.rows`."""
-        if slot == self._replica.slot:
-            return await self._here(
-                self._reads, lambda: self._replica.rows(dataset, epoch, first, last, page_rows)
-            )
-        head = peer.RowsRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, first=first, last=last, page_rows=page_rows,
-            reply_compression=LZ4,
-        )  # fmt: skip
-        reply = await self._call(slot, "Rows", LONG_S, head)
-        return Page(rows_of(reply.rows), reply.until)
-
-    async def digests(
-        self,
-        slot: int,
-        dataset: str,
-        partitions: Iterable[int],
-        cut_at: int,
-        purged: Words,
-        expired: int,
-        *,
-        promise: bool,
-    ) -> tuple[Words, Words]:
-        """As of `Replica.digests`."""
-        asked = list(partitions)
-        if slot == self._replica.slot:
-            return await self._here(
-                self._reads,
-                lambda: self._replica.digests(dataset, asked, cut_at, purged, expired, promise=promise),
-            )
-        head = peer.DigestRequest(
-            cluster=self._cluster, dataset=dataset, partitions=asked, cut=cut_at, purged=purged.tolist(),
-            expired=expired, promise=promise,
-        )  # fmt: skip
-        reply = await self._call(slot, "Digest", LONG_S, head)
-        digests = unpack(reply.digests, VERSION, len(asked) * BUCKETS, "digests")
-        return digests.reshape(-1, BUCKETS), unpack(reply.repaired, VERSION, len(asked), "repaired")
-
-    async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
-        """As of `Replica.repaired`."""
-        asked = list(partitions)
-        if slot == self._replica.slot:
-            await self._here(self._writes, lambda: self._replica.repaired(dataset, asked, version))
-            return
-        head = peer.RepairedRequest(cluster=self._cluster, dataset=dataset, partitions=asked, version=version)
-        await self._call(slot, "Repaired", APPLY_S, head)
-
-    async def decide(
-        self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows
-    ) -> tuple[NDArray[np.uint8], Rows]:
-        """As of `Coordinator.decide_here`."""
-        if slot == self._replica.slot:
-            assert self.coordinator is not None
-            return await self.coordinator.decide_here(dataset, epoch, operation, rows)
-        head = peer.DecideRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, operation=OPERATIONS[operation]
-        )
-        reply = await self._call(slot, "Decide", APPLY_S * 2, head, rows=rows)
-        outcomes = unpack(reply.outcomes, STATE, len(rows), "outcomes").copy()
-        held = rows_of(reply.rows)
-        return outcomes, held if len(held) else np.zeros_like(rows)
-
-    async def state(self, slot: int) -> peer.StateResponse:
-        """Ask a node how it is."""
-        request = peer.StateRequest(cluster=self._cluster)
-        reply = await self._call(slot, "State", PROBE_S * 2, request, even_gone=True)
-        return cast("peer.StateResponse", reply)
-
-    @property
-    def _cluster(self) -> bytes:
-        return self._maps.current.cluster_id
-
-    async def _here(self, lane: Lane, work: Callable[[], T]) -> T:
-        try:
-            return await lane.run(work)
-        except KvmetaError as error:
-            raise PeerError(f"this node: {error}") from error
-
-    async def _call(
-        self,
-        slot: int,
-        method: str,
-        timeout_s: float,
-        head: Message,
-        *,
-        even_gone: bool = False,
-        **columns: NDArray[Any],
-    ) -> Any:
-        node = self._maps.current.by_slot.get(slot)
-        if node is None:
-            raise NotReachedError(f"node {slot} is no member any more")
-        if slot in self._gone and not even_gone:
-            raise NotReachedError(f"node {node.name} at {node.address} does not answer ({self._gone[slot]})")
-        known = PEER_METHODS[method]
-        raw = Frame.of(head, PLAIN, **columns).SerializeToString()
-        try:
-            call = self._channel(node.address).unary_unary(known.path, None, None)
-            reply = await call(raw, timeout=timeout_s)
-            parsed = parse(known.response, reply)
-        except grpc.aio.AioRpcError as failed:
-            told = status.of_failed_call(failed)
-            if not told.reason and not even_gone:
-                self._gone[slot] = failed.code().name
-            begun = not (never_reached(told) or told.reason in status.NOT_STARTED)
-            kind = PeerError if begun else NotReachedError
-            raise kind(f"node {node.name} at {node.address}, {method}: {told.error}") from None
-        except grpc.aio.UsageError:
-            raise NotReachedError("this node is stopping") from None
-        except InputError as error:
-            raise PeerError(
-                f"node {node.name} at {node.address} answered {method} wrongly: {error}"
-            ) from None
-        self._gone.pop(slot, None)
-        return parsed
-
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(
-                address,
-                [
-                    ("grpc.max_receive_message_length", 128 << 20),
-                    ("grpc.max_send_message_length", 128 << 20),
-                    ("grpc.initial_reconnect_backoff_ms", 100),
-                    ("grpc.min_reconnect_backoff_ms", 500),
-                    ("grpc.max_reconnect_backoff_ms", 1000),
-                    ("grpc.use_local_subchannel_pool", 1),
-                ],
-            )
+            self._channels[address] = grpc.aio.insecure_channel(address, _OPTIONS)
         return self._channels[address]
-
-    async def _probe(self) -> None:
-        while True:
-            started = time.monotonic()
-            others = [node.slot for node in self._maps.current.nodes if node.slot != self._replica.slot]
-            await asyncio.gather(*(self._probe_one(slot) for slot in others))
-            for slot in set(self._gone) - set(others):
-                del self._gone[slot]
-            await asyncio.sleep(max(0.05, PROBE_S - (time.monotonic() - started)))
-
-    async def _probe_one(self, slot: int) -> None:
-        try:
-            self._states[slot] = await self.state(slot)
-        except PeerError as error:
-            self._gone[slot] = str(error)
-            self._states.pop(slot, None)
-        except Exception:  # noqa: BLE001 - the next probe comes
-            with suppress(KeyError):
-                del self._states[slot]
-
-
-def rows_of(packed: Any) -> Rows:
-    """Return the rows u8[n, 6] of a message."""
-    column = unpack_up_to(packed, ROW, ROWS_MAX, "rows")
-    return column.view(np.uint64).reshape(len(column), ROW_WORDS)

@@ -13,6 +13,7 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
 from kvmeta_server.cluster.coordinator import Coordinator
+from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.replica import Applied, Fetched, Page, Replica
 from kvmeta_server.cluster.seams import PeerError
@@ -58,7 +59,7 @@ class Replicas:
             for slot in range(count)
         ]
         self.replicas = {
-            slot: Replica(store.engine, NodeState(store.engine.path), slot, held)
+            slot: Replica(store.engine, NodeState(FileDisk(store.engine.path / "node")), slot, held)
             for slot, store in enumerate(self.stores)
         }
         for slot, store in enumerate(self.stores):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 
 
@@ -14,7 +15,7 @@ def rows(n: int, start: int = 0) -> np.ndarray:
 
 
 def test_what_is_kept_is_read_in_order(tmp_path: Path) -> None:
-    hints = HintFiles(tmp_path)
+    hints = HintFiles(FileDisk(tmp_path))
     hints.add(3, "default", rows(5))
     hints.add(3, "other@1", rows(2, 5))
     hints.add(4, "default", rows(1))
@@ -28,7 +29,7 @@ def test_what_is_kept_is_read_in_order(tmp_path: Path) -> None:
 
 
 def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
-    hints = HintFiles(tmp_path)
+    hints = HintFiles(FileDisk(tmp_path))
     hints.add(0, "default", rows(1))
     (hint,) = hints.read(0)
     hints.add(0, "default", rows(1))
@@ -37,22 +38,22 @@ def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
 
 
 def test_hints_outlive_the_node_and_lose_only_a_torn_end(tmp_path: Path) -> None:
-    HintFiles(tmp_path).add(7, "default", rows(3))
-    HintFiles(tmp_path).add(7, "default", rows(4))
-    whole = (tmp_path / "7").read_bytes()
+    HintFiles(FileDisk(tmp_path)).add(7, "default", rows(3))
+    HintFiles(FileDisk(tmp_path)).add(7, "default", rows(4))
+    whole = (tmp_path / "hints" / "7").read_bytes()
     for cut in range(len(whole)):
-        (tmp_path / "7").write_bytes(whole[:cut])
-        waiting = HintFiles(tmp_path).waiting()
+        (tmp_path / "hints" / "7").write_bytes(whole[:cut])
+        waiting = HintFiles(FileDisk(tmp_path)).waiting()
         assert waiting in ({}, {7: 3}), cut
-    (tmp_path / "7").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    again = HintFiles(tmp_path)
+    (tmp_path / "hints" / "7").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    again = HintFiles(FileDisk(tmp_path))
     assert again.waiting() == {7: 3}
     again.add(7, "default", rows(1))
     assert [len(hint.rows) for hint in again.read(7)] == [3, 1]
 
 
 def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
-    hints = HintFiles(tmp_path, bytes_max=1000)
+    hints = HintFiles(FileDisk(tmp_path), bytes_max=1000)
     hints.add(1, "default", rows(10))
     hints.add(2, "default", rows(10))
     hints.add(2, "default", rows(20))

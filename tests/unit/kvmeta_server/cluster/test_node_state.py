@@ -9,11 +9,12 @@ import pytest
 
 from kvmeta.errors import CorruptionError, FormatError
 from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.node_state import Identity, NodeState
 
 
 def test_everything_comes_back(tmp_path: Path) -> None:
-    state = NodeState(tmp_path)
+    state = NodeState(FileDisk(tmp_path / "node"))
     assert state.identity is None
     assert state.map() is None
     state.set_identity(Identity("00", "prod", "n1", 5))
@@ -27,7 +28,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     ranges.promise(np.array([1, 2]), 100)
     ranges.promise(np.array([2]), 50)
     ranges.repair(np.array([2]), 90)
-    again = NodeState(tmp_path)
+    again = NodeState(FileDisk(tmp_path / "node"))
     assert again.identity == Identity("00", "prod", "n1", 5, 1 << 40)
     remembered = again.map()
     assert remembered is not None
@@ -37,12 +38,12 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert again.ranges("default", 8).promised.tolist() == [0, 100, 100, 0, 0, 0, 0, 0]
     assert again.ranges("default", 8).repaired[2] == 90
     again.forget("default")
-    assert not NodeState(tmp_path).ranges("default", 8).promised.any()
+    assert not NodeState(FileDisk(tmp_path / "node")).ranges("default", 8).promised.any()
 
 
 @pytest.mark.parametrize("name", ["NODE", "MAP", "COPIED", "ranges/default"])
 def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
-    state = NodeState(tmp_path)
+    state = NodeState(FileDisk(tmp_path / "node"))
     state.set_identity(Identity("00", "prod", "n1", 5))
     state.set_map(found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=2))
     state.set_copied(np.zeros(2, np.uint64))
@@ -59,13 +60,13 @@ def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_of_another_number_of_partitions_is_refused(tmp_path: Path) -> None:
-    NodeState(tmp_path).set_copied(np.zeros(4, np.uint64))
+    NodeState(FileDisk(tmp_path / "node")).set_copied(np.zeros(4, np.uint64))
     with pytest.raises(FormatError, match="expected 8"):
-        NodeState(tmp_path).copied(8)
+        NodeState(FileDisk(tmp_path / "node")).copied(8)
 
 
 def read_all(path: Path) -> None:
-    state = NodeState(path)
+    state = NodeState(FileDisk(path / "node"))
     state.map()
     state.copied(2)
     state.ranges("default", 2)
