@@ -108,7 +108,7 @@ class Service:
 
     def node_handlers(self, node: ClusterNode) -> tuple[Any, ...]:
         """Return the handlers of what peers and operators ask of a node."""
-        peers, operators = node.answers, Operators(node)
+        peers, operators = node.answers, Operators(node, node.tables.local_name)
         mine = Admission(
             msgspec.structs.replace(self._limits, calls_max=1 << 14, bytes_in_flight_max=1 << 30)
         )

@@ -104,6 +104,13 @@ class ClusterMap:
         return np.where((self.phase == SWITCHED)[:, None], self.targets, self.owners)
 
     @cached_property
+    def leaving(self) -> Mask:
+        """Return bool[P, R]: which readers are not among the targets of a partition that is copied."""
+        stays = (self.readers[:, :, None] == self.targets[:, None, :]).any(axis=2)
+        leaving: Mask = ~stays & (self.phase == COPYING)[:, None]
+        return leaving
+
+    @cached_property
     def write_quorums(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return i8[P] twice: how many owners, and how many targets (stable: none), must have a write."""
         owners = np.minimum(np.minimum(self.write_quorum, _count(self.owners)), self.alive.sum(axis=1))
@@ -127,7 +134,8 @@ class ClusterMap:
     def read_alone(self, slot: int) -> Mask:
         """Return bool[P]: whether a node alone is a read quorum of a partition."""
         if slot not in self._read_alone:
-            self._read_alone[slot] = self.read_at(slot) & (self.read_quorum == 1)
+            alone = self.read_at(slot) & (self.read_quorum == 1)
+            self._read_alone[slot] = alone & (self.phase != COPYING)  # there its targets need it, too
         return self._read_alone[slot]
 
     @cached_property

@@ -24,7 +24,7 @@ from kvmeta.engine.commit import ACCEPTED, REFUSED, STALE
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3
 from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
-from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.replica import FAILED, FENCED, Fetched
 from kvmeta_server.cluster.seams import Events, Hints, Maps, PeerError, Peers
@@ -75,6 +75,29 @@ class _Tally:
         return enough
 
 
+class _Unsettled:
+    """Which answers of a read would be lost in a move: while a partition is copied, W of its targets must have
+    what its owners answer, as of a write that is acknowledged."""
+
+    def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
+        self._copying = cluster_map.phase[partitions] == COPYING
+        self._any = bool(self._copying.any())
+        if self._any:
+            self._targets = cluster_map.targets[partitions]
+            self._need = cluster_map.write_quorums[1][partitions]
+            self._held = np.zeros(len(partitions), np.int64)
+
+    def note(self, slot: int, at: NDArray[np.int64], newer: Mask, same: Mask) -> None:
+        """Note that a node holds newer versions than the others asked so far, or the same."""
+        if self._any:
+            is_target = (self._targets[at] == slot).any(axis=1)
+            self._held[at] = np.where(newer, is_target, self._held[at] + (same & is_target))
+
+    def of(self, versions: Words) -> Mask:
+        """Return which of the versions read are not known to be held by enough targets."""
+        return self._copying & (versions != 0) & (self._held < self._need) if self._any else self._copying
+
+
 class Coordinator:
     """Coordinates for one node, `slot`."""
 
@@ -97,6 +120,8 @@ class Coordinator:
         self._hints = hints
         self.expired = expired
         """The version below which entries of a dataset have expired."""
+        self.repairs_reads = True
+        """Off only in simulations, where what else repairs replicas must do without it."""
         self._log = log
         self._sleep = sleep
         self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -257,6 +282,7 @@ class Coordinator:
         lowest = np.full(n, np.iinfo(np.uint64).max, np.uint64)
         source = np.full(n, NOBODY, np.uint16)  # who has the largest version, and nobody its location yet
         damaged, fenced = np.zeros(n, np.bool_), False
+        unsettled = _Unsettled(cluster_map, partitions)
         reason = ""
         rows[:, VERSION:] = 0
         asked = 0
@@ -284,6 +310,7 @@ class Coordinator:
                 answers[at] += 1
                 lowest[at] = np.minimum(lowest[at], versions)
                 newer = versions > rows[at, VERSION]
+                unsettled.note(slot, at, newer, versions == rows[at, VERSION])
                 rows[at[newer], VERSION] = versions[newer]
                 if got.locations is None:
                     source[at[newer]] = slot
@@ -294,8 +321,8 @@ class Coordinator:
                 break
         enough = answers >= need
         await self._complete(dataset, cluster_map, rows, source, enough)
-        differs = np.flatnonzero(enough & (lowest < rows[:, VERSION]))
-        if len(differs):
+        differs = np.flatnonzero(enough & ((lowest < rows[:, VERSION]) | unsettled.of(rows[:, VERSION])))
+        if len(differs) and self.repairs_reads:
             enough[differs] = await self.repair(dataset, np.ascontiguousarray(rows[differs]))
         states = np.where(enough, np.uint8(ANSWERED), np.uint8(UNAVAILABLE))
         states[~enough & damaged] = FAILED
@@ -328,12 +355,14 @@ class Coordinator:
     def preference(self, cluster_map: ClusterMap, *, by_slot: bool = False) -> NDArray[np.uint16]:
         """Return u2[P, R]: each partition's readers, this node first, then who will probably answer.
 
-        Otherwise in the map's order, which spreads the load, or `by_slot`, so that neighbours have the same.
+        Otherwise in the map's order, which spreads the load, or `by_slot`, so that neighbours have the same;
+        while a partition is copied, those first that stay: what they answer need not be brought to targets.
         """
         readers = cluster_map.readers
         ranks = np.tile(np.arange(readers.shape[1]), (len(readers), 1))
         cost = readers.astype(np.int64) if by_slot else ranks
         cost[readers == self.slot] = -1
+        cost[cluster_map.leaving] += 1000
         cost[readers == NOBODY] = 1_000_000
         for slot in _slots(readers):
             if not self._peers.likely(slot):
@@ -398,7 +427,9 @@ class Coordinator:
             took_effect = np.isin(got.rows[:, VERSION], np.array(ours, np.uint64))
             outcomes[open_[got.states == FAILED]] = Outcome.FAILED
             outcomes[open_[answered & ~absent]] = EXISTS
-            outcomes[open_[answered & ~absent & took_effect]] = TOOK_EFFECT
+            left = answered & ~absent & took_effect
+            kept = await self._kept(dataset, got.rows, left)
+            outcomes[open_[left]] = np.where(kept, TOOK_EFFECT, UNACKNOWLEDGED)
             open_ = open_[answered & absent]
             if not len(open_):
                 break
@@ -424,8 +455,9 @@ class Coordinator:
             held[open_] = got.rows
             outcomes[open_] = self._judge(dataset, got, rows[open_])
             if turn:  # what an attempt of ours left behind
-                same = (got.states == ANSWERED) & (got.rows == moved[open_]).all(axis=1)
-                outcomes[open_[same]] = Outcome.RELOCATED
+                left = (got.states == ANSWERED) & (got.rows == moved[open_]).all(axis=1)
+                kept = await self._kept(dataset, got.rows, left)
+                outcomes[open_[left]] = np.where(kept, Outcome.RELOCATED, UNACKNOWLEDGED)
             open_ = open_[(outcomes[open_] == UNACKNOWLEDGED) & (got.states == ANSWERED)]
             if not len(open_):
                 break
@@ -437,6 +469,15 @@ class Coordinator:
                 break
             await self._before_next(turn, tally, epoch)
         return outcomes, held
+
+    async def _kept(self, dataset: str, rows: Rows, left: Mask) -> Mask:
+        """Bring what an attempt of ours left behind to W owners; return which of those `left` are there now.
+
+        The read that found it may have been of one replica.
+        """
+        if not left.any():
+            return np.zeros(0, np.bool_)
+        return await self.repair(dataset, np.ascontiguousarray(rows[left]))
 
     def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:
         """Return why relocates do not take effect, UNACKNOWLEDGED where they may."""

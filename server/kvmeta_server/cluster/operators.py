@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,17 @@ from kvmeta.errors import InputError, UnavailableError
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import ClusterMap, copies
-from kvmeta_server.cluster.node import ClusterNode
+from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.seams import PeerError
 
 
 class Operators:
-    """The answers of one node."""
+    """The answers of one node. `local_name` returns under which name nodes hold a dataset, and may block."""
 
-    def __init__(self, node: ClusterNode) -> None:
+    def __init__(self, node: Member, local_name: Callable[[str], str]) -> None:
         self._node = node
+        self._local_name = local_name
 
     async def get_status(self, _: Any) -> pb.GetStatusResponse:
         """Return the cluster as this node sees it."""
@@ -66,7 +68,7 @@ class Operators:
         """Compare what this node is the first owner of, now."""
         name = ""
         if request.dataset:  # it may have to ask etcd, and waits for that
-            name = await asyncio.to_thread(self._node.tables.local_name, request.dataset)
+            name = await asyncio.to_thread(self._local_name, request.dataset)
         report = await self._node.repair(name)
         return pb.RepairResponse(partitions=report.partitions, rows=report.rows, skipped=report.skipped)
 

@@ -1,0 +1,232 @@
+"""What goes wrong in a simulation, and when: each seed has its own mix (swarm testing, Groce et al., 2012)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kvmeta.errors import KvmetaError
+from kvmeta.testing.authority import HOST
+from kvmeta.testing.network import Conditions
+from kvmeta.v1 import cluster_pb2 as pb
+
+if TYPE_CHECKING:
+    from kvmeta.testing.simulation import Simulation
+
+SKEW_MS_MAX = 90_000
+
+
+class Faults:
+    """Makes faults, one after another; each ends by itself after a while, or by another."""
+
+    def __init__(self, simulation: Simulation, rng: random.Random) -> None:
+        self._sim = simulation
+        self._rng = rng
+        self.made = 0
+        self.kinds: dict[str, Callable[[], bool]] = {
+            "crash": self._crash,
+            "restart": self._restart,
+            "pause": self._pause,
+            "isolate": self._isolate,
+            "one way": self._one_way,
+            "split": self._split,
+            "loss": self._loss,
+            "doubling": self._doubling,
+            "lateness": self._lateness,
+            "skew": self._skew,
+            "bad disk": self._bad_disk,
+            "wipe": self._wipe,
+            "join": self._join,
+            "drain": self._drain,
+            "undrain": self._undrain,
+            "remove": self._remove,
+            "no etcd": self._no_etcd,
+            "etcd out of reach": self._etcd_out_of_reach,
+            "compaction": self._compaction,
+            "purge": self._purge,
+        }
+        rng_weights = [rng.choice([0, 1, 1, 3, 8]) for _ in self.kinds]
+        self.weights = rng_weights if any(rng_weights) else [1] * len(rng_weights)
+        self.counts = dict.fromkeys(self.kinds, 0)
+
+    async def run(self, count: int, pause_s: float) -> None:
+        """Make `count` faults."""
+        while self.made < count:
+            await asyncio.sleep(self._rng.expovariate(1 / pause_s))
+            if not any(self.weights):
+                self.weights = [1] * len(self.weights)
+            name = self._rng.choices(list(self.kinds), self.weights)[0]
+            if self.kinds[name]():
+                self.made += 1
+                self.counts[name] += 1
+                self._sim.note("fault", name)
+            else:
+                self.weights[list(self.kinds).index(name)] *= 0.7  # it cannot happen now, maybe never
+
+    def _after(self, work: Callable[[], None], mean_s: float) -> None:
+        asyncio.get_running_loop().call_later(self._rng.expovariate(1 / mean_s), work)
+
+    def _some_node(self, *, up: bool = True) -> str | None:
+        names = [name for name, node in self._sim.nodes.items() if node.up == up]
+        return self._rng.choice(names) if names else None
+
+    # Processes
+
+    def _crash(self) -> bool:
+        name = self._some_node()
+        if name is None:
+            return False
+        node = self._sim.nodes[name]
+        node.kill()
+        self._after(node.start, 6.0)
+        return True
+
+    def _restart(self) -> bool:
+        name = self._some_node()
+        if name is None:
+            return False
+        self._sim.nodes[name].kill()
+        self._sim.nodes[name].start()
+        return True
+
+    def _pause(self) -> bool:
+        name = self._some_node()
+        process = self._sim.nodes[name].process if name else None
+        if process is None or process.paused:
+            return False
+        process.pause()
+        self._after(process.resume, 4.0)
+        return True
+
+    # The network
+
+    def _cut(self, pairs: set[tuple[str, str]], mean_s: float = 5.0) -> bool:
+        network = self._sim.network
+        fresh = pairs - network.cut
+        network.cut |= fresh
+        self._after(lambda: network.cut.difference_update(fresh), mean_s)
+        return bool(fresh)
+
+    def _isolate(self) -> bool:
+        name = self._rng.choice(list(self._sim.nodes))
+        others = [each for each in self._sim.nodes if each != name]
+        return self._cut({(name, each) for each in others} | {(each, name) for each in others})
+
+    def _one_way(self) -> bool:
+        source, target = self._rng.sample([*self._sim.nodes, HOST], 2)
+        return self._cut({(source, target)})
+
+    def _split(self) -> bool:
+        names = list(self._sim.nodes)
+        self._rng.shuffle(names)
+        one, other = names[: len(names) // 2], names[len(names) // 2 :]
+        return self._cut({(a, b) for a in one for b in other} | {(b, a) for a in one for b in other})
+
+    def _bad_network(self, conditions: Conditions) -> bool:
+        self._sim.network.conditions = conditions
+        self._after(lambda: setattr(self._sim.network, "conditions", Conditions()), 6.0)
+        return True
+
+    def _loss(self) -> bool:
+        return self._bad_network(Conditions(lost=self._rng.choice([0.02, 0.1, 0.3]), late=0.1))
+
+    def _doubling(self) -> bool:
+        return self._bad_network(Conditions(doubled=0.3, late=0.2))
+
+    def _lateness(self) -> bool:
+        return self._bad_network(Conditions(late=self._rng.choice([0.1, 0.4])))
+
+    def _no_etcd(self) -> bool:
+        names = [*self._sim.nodes, "client"]
+        return self._cut({(each, HOST) for each in names} | {(HOST, each) for each in names}, 8.0)
+
+    def _etcd_out_of_reach(self) -> bool:
+        name = self._rng.choice(list(self._sim.nodes))
+        return self._cut({(name, HOST), (HOST, name)}, 8.0)
+
+    def _compaction(self) -> bool:
+        self._sim.space.compact()
+        return True
+
+    # Clocks and disks
+
+    def _skew(self) -> bool:
+        node = self._sim.nodes[self._rng.choice(list(self._sim.nodes))]
+        node.skew_ms = self._rng.choice([0, self._rng.randint(-SKEW_MS_MAX, SKEW_MS_MAX), 2000, -2000])
+        return True
+
+    def _bad_disk(self) -> bool:
+        name = self._some_node()
+        if name is None:
+            return False
+        node = self._sim.nodes[name]
+        node.syncs_fail = self._rng.choice([0.05, 0.3, 1.0])
+
+        def mend() -> None:  # its engine takes no writes before it is opened again
+            node.syncs_fail = 0.0
+            node.kill()
+            node.start()
+
+        self._after(mend, 4.0)
+        return True
+
+    def _purge(self) -> bool:
+        """Let a node's merges drop the tombstones that may go."""
+        name = self._some_node()
+        node = self._sim.nodes[name] if name else None
+        if node is None or node.engine is None or not node.engine.may_write:
+            return False
+        try:
+            node.engine.background.compact()
+        except KvmetaError:
+            pass
+        return True
+
+    # Members
+
+    def _wipe(self) -> bool:
+        """Lose a node's data for good; an operator removes it, and another joins."""
+        sim = self._sim
+        name = self._some_node(up=False) or self._some_node()
+        if name is None or sim.wiped or not sim.may_lose_a_node():
+            return False
+        sim.wiped = name
+        node = sim.nodes.pop(name)
+        node.kill()
+        node.wipe()
+        self._operate(pb.CHANGE_REMOVE, name, again=True)
+        sim.add_node()
+        return True
+
+    def _join(self) -> bool:
+        if len(self._sim.nodes) >= 7:
+            return False
+        self._sim.add_node()
+        return True
+
+    def _drain(self) -> bool:
+        if len(self._sim.nodes) <= self._sim.nodes_least:
+            return False
+        return self._operate(pb.CHANGE_DRAIN, self._rng.choice(list(self._sim.nodes)))
+
+    def _undrain(self) -> bool:
+        going = (
+            [node.name for node in self._sim.map.nodes if node.state == "draining"] if self._sim.map else []
+        )
+        return bool(going) and self._operate(pb.CHANGE_UNDRAIN, self._rng.choice(going))
+
+    def _remove(self) -> bool:
+        """Remove a node that is down but has its data; it does not come back."""
+        sim = self._sim
+        name = self._some_node(up=False)
+        if name is None or sim.wiped or len(sim.nodes) <= sim.nodes_least or not sim.may_lose_a_node():
+            return False
+        sim.wiped = name
+        sim.nodes.pop(name).kill()
+        return self._operate(pb.CHANGE_REMOVE, name, again=True)
+
+    def _operate(self, change: pb.Change, name: str, *, again: bool = False) -> bool:
+        self._sim.operator.start(self._sim.operate(change, name, again=again))
+        return True

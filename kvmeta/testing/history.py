@@ -1,0 +1,133 @@
+"""What clients were told, and what may never be otherwise after it.
+
+Of each ID there is a *floor*: the largest version that a client was told of, by the acknowledgement of its
+write or by a quorum read. Whatever begins after that is held against it:
+
+    a quorum read        returns the floor or something newer; nothing at all only if the floor is a deletion
+    an acknowledgement   is of a version above the floor (per-ID order of acknowledged writes)
+    a fast read          returns only what some client once wrote; that nothing is there is a quorum's answer
+    a relocate           took effect on exactly the version seen, one move later
+
+A write that is not acknowledged, or of which nobody knows, may take effect at any time, and raises no floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvmeta.version import MOVE_BITS, TOMBSTONE
+
+Key = bytes
+Place = tuple[int, int, int]
+
+
+class Violation(AssertionError):  # noqa: N818 - what was violated is said by its message
+    """A promise that was broken."""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What clients know of an ID: a version, and where it lies (None: unknown, or a deletion)."""
+
+    version: int = 0
+    place: Place | None = None
+
+    @property
+    def absent(self) -> bool:
+        """Return whether it says that nothing is there."""
+        return not self.version or bool(self.version & TOMBSTONE)
+
+
+NOTHING = Floor()
+
+
+class History:
+    """The floors, and what was tried."""
+
+    def __init__(self) -> None:
+        self.floors: dict[Key, Floor] = {}
+        self.written: dict[Key, set[Place]] = {}
+        self.deletes: dict[Key, int] = {}
+        """Deletes that began and are not acknowledged, by ID; those nobody knows of stay for ever."""
+        self.deleted: dict[Key, int] = {}
+        """The newest version of an acknowledged delete, by ID."""
+        self.acknowledged = 0
+        self.read = 0
+
+    def begin(self, keys: Iterable[Key]) -> dict[Key, Floor]:
+        """Return the floors as an operation begins."""
+        return {key: self.floors.get(key, NOTHING) for key in keys}
+
+    def attempt(self, key: Key, place: Place) -> None:
+        """Note that somebody tries to write a location."""
+        self.written.setdefault(key, set()).add(place)
+
+    def attempt_delete(self, key: Key) -> None:
+        """Note that somebody tries to delete an ID."""
+        self.deletes[key] = self.deletes.get(key, 0) + 1
+
+    def deletion(self, key: Key, before: Floor, version: int) -> None:
+        """Take in an acknowledged delete."""
+        self.deletes[key] -= 1
+        self.deleted[key] = max(version, self.deleted.get(key, 0))
+        self.acknowledge(key, before, version, None, "a delete")
+
+    def inserted(self, key: Key, before: Floor, version: int, place: Place) -> None:
+        """Take in an insert that took effect."""
+        gone = self.deletes.get(key) or self.deleted.get(key, 0) > before.version
+        if not before.absent and not gone:
+            raise Violation(f"an insert of {key.hex()} took effect, and {before.version} was known before")
+        self.acknowledge(key, before, version, place, "an insert")
+
+    def acknowledge(self, key: Key, before: Floor, version: int, place: Place | None, what: str) -> None:
+        """Take in an acknowledged write that began when the floor was `before`."""
+        if version <= before.version:
+            raise Violation(
+                f"{what} of {key.hex()} is acknowledged with {version}, and {before.version} was known before"
+            )
+        self.acknowledged += 1
+        self._raise(key, Floor(version, place))
+
+    def answer(
+        self, key: Key, before: Floor, version: int, place: Place, what: str, *, settles: bool = True
+    ) -> None:
+        """Take in what a quorum read returned: version 0 where nothing is held.
+
+        `settles`: whether it repaired what differed, so that later reads return nothing older.
+        """
+        self.read += 1
+        if version < before.version and not (version == 0 and before.absent):
+            raise Violation(f"{what} of {key.hex()} returns {version}, and {before.version} was known before")
+        if version and not version & TOMBSTONE:
+            self._check_written(key, place, what)
+        if version == before.version and before.place is not None and place != before.place:
+            raise Violation(f"{what} of {key.hex()}: {version} is {place} and was {before.place}")
+        if settles and version:
+            self._raise(key, Floor(version, None if version & TOMBSTONE else place))
+
+    def answer_fast(self, key: Key, before: Floor, version: int, place: Place) -> None:
+        """Take in a fast read: a hit may be old, a miss is a quorum's."""
+        self.read += 1
+        if not version or version & TOMBSTONE:
+            if not before.absent and version < before.version:
+                raise Violation(f"a fast read misses {key.hex()}, and {before.version} was known before")
+        else:
+            self._check_written(key, place, "a fast read")
+
+    def relocated(self, key: Key, before: Floor, seen: int, place: Place) -> None:
+        """Take in a relocate that took effect."""
+        if before.version >> MOVE_BITS > seen >> MOVE_BITS or before.version > seen + 1:
+            raise Violation(
+                f"a relocate of {key.hex()} from {seen} took effect, and {before.version} was known before"
+            )
+        self.acknowledged += 1
+        self._raise(key, Floor(seen + 1, place))
+
+    def _check_written(self, key: Key, place: Place, what: str) -> None:
+        if place not in self.written.get(key, ()):
+            raise Violation(f"{what} of {key.hex()} returns {place}, which nobody wrote")
+
+    def _raise(self, key: Key, floor: Floor) -> None:
+        if floor.version > self.floors.get(key, NOTHING).version:
+            self.floors[key] = floor

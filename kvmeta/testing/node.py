@@ -1,0 +1,202 @@
+"""A simulated node: the production member over simulated everything, which dies, comes back and forgets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.engine.engine import Engine
+from kvmeta.engine.kernels.layout import LOW, VERSION
+from kvmeta.errors import KvmetaError, StorageFullError, UnavailableError
+from kvmeta.protocol.calls import PEER_METHODS
+from kvmeta.protocol.frame import parse
+from kvmeta.testing.authority import KeySpace, SimulatedEtcd
+from kvmeta.testing.disk import SimulatedDisk, SimulatedLane
+from kvmeta.testing.loop import Process
+from kvmeta.testing.memory_engine import OPTIONS, MemoryDisk, MemoryEngine
+from kvmeta.testing.network import Network, SimulatedWire
+from kvmeta.version import EPOCH_MS, HybridClock
+from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.replica import Applied
+from kvmeta_server.cluster.seams import Pace, World
+from kvmeta_server.config import ClusterSettings
+
+Rows = NDArray[np.uint64]
+START_MS = EPOCH_MS + 200_000_000_000
+RETRY_S = 2.0
+OPTIONS_OF_NODES = replace(OPTIONS, keep_tombstones=True)
+PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0)
+_STAMPED: contextvars.ContextVar[dict[bytes, int] | None] = contextvars.ContextVar("stamped", default=None)
+
+
+@dataclass
+class Repairs:
+    """Which of the mechanisms that repair replicas are on."""
+
+    read: bool = True
+    hints: bool = True
+    anti_entropy: bool = True
+
+
+@dataclass
+class Shared:
+    """What all nodes of a simulation share."""
+
+    rng: random.Random
+    network: Network
+    space: KeySpace
+    repairs: Repairs
+    settings: dict[str, Any]
+    note: Callable[..., None]
+    faults: list[str] = field(default_factory=list)
+
+
+class SimulatedNode:
+    """A node by name. `engine` is what its last life had, or has, in memory."""
+
+    def __init__(self, shared: Shared, name: str, zone: str) -> None:
+        self._shared = shared
+        self.name = name
+        self.zone = zone
+        self.skew_ms = 0
+        self.syncs_fail = 0.0
+        """The share of syncs and writes that fail."""
+        self.process: Process | None = None
+        self.member: Member | None = None
+        self.engine: Engine | None = None
+        self.wipe()
+
+    def wipe(self) -> None:
+        """Lose all data."""
+        rng = self._shared.rng
+        self._memory = MemoryDisk(
+            rng.randbytes(16), fail=self._failure, keep_failed=lambda: rng.random() < 0.5
+        )
+        self._disk = SimulatedDisk(rng, self._failure)
+        self.engine = None
+
+    @property
+    def up(self) -> bool:
+        """Return whether it takes part."""
+        return self.process is not None and self.process.alive and self.member is not None
+
+    def start(self) -> None:
+        """Begin a life, and another one whenever it ends by itself."""
+        if self.process is None or not self.process.alive:
+            self.process = Process(self.name)
+            self.process.start(self._live(self.process))
+
+    def kill(self) -> None:
+        """End without a word; what was not synced may be lost."""
+        if self.process is not None:
+            self.process.kill()
+            self.member = None
+            self._disk.lose_power()
+
+    async def _live(self, process: Process) -> None:
+        shared = self._shared
+        world = World(
+            authority=SimulatedEtcd(shared.space, shared.network, process),
+            wire=SimulatedWire(shared.network, process),
+            disk=self._disk,
+            reads=SimulatedLane(shared.rng), writes=SimulatedLane(shared.rng),
+            background=SimulatedLane(shared.rng), control=SimulatedLane(shared.rng),
+            log=_Log(shared, self.name),
+            random_bytes=shared.rng.randbytes,
+        )  # fmt: skip
+        settings = ClusterSettings(
+            name="sim", node=self.name, advertise=self.name, zone=self.zone, **shared.settings
+        )
+        while True:
+            try:
+                clock = HybridClock(unix_ms=self._unix_ms)
+                self.engine = MemoryEngine(self._memory, clock, OPTIONS_OF_NODES)
+                member = Member(settings, self.engine, world, PACE)
+                await member.join()
+                break
+            except KvmetaError as error:
+                shared.note("does not start", self.name, str(error))
+                await asyncio.sleep(RETRY_S)
+        self._adjust(member)
+        shared.network.listen(self.name, process, self._serve)
+        self.member = member
+        member.start()
+        shared.note("up", self.name)
+
+    def _adjust(self, member: Member) -> None:
+        """Switch repairs off, and note what is stamped for a client's call."""
+        repairs = self._shared.repairs
+        member.coordinator.repairs_reads = repairs.read
+        if not repairs.hints:
+            member.hints.add = lambda slot, dataset, rows: None  # type: ignore[method-assign]
+        apply = member.peers.apply
+
+        async def noted(slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
+            stamped = _STAMPED.get()
+            if stamped is not None:
+                for row in rows:
+                    stamped[row[: LOW + 1].tobytes()] = int(row[VERSION])
+            return await apply(slot, dataset, epoch, rows, repair=repair)
+
+        member.peers.apply = noted  # type: ignore[method-assign]
+
+    async def _serve(self, method: str, request: Any) -> Any:
+        member = self.member
+        if member is None:
+            raise UnavailableError("starting")
+        if method in PEER_METHODS:
+            known = PEER_METHODS[method]
+            answer = getattr(member.answers, method.lower())
+            try:
+                return (await answer(parse(known.request, request))).SerializeToString()
+            except KvmetaError:
+                raise
+            except Exception as error:
+                self._shared.faults.append(f"{self.name}, {method}: {error!r}")
+                raise UnavailableError("a fault of the server") from error
+        return await request(member)
+
+    def _unix_ms(self) -> int:
+        return START_MS + self.skew_ms + int(asyncio.get_running_loop().time() * 1000)
+
+    def _failure(self) -> KvmetaError | None:
+        rng = self._shared.rng
+        if not self.syncs_fail or rng.random() >= self.syncs_fail:
+            return None
+        return rng.choice(
+            [StorageFullError("no space left on device"), UnavailableError("input/output error")]
+        )
+
+
+async def stamping(work: Any, stamped: dict[bytes, int]) -> Any:
+    """Return what `work` returns; note in `stamped` the newest version sent of each mixed ID meanwhile."""
+    _STAMPED.set(stamped)
+    try:
+        return await work
+    finally:
+        _STAMPED.set(None)
+
+
+class _Log:
+    """Tells of faults, and of nothing else."""
+
+    def __init__(self, shared: Shared, name: str) -> None:
+        self._shared = shared
+        self._name = name
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._shared.note(event, self._name)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._shared.note(event, self._name, fields.get("reason", ""))
+
+    def fault(self, where: str, error: BaseException) -> None:
+        if not isinstance(error, KvmetaError):
+            self._shared.faults.append(f"{self._name}, {where}: {error!r}")

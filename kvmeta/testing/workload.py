@@ -1,0 +1,172 @@
+"""Simulated clients: batches of a few IDs through any node; every answer goes into the history."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmeta.batch import Outcome
+from kvmeta.engine.kernels.layout import LOW, ROW_WORDS, VERSION, WORD3
+from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT
+from kvmeta.testing.history import Floor, History, Key, Place
+from kvmeta.testing.loop import Process
+from kvmeta.testing.network import Network
+from kvmeta.testing.node import stamping
+from kvmeta_server.cluster.coordinator import ANSWERED
+from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.seams import CallError
+
+Rows = NDArray[np.uint64]
+DATASET = "default"
+PATIENCE_S = 12.0
+BATCH_MAX = 6
+
+
+class Clients:
+    """Some clients, each with one call under way at a time."""
+
+    def __init__(
+        self,
+        rng: random.Random,
+        network: Network,
+        history: History,
+        nodes: Callable[[], Sequence[str]],
+        keys: Rows,
+        *,
+        reads_settle: bool,
+        acknowledged: Callable[[Member, Rows, Sequence[int]], None],
+    ) -> None:
+        self._rng = rng
+        self._network = network
+        self._history = history
+        self._nodes = nodes
+        self._keys = keys
+        self._reads_settle = reads_settle
+        self._acknowledged = acknowledged
+        self._places = 0
+        self.process = Process("client")
+        self.unanswered = 0
+
+    async def run(self, until_s: float, pause_s: float) -> None:
+        """Do one thing after another until a time."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < until_s:
+            await asyncio.sleep(self._rng.expovariate(1 / pause_s))
+            await self.one()
+
+    async def one(self) -> None:
+        """Do one thing."""
+        work = self._rng.choices(
+            [self._put, self._delete, self._insert, self._relocate, self._read, self._read_fast],
+            [6, 3, 2, 2, 6, 2],
+        )[0]
+        picked = self._rng.sample(range(len(self._keys)), self._rng.randint(1, BATCH_MAX))
+        rows = np.zeros((len(picked), ROW_WORDS), np.uint64)
+        rows[:, : LOW + 1] = self._keys[picked]
+        try:
+            await work(rows, self._history.begin(_keys_of(rows)))
+        except CallError:
+            self.unanswered += 1
+
+    async def _put(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        self._place(rows)
+
+        async def put(member: Member) -> Any:
+            stamped: dict[Key, int] = {}
+            written = await stamping(member.coordinator.write(DATASET, rows.copy(), delete=False), stamped)
+            self._check(member, rows, stamped, written.acknowledged)
+            return written.acknowledged, stamped
+
+        acknowledged, stamped = await self._ask(put)
+        for key, row, yes in zip(before, rows, acknowledged.tolist(), strict=True):
+            if yes:
+                self._history.acknowledge(key, before[key], stamped[key], _place_of(row), "a put")
+
+    async def _delete(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        for key in before:
+            self._history.attempt_delete(key)
+
+        async def delete(member: Member) -> Any:
+            stamped: dict[Key, int] = {}
+            written = await stamping(member.coordinator.write(DATASET, rows.copy(), delete=True), stamped)
+            self._check(member, rows, stamped, written.acknowledged)
+            return written.acknowledged, stamped
+
+        acknowledged, stamped = await self._ask(delete)
+        for key, yes in zip(before, acknowledged.tolist(), strict=True):
+            if yes:
+                self._history.deletion(key, before[key], stamped[key])
+
+    async def _insert(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        self._place(rows)
+        outcomes, held, _ = await self._ask(
+            lambda member: member.coordinator.decide(DATASET, "insert", rows.copy())
+        )
+        for key, row, outcome in zip(before, held, outcomes.tolist(), strict=True):
+            version, place = int(row[VERSION]), _place_of(row)
+            if outcome == TOOK_EFFECT:
+                self._history.inserted(key, before[key], version, place)
+            elif outcome == EXISTS:
+                self._history.answer(
+                    key, before[key], version, place, "an insert", settles=self._reads_settle
+                )
+
+    async def _relocate(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        rows[:, VERSION] = [before[key].version for key in before]
+        self._place(rows)
+        outcomes, _, _ = await self._ask(
+            lambda member: member.coordinator.decide(DATASET, "relocate", rows.copy())
+        )
+        for key, row, outcome in zip(before, rows, outcomes.tolist(), strict=True):
+            if outcome == Outcome.RELOCATED:
+                self._history.relocated(key, before[key], int(row[VERSION]), _place_of(row))
+
+    async def _read(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        await self.read_all(rows, before)
+
+    async def read_all(self, rows: Rows, before: dict[Key, Floor]) -> bool:
+        """Read rows' IDs by quorum; return whether all were answered."""
+        mixed = np.ascontiguousarray(rows[:, : LOW + 1])
+        got = await self._ask(lambda member: member.coordinator.read(DATASET, mixed))
+        for key, row, state in zip(before, got.rows, got.states.tolist(), strict=True):
+            if state == ANSWERED:
+                self._history.answer(
+                    key, before[key], int(row[VERSION]), _place_of(row), "a read",
+                    settles=self._reads_settle,
+                )  # fmt: skip
+        return bool((got.states == ANSWERED).all())
+
+    async def _read_fast(self, rows: Rows, before: dict[Key, Floor]) -> None:
+        mixed = np.ascontiguousarray(rows[:, : LOW + 1])
+        got = await self._ask(lambda member: member.coordinator.read(DATASET, mixed, fast=True))
+        for key, row, state in zip(before, got.rows, got.states.tolist(), strict=True):
+            if state == ANSWERED:
+                self._history.answer_fast(key, before[key], int(row[VERSION]), _place_of(row))
+
+    async def _ask(self, work: Callable[[Member], Awaitable[Any]]) -> Any:
+        node = self._rng.choice(self._nodes())
+        return await self._network.call(self.process, node, "client", work, PATIENCE_S)
+
+    def _place(self, rows: Rows) -> None:
+        """Give rows locations that nobody ever had."""
+        for row in rows:
+            self._places += 1
+            row[WORD3:] = (1, self._places, 0)
+            self._history.attempt(row[: LOW + 1].tobytes(), _place_of(row))
+
+    def _check(self, member: Member, rows: Rows, stamped: dict[Key, int], yes: NDArray[np.bool_]) -> None:
+        acknowledged = rows[yes]
+        self._acknowledged(member, acknowledged, [stamped[key] for key in _keys_of(acknowledged)])
+
+
+def _keys_of(rows: Rows) -> list[Key]:
+    return [row[: LOW + 1].tobytes() for row in rows]
+
+
+def _place_of(row: Rows) -> Place:
+    return int(row[WORD3]), int(row[WORD3 + 1]), int(row[WORD3 + 2])
