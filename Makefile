@@ -10,7 +10,7 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report sim sim-release mutants lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -74,10 +74,21 @@ bench-cluster: $(MARK) ## a cluster on this machine: death, growth, routing, no 
 	$(BIN)/python -m bench.cluster --quick
 
 bench-cluster-full: $(MARK) ## the same with 5 M entries, and placement to 1,000 nodes
-	$(BIN)/python -m bench.cluster --full; status=$$?; $(BIN)/python -m bench.placement --full; exit $$status
+	$(BIN)/python -m bench.cluster --full; status=$$?; $(BIN)/python -m bench.placement --full && $(BIN)/python -m bench.readme; exit $$status
 
 bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the planner's figures from bench/results
 	$(BIN)/python -m bench.readme
+
+SEEDS ?= 1000
+
+sim: $(MARK) ## simulate clusters under faults: SEEDS=1000; a seed that fails prints what replays it
+	$(BIN)/python -m kvmeta.testing --seeds $(SEEDS)
+
+sim-release: $(MARK) ## the same with 100,000 seeds; resumable, recorded in bench/data/sim.jsonl
+	mkdir -p bench/data && $(BIN)/python -m kvmeta.testing --seeds 100000 --record bench/data/sim.jsonl
+
+mutants: $(MARK) ## plant faults in the cluster's rules and look for the seeds that notice them (half an hour)
+	$(BIN)/python -m tests.simulation.mutants
 
 lint: $(MARK) ## ruff
 	$(BIN)/ruff check .

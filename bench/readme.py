@@ -4,6 +4,7 @@
     scale.json      <!-- measured: make bench-scale-full -->
     engine.json     <!-- measured: make bench-engine-full -->
     service.json    <!-- measured: make bench-service-full -->
+    cluster.json    <!-- measured: make bench-cluster-full -->
 
 A test checks that the README holds what this makes, so neither can drift from the other.
 """
@@ -81,11 +82,23 @@ SERVICE_ROWS = (
     ("flood-memory", "server's memory under 1,000 idle connections and 300 slow calls, more by"),
     ("flood-p99", "a healthy client's p99 under them, times"),
 )
+CLUSTER_ROWS = (
+    ("death-lost", "kill -9 of one of 3 nodes under load: writes lost, wrong answers, unequal digests"),
+    ("death-gap", "the longest that no read or write succeeded"),
+    ("without-etcd", "a minute without etcd: errors and wrong answers"),
+    ("growth-lost", "3, 5, 3 nodes under load, 5 M entries: entries lost or resurrected"),
+    ("growth-errors", "errors that the client saw"),
+    ("growth-movement", "replicas moved in a step, against the least that must"),
+    ("routing-one", "lookups a CPU second, 3 nodes with one replica, against a single server"),
+    ("routing-fast", "the same, three replicas, fast reads"),
+    ("routing-quorum", "the same, three replicas, quorum reads"),
+)  # fmt: skip
 BLOCKS = (
     Block("compare", "the clients", body=results_page.side_by_side),
     Block("scale", "the callers", body=results_page.growth),
     Block("engine", "the caller", ENGINE_ROWS),
     Block("service", "the clients", SERVICE_ROWS),
+    Block("cluster", "nodes, etcd and the client", CLUSTER_ROWS),
 )
 
 

@@ -1,4 +1,4 @@
-"""A simulated etcd: one linearizable key space with revisions, leases and watches, far away and sometimes gone."""
+"""A simulated etcd: one linearizable key space with revisions, leases and watches, sometimes out of reach."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What goes wrong in a simulation, and when: each seed has its own mix (swarm testing, Groce et al., 2012)."""
+"""What goes wrong in a simulation: each seed has a mix of its own (swarm testing, Groce et al., 2012)."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from kvmeta.errors import KvmetaError
@@ -47,8 +48,8 @@ class Faults:
             "compaction": self._compaction,
             "purge": self._purge,
         }
-        rng_weights = [rng.choice([0, 1, 1, 3, 8]) for _ in self.kinds]
-        self.weights = rng_weights if any(rng_weights) else [1] * len(rng_weights)
+        weights = [rng.choice([0, 1, 1, 3, 8]) for _ in self.kinds]
+        self.weights: list[float] = [*weights] if any(weights) else [1.0] * len(weights)
         self.counts = dict.fromkeys(self.kinds, 0)
 
     async def run(self, count: int, pause_s: float) -> None:
@@ -56,7 +57,7 @@ class Faults:
         while self.made < count:
             await asyncio.sleep(self._rng.expovariate(1 / pause_s))
             if not any(self.weights):
-                self.weights = [1] * len(self.weights)
+                self.weights = [1.0] * len(self.weights)
             name = self._rng.choices(list(self.kinds), self.weights)[0]
             if self.kinds[name]():
                 self.made += 1
@@ -178,10 +179,8 @@ class Faults:
         node = self._sim.nodes[name] if name else None
         if node is None or node.engine is None or not node.engine.may_write:
             return False
-        try:
+        with suppress(KvmetaError):
             node.engine.background.compact()
-        except KvmetaError:
-            pass
         return True
 
     # Members

@@ -79,7 +79,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._selector = _NoSelector(self)
         self._clock_resolution = 1e-9
         self._tasks: list[asyncio.Task[Any]] = []  # held, so that none is collected, and ends, on its own
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # which has no name for its type
 
     def time(self) -> float:
         """Return the simulated time, in seconds."""
@@ -117,7 +117,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # as it was meant
             if not task.done():
                 with suppress(RuntimeError, asyncio.CancelledError):  # it would not end; nobody asks it again
-                    task.get_coro().close()  # type: ignore[union-attr]
+                    task.get_coro().close()
         self._tasks.clear()
         self.close()
 

@@ -1,4 +1,4 @@
-"""A seed's life: a cluster is founded, clients work while things go wrong, everything heals, all is compared."""
+"""A seed's life: a cluster is founded, clients work while things go wrong, all heals, all is compared."""
 
 from __future__ import annotations
 

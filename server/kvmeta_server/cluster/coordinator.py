@@ -76,8 +76,10 @@ class _Tally:
 
 
 class _Unsettled:
-    """Which answers of a read would be lost in a move: while a partition is copied, W of its targets must have
-    what its owners answer, as of a write that is acknowledged."""
+    """Which answers of a read a move could lose.
+
+    While a partition is copied, W of its targets must have what its owners answer, as they must have a write.
+    """
 
     def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
         self._copying = cluster_map.phase[partitions] == COPYING
@@ -95,7 +97,8 @@ class _Unsettled:
 
     def of(self, versions: Words) -> Mask:
         """Return which of the versions read are not known to be held by enough targets."""
-        return self._copying & (versions != 0) & (self._held < self._need) if self._any else self._copying
+        lost: Mask = self._copying
+        return lost & (versions != 0) & (self._held < self._need) if self._any else lost
 
 
 class Coordinator:

@@ -1,0 +1,117 @@
+"""Simulate many seeds: `python -m kvmeta.testing --seeds 1000`. A seed that fails prints what replays it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from kvmeta.testing.simulation import Result, simulate
+
+FAULTS = 25
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line says; return the exit status."""
+    options = _parser().parse_args(arguments)
+    if os.environ.get("PYTHONHASHSEED") != "0":  # sets of names shall be walked in one order everywhere
+        command = [
+            sys.executable,
+            "-m",
+            "kvmeta.testing",
+            *(sys.argv[1:] if arguments is None else arguments),
+        ]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
+    if options.seed is not None:
+        return _one(options.seed, options.faults)
+    return _many(options)
+
+
+def _one(seed: int, faults: int) -> int:
+    result = simulate(seed, faults, keep_events=True)
+    print("\n".join(result.events))
+    print(f"seed {seed}: {result.violation or 'nothing was violated'}; trace {result.trace:016x}")
+    return 1 if result.violation else 0
+
+
+def _many(options: argparse.Namespace) -> int:
+    done = _read(options.record)
+    seeds = [seed for seed in range(options.first, options.first + options.seeds) if seed not in done]
+    started, failed = time.monotonic(), 0
+    totals: Counter[str] = Counter()
+    record = open(options.record, "a") if options.record else None  # noqa: SIM115 - closed below
+    for number, result in enumerate(_results(seeds, options), 1):
+        totals["faults"] += sum(result.faults.values())
+        totals["acknowledged"] += result.acknowledged
+        totals["read"] += result.read
+        if result.violation:
+            failed += 1
+            print(f"seed {result.seed}: {result.violation}\n  replay: {_replay(result.seed, options.faults)}")
+        if record is not None:
+            line = {"seed": result.seed, "trace": f"{result.trace:016x}", "violation": result.violation}
+            record.write(json.dumps(line) + "\n")
+            record.flush()
+        if number % 50 == 0 or number == len(seeds):
+            rate = number / (time.monotonic() - started) / options.jobs
+            print(
+                f"{number:,} of {len(seeds):,} seeds, {failed} failed, {rate:.1f} a second and core",
+                flush=True,
+            )
+    if record is not None:
+        record.close()
+    seconds = time.monotonic() - started
+    before = sum(bool(violation) for violation in done.values())
+    summary = {
+        "seeds": len(seeds), "failed": failed, "seconds": round(seconds, 1), **totals,
+        "recorded before": len(done), "failed before": before,
+    }  # fmt: skip
+    print(json.dumps(summary) if options.json else ", ".join(f"{k} {v:,}" for k, v in summary.items()))
+    return 1 if failed or before else 0
+
+
+def _results(seeds: list[int], options: argparse.Namespace) -> Iterator[Result]:
+    work = partial(simulate, faults=options.faults)
+    if options.jobs == 1:
+        yield from map(work, seeds)
+    else:
+        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            yield from pool.imap_unordered(work, seeds, chunksize=4)
+
+
+def _read(record: Path | None) -> dict[int, str]:
+    """Return the seeds in a record and what they violated."""
+    if record is None or not record.exists():
+        return {}
+    lines = [json.loads(line) for line in record.read_text().splitlines() if line.endswith("}")]
+    return {line["seed"]: line["violation"] for line in lines}
+
+
+def _replay(seed: int, faults: int) -> str:
+    return f"python -m kvmeta.testing --seed {seed}" + (f" --faults {faults}" if faults != FAULTS else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m kvmeta.testing", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (default: 1000)")
+    parser.add_argument("--first", type=int, default=1, help="the first of them (default: 1)")
+    parser.add_argument("--seed", type=int, help="replay one seed and print all that happened")
+    parser.add_argument("--faults", type=int, default=FAULTS, help=f"faults a seed (default: {FAULTS})")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)"
+    )
+    parser.add_argument(
+        "--record", type=Path, help="a file of results: seeds that are in it are not run again"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,341 @@
+"""Faults planted in the cluster's rules, one at a time: the simulator must notice each of them.
+
+`python -m tests.simulation.mutants` looks for the first seed that kills each and prints the table of
+docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvmeta.engine.commit import ACCEPTED, STALE
+from kvmeta.engine.engine import Engine
+from kvmeta.errors import KvmetaError
+from kvmeta.testing.simulation import simulate
+from kvmeta.version import VERSION_MAX
+from kvmeta_server.cluster import anti_entropy, coordinator, moves, replica
+from kvmeta_server.cluster.anti_entropy import AntiEntropy
+from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE, Coordinator, Read
+from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.moves import Moves
+from kvmeta_server.cluster.node_state import NodeState
+from kvmeta_server.cluster.replica import Applied, Replica
+from kvmeta_server.cluster.seams import Put
+
+SEEDS_MAX = 400
+Patch = Callable[[Any, str, Any], None]
+
+
+class Mutant(NamedTuple):
+    """A planted fault: the rule it breaks, what plants it, and the first seed that kills it."""
+
+    rule: str
+    plant: Callable[[Patch], None]
+    seed: int
+
+
+def targets_count_as_owners(patch: Patch) -> None:
+    def enough(tally: Any) -> Any:
+        return tally.owners + tally.targets >= tally.need_owners
+
+    patch(coordinator._Tally, "enough", property(enough))
+
+
+def epoch_unchecked_at_the_acknowledgement(patch: Patch) -> None:
+    async def attempt(self: Any, dataset: str, rows: Any) -> Any:
+        cluster_map = self._maps.current
+        tally = await self._spread(dataset, cluster_map, cluster_map.partition_of(rows[:, 0]), rows)
+        if tally.newest:
+            self._clock.observe(tally.newest)
+        return tally.enough, tally, cluster_map.epoch
+
+    patch(Coordinator, "_attempt", attempt)
+
+
+def clock_ceiling_not_kept(patch: Patch) -> None:
+    patch(NodeState, "reserve", lambda self, version: None)
+
+
+def stale_taken_for_accepted(patch: Patch) -> None:
+    apply = Replica.apply
+
+    def lenient(self: Any, *args: Any, **named: Any) -> Applied:
+        outcomes, versions = apply(self, *args, **named)
+        return Applied(np.where(outcomes == STALE, np.uint8(ACCEPTED), outcomes), versions)
+
+    patch(Replica, "apply", lenient)
+
+
+def tombstones_dropped_early(patch: Patch) -> None:
+    def allow(self: Any, dataset: str, held: Any) -> None:
+        self.tree(dataset).purge_below = VERSION_MAX
+
+    patch(Replica, "_allow_purge", allow)
+
+
+def reads_not_repaired(patch: Patch) -> None:
+    async def repair(self: Any, dataset: str, rows: Any) -> Any:
+        return np.ones(len(rows), np.bool_)
+
+    patch(Coordinator, "repair", repair)
+
+
+def read_quorum_one_short(patch: Patch) -> None:
+    quorum = ClusterMap.read_quorum.func  # type: ignore[attr-defined]
+    patch(ClusterMap, "read_quorum", property(lambda self: np.maximum(quorum(self) - 1, 1)))
+
+
+def write_quorum_one_short(patch: Patch) -> None:
+    quorums = ClusterMap.write_quorums.func  # type: ignore[attr-defined]
+
+    def short(self: Any) -> Any:
+        owners, targets = quorums(self)
+        return np.maximum(owners - 1, 1), targets
+
+    patch(ClusterMap, "write_quorums", property(short))
+
+
+def targets_not_waited_for(patch: Patch) -> None:
+    quorums = ClusterMap.write_quorums.func  # type: ignore[attr-defined]
+    patch(ClusterMap, "write_quorums", property(lambda self: (quorums(self)[0], quorums(self)[1] * 0)))
+
+
+def copied_from_one_owner(patch: Patch) -> None:
+    read = Moves._read
+
+    async def from_one(self: Any, cluster_map: Any, dataset: str, partition: int) -> Any:
+        alone = np.ones_like(cluster_map.read_quorum)
+        copy = type(cluster_map)(**{name: getattr(cluster_map, name) for name in _fields(cluster_map)})
+        copy.__dict__["read_quorum"] = alone
+        return await read(self, copy, dataset, partition)
+
+    patch(Moves, "_read", from_one)
+
+
+def switched_before_all_have_copied(patch: Patch) -> None:
+    patch(Moves, "_copied_by_all", lambda self, cluster_map: np.ones(cluster_map.partitions, np.bool_))
+
+
+def steps_without_the_owners_knowing(patch: Patch) -> None:
+    patch(Moves, "_known_to_enough", lambda self, cluster_map, phase: cluster_map.phase == phase)
+
+
+def promises_not_kept(patch: Patch) -> None:
+    apply = Replica.apply
+
+    def anyway(self: Any, dataset: str, epoch: int, rows: Any, *, repair: bool = False) -> Applied:
+        return apply(self, dataset, epoch, rows, repair=True)
+
+    patch(Replica, "apply", anyway)
+
+
+def repaired_without_agreement(patch: Patch) -> None:
+    async def compare(
+        self: Any, dataset: str, owners: tuple[int, ...], partitions: list[int], cut: int, epoch: int
+    ) -> int:
+        for owner in owners:
+            await self._peers.repaired(owner, dataset, partitions, cut)
+        return 0
+
+    patch(AntiEntropy, "_compare", compare)
+
+
+def dropped_without_handing_over(patch: Patch) -> None:
+    async def nothing(self: Any, *args: Any) -> None:
+        return None
+
+    async def drop(self: Any) -> None:
+        slot = self._replica.slot
+        await self._drop_here(lambda now: ~now.held_by(slot))
+
+    patch(Moves, "_hand_over", nothing)
+    patch(Moves, "_drop", drop)
+
+
+def dropped_what_is_owned_again(patch: Patch) -> None:
+    drop = Moves._drop_here
+
+    async def all_of_it(self: Any, which: Any) -> None:
+        await drop(self, lambda now: np.ones(now.partitions, np.bool_))
+
+    patch(Moves, "_drop_here", all_of_it)
+
+
+def nothing_fenced(patch: Patch) -> None:
+    def never(cluster_map: Any, held: Any, partitions: Any, epoch: int) -> Any:
+        return np.zeros(len(partitions), np.bool_)
+
+    patch(replica, "_fenced", never)
+
+
+def map_not_kept(patch: Patch) -> None:
+    patch(NodeState, "set_map", lambda self, cluster_map: None)
+
+
+def relocates_on_any_version(patch: Patch) -> None:
+    def judge(self: Any, dataset: str, got: Any, rows: Any) -> Any:
+        return np.full(len(rows), coordinator.UNACKNOWLEDGED, np.uint8)
+
+    patch(Coordinator, "_judge", judge)
+
+
+def inserts_without_a_look(patch: Patch) -> None:
+    patch(Coordinator, "absent", lambda self, dataset, rows: np.ones(len(rows), np.bool_))
+
+
+def left_behind_taken_for_kept(patch: Patch) -> None:
+    async def kept(self: Any, dataset: str, rows: Any, left: Any) -> Any:
+        return np.ones(int(left.sum()), np.bool_)
+
+    patch(Coordinator, "_kept", kept)
+
+
+def reads_in_a_move_not_brought_to_targets(patch: Patch) -> None:
+    patch(coordinator._Unsettled, "of", lambda self, versions: np.zeros(len(versions), np.bool_))
+
+
+def fast_misses_believed(patch: Patch) -> None:
+    read = Coordinator.read
+
+    async def believing(self: Any, dataset: str, mixed: Any, *, fast: bool = False) -> Read:
+        if not fast:
+            return await read(self, dataset, mixed)
+        states, rows = np.full(len(mixed), UNAVAILABLE, np.uint8), np.zeros((len(mixed), 6), np.uint64)
+        rows[:, :2] = mixed
+        await self._read_one(dataset, states, rows)
+        return Read(np.zeros_like(states), rows, "")
+
+    patch(Coordinator, "read", believing)
+
+
+def unavailable_told_as_absent(patch: Patch) -> None:
+    read = Coordinator.read
+
+    async def absent(self: Any, dataset: str, mixed: Any, *, fast: bool = False) -> Read:
+        got = await read(self, dataset, mixed, fast=fast)
+        return Read(np.full_like(got.states, ANSWERED), got.rows, "")
+
+    patch(Coordinator, "read", absent)
+
+
+def the_older_version_wins_a_copy(patch: Patch) -> None:
+    def older(parts: list[Any]) -> Any:
+        rows = np.concatenate(parts)
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 1], rows[:, 0]))]
+        first = np.ones(len(rows), np.bool_)
+        first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
+        return rows[first]
+
+    patch(moves, "merged", older)
+    patch(anti_entropy, "merged", older)
+
+
+def acknowledged_without_a_sync(patch: Patch) -> None:
+    durably = Engine._durably
+
+    def careless(self: Any, batch: Any) -> None:
+        with suppress(KvmetaError):
+            durably(self, batch)
+
+    patch(Engine, "_durably", careless)
+
+
+def map_changed_without_comparing(patch: Patch) -> None:
+    async def change(self: Any, key: str, change: Any) -> bytes:
+        full = f"{self._prefix}/{key}"
+        held = self.value(key)
+        data = change(held)
+        if data != held:
+            await self._seen(await self._authority.txn([Put(full, data)], held={}))
+        return data or b""
+
+    patch(Membership, "change", change)
+
+
+def removed_nodes_come_back(patch: Patch) -> None:
+    patch(Member, "_check_membership", lambda self, cluster_map: None)
+
+
+MUTANTS = {
+    plant.__name__: Mutant(rule, plant, seed)
+    for rule, plant, seed in (
+        ("a target counts for the owners' quorum", targets_count_as_owners, 0),
+        ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 0),
+        ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 0),
+        ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 0),
+        ("tombstones go before the repaired version", tombstones_dropped_early, 0),
+        ("a read is answered before it is repaired", reads_not_repaired, 0),
+        ("R - W replicas are read", read_quorum_one_short, 0),
+        ("W - 1 owners acknowledge", write_quorum_one_short, 0),
+        ("a write in a move does not wait for the targets", targets_not_waited_for, 0),
+        ("a copy is made from one owner", copied_from_one_owner, 0),
+        ("targets are read before they have copied", switched_before_all_have_copied, 0),
+        ("a move goes on before the owners know the step before", steps_without_the_owners_knowing, 0),
+        ("what was promised not to come is taken", promises_not_kept, 0),
+        ("the repaired version rises without agreement", repaired_without_agreement, 0),
+        ("an ex-owner drops before the owners have it", dropped_without_handing_over, 0),
+        ("an owner drops what it owns again", dropped_what_is_owned_again, 0),
+        ("a replica takes work of an older epoch", nothing_fenced, 0),
+        ("a node does not keep its map", map_not_kept, 0),
+        ("a relocate takes effect on any version", relocates_on_any_version, 0),
+        ("an insert does not look first", inserts_without_a_look, 0),
+        ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 0),
+        ("a read in a move is not brought to the targets", reads_in_a_move_not_brought_to_targets, 0),
+        ("a fast miss is not confirmed", fast_misses_believed, 0),
+        ("unavailable is told as absent", unavailable_told_as_absent, 0),
+        ("the older version wins a merge", the_older_version_wins_a_copy, 0),
+        ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 0),
+        ("the map is changed without compare-and-swap", map_changed_without_comparing, 0),
+        ("a removed node comes back by itself", removed_nodes_come_back, 0),
+    )
+}
+"""By name."""
+
+
+@contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """Plant a fault for as long as the block lasts."""
+    before: list[tuple[Any, str, Any]] = []
+
+    def patch(place: Any, name: str, value: Any) -> None:
+        before.append((place, name, place.__dict__[name]))
+        setattr(place, name, value)
+
+    mutant.plant(patch)
+    try:
+        yield
+    finally:
+        for place, name, value in reversed(before):
+            setattr(place, name, value)
+
+
+def first_kill(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
+    """Return the first seed that notices a planted fault and what it says; 0 where none does."""
+    with planted(MUTANTS[name]):
+        for seed in range(1, seeds_max + 1):
+            violation = simulate(seed).violation
+            if violation:
+                return seed, violation.splitlines()[-1]
+    return 0, ""
+
+
+def _fields(value: Any) -> list[str]:
+    return list(value.__dataclass_fields__)
+
+
+def main() -> None:
+    """Print the first seed that kills each mutant, of those named or of all."""
+    for name in sys.argv[1:] or MUTANTS:
+        seed, said = first_kill(name)
+        print(f"| {MUTANTS[name].rule} | {seed or f'none of {SEEDS_MAX}'} | {said[:110]} |", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()

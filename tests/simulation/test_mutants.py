@@ -1,0 +1,14 @@
+"""Every planted fault is noticed: by the seed that is known for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmeta.testing.simulation import simulate
+from tests.simulation.mutants import MUTANTS, planted
+
+
+@pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.seed])
+def test_a_planted_fault_is_noticed(name: str) -> None:
+    with planted(MUTANTS[name]):
+        assert simulate(MUTANTS[name].seed).violation
