@@ -1,4 +1,4 @@
-"""Faults of files: what bad devices, cuts and misdirected writes leave, as values that can be listed and counted."""
+"""Faults of files: what bad devices, cuts and misdirected writes leave, as values to list and count."""
 
 from __future__ import annotations
 

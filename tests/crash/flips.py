@@ -2,8 +2,9 @@
 
     python -m tests.crash.flips [--jobs N] [--work DIR] [--json FILE]
 
-The cases are dealt with by processes, for one may end its process: that, too, is told and counted. What is done is
-noted in --work, so that the same command goes on after an interruption. Exit status 1 where an answer is wrong.
+The cases are dealt with by processes, for one may end its process: that, too, is told and counted. What is
+done is noted in --work, so that the same command goes on after an interruption. Exit status 1 where an answer
+is wrong.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The small files of a cluster's node (docs/format.md, node/) as a specimen for damage.
 
-*Detected* means that reading a file raises, or that a hint is not handed out: hints are no acknowledgements, and
-anti-entropy brings the rows. Two faults that these files cannot tell are left out: a file that is gone (it may never
-have been written), and a whole file in the place of another (its checksum does not name it).
+*Detected* means that reading a file raises, or that a hint is not handed out: hints acknowledge nothing, and
+anti-entropy brings the rows. Two faults that these files cannot tell are left out: a file that is gone (it
+may never have been written), and a whole file in the place of another (its checksum does not name it).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class NodeSpecimen:
 
     def kind_of(self, file: str) -> str:
         """Return a file's kind."""
-        parent, name = file.split("/")[-2:]
+        parent = file.split("/")[-2]
         return f"node/{parent}" if parent != "node" else file
 
     def faults(self, file: str) -> Iterator[Fault]:
@@ -113,8 +113,8 @@ class NodeJudge:
             contents = _contents(state, hints)
         except (kvmeta.CorruptionError, kvmeta.FormatError):
             return DETECTED
-        for name, expected in self._contents.items():
-            if contents[name] != expected:
+        for name in self._contents:
+            if contents[name] != self._contents[name]:
                 raise WrongError(f"{name} is not what was written")
         left_out = False
         for slot, expected in self._hints.items():
