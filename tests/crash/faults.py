@@ -78,10 +78,11 @@ class Fault:
             path.write_bytes(other)
 
 
-def bytewise(file: str, data: bytes, stride: int = 1) -> Iterator[Fault]:
-    """Yield the faults of each byte (each `stride`-th): flipped, zeroed, and the file cut there."""
+def bytewise(file: str, data: bytes, stride: int = 1, bits: int = 1) -> Iterator[Fault]:
+    """Yield the faults of each byte (each `stride`-th): `bits` of it flipped, zeroed, and the file cut there."""
     for at in range(0, len(data), stride):
-        yield Fault("flipped", file, at, bit=(at * 5 + at // 8) % 8)
+        for bit in range(bits):
+            yield Fault("flipped", file, at, bit=(at * 5 + at // 8 + bit) % 8)
         if data[at]:
             yield Fault("zeroed", file, at)
         yield Fault("cut", file, at)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from kvmeta.engine import engine
 from kvmeta.engine.page import PAGE_BYTES
 from kvmeta.volumes import normal_uri
 from tests.crash.faults import Fault
+from tests.crash.processes import ends_well, fresh
 from tests.crash.small import MANUAL, assert_holds, ids, locations, open_store, put
 
 SEED = 20_240_307
@@ -303,6 +305,25 @@ def test_a_killed_store_whose_last_acknowledged_manifest_change_is_cut_off_is_re
     for mode in ("r", "a"):
         with pytest.raises(kvmeta.CorruptionError, match="generation"):
             open_store(tmp_path / "killed", mode, options=MANUAL)
+
+
+def open_damaged(store: Path) -> None:
+    """Open in both modes; end well where both are refused."""
+    for mode in ("r", "a"):
+        with pytest.raises(kvmeta.CorruptionError):
+            open_store(store, mode, options=MANUAL)
+
+
+@pytest.mark.parametrize("pattern", ["MANIFEST-*", "0*.log"])
+def test_a_bit_that_makes_rocksdb_read_for_ever_is_damage_like_any_other(
+    stores: Fixtures, tmp_path: Path, pattern: str
+) -> None:
+    """It holds Python's lock meanwhile, so another process tries."""
+    shutil.copytree(stores.killed, tmp_path / "store")
+    path = max((tmp_path / "store" / "log").glob(pattern), key=lambda path: path.stat().st_size)
+    (length,) = struct.unpack_from("<H", path.read_bytes(), 4)
+    Fault("flipped", path.name, 7 + length + 6, bit=2).do(path.parent)  # the type of the second record
+    ends_well(fresh(open_damaged, tmp_path / "store"))
 
 
 def test_a_manifest_that_lost_a_row_is_refused(stores: Fixtures, tmp_path: Path) -> None:
