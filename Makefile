@@ -10,7 +10,11 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
+<<<<<<< HEAD
 .PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report sim sim-release mutants lint types layers protos protos-check format check clean
+=======
+.PHONY: help venv torch-venv demo test test-system flips bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
+>>>>>>> faults-flips
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -37,6 +41,9 @@ test: $(MARK) ## every test that needs no root and no Debian package (under 10 m
 
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests
+
+flips: $(MARK) ## damage every byte of every kind of file (an hour on two cores; goes on where it was interrupted)
+	$(BIN)/python -m tests.crash.flips
 
 bench-engine: $(MARK) ## the engine's figures, quick form (under 2 minutes)
 	$(BIN)/python -m bench.engine --quick

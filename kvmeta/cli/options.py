@@ -44,19 +44,25 @@ def is_server(target: str) -> bool:
     return "://" in target
 
 
-def open_store(target: str, mode: str, must_exist: bool = False) -> Any:
+def open_store(target: str, mode: str, must_exist: bool = False, *, probe: bool = False) -> Any:
     """Return the store at `target`, a context manager; for a directory this imports the engine.
 
     With `must_exist`, mode "a" does not make a store that is missing: a mistyped path is told, not filled.
+    With `probe`, what a directory's device cannot read is damage; else it may end the process.
     """
     import kvmeta
 
     if is_server(target):
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # the errors say what gRPC's own lines would
         return kvmeta.open(target, mode=mode)
+    given = {}
+    if probe:
+        from kvmeta.engine.options import EngineOptions
+
+        given["options"] = EngineOptions(probe=True)
     if must_exist:
-        kvmeta.open(target, mode="r").close()
-    store = kvmeta.open(target, mode=mode)
+        kvmeta.open(target, mode="r", **given).close()
+    store = kvmeta.open(target, mode=mode, **given)
     tell_of_compilation()
     return store
 

@@ -53,7 +53,7 @@ def verify(store: str, progress: bool | None, as_json: bool) -> None:
     A server does this itself, as a job, and goes on with it if the command is interrupted.
     """
     with (
-        options.open_store(store, "r") as opened,
+        options.open_store(store, "r", probe=True) as opened,
         progress_bar("verifying", progress) as update,
         options.told_that_it_goes_on(store),
     ):
@@ -123,7 +123,7 @@ def compact(store: str, discard_damaged: bool, yes: bool, progress: bool | None,
         raise Failure("not confirmed; nothing was done", USAGE)
     started = time.monotonic()
     with (
-        options.open_store(store, "a", must_exist=True) as opened,
+        options.open_store(store, "a", must_exist=True, probe=discard_damaged) as opened,
         progress_bar("compacting", progress) as update,
         options.told_that_it_goes_on(store),
     ):

@@ -112,7 +112,11 @@ class Engine:
         self.identity = recovery.read_identity(self.path)
         self.keys = mixing.round_keys(self.identity.seed)
         self.files = SegmentFiles(
-            self.path, self.identity.store_id, self.take_number, self.options.segment_bytes_max
+            self.path,
+            self.identity.store_id,
+            self.take_number,
+            self.options.segment_bytes_max,
+            self.options.probe,
         )
         if mode == "r":
             self.refresh()
@@ -136,8 +140,9 @@ class Engine:
         self._committer.appended_rows = state.replayed_rows
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
+        self.files = replace(self.files, probe=False)  # what is written from now on can be read
         for tree in self.trees.values():
-            if any(run.record.damaged for run in tree.runs):
+            if self.options.probe or any(run.record.damaged for run in tree.runs):
                 self.background.quarantine(tree)  # what was restored from a copy is fit again
         self.background.start(thread=self.options.background)
 

@@ -58,6 +58,10 @@ class EngineOptions:
     sync: bool = True
     """Off only in tests and measurements: acknowledged writes then do not survive a power cut."""
 
+    probe: bool = False
+    """Read every segment once, at open, before it is mapped. Where the device cannot read a mapped page, the
+    process ends (SIGBUS); a page that a probe finds unreadable is damage like any other."""
+
     background: bool = True
     """Off in tests and simulators, which drive the queue of steps themselves (`Background.step`)."""
 

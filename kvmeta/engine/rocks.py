@@ -20,7 +20,7 @@ from typing import Any, Self, cast
 
 from rocksdict import AccessType, ColumnFamily, DBCompressionType, DBRecoveryMode, Options, Rdict, WriteBatch
 
-from kvmeta.engine import filenames
+from kvmeta.engine import filenames, framing
 from kvmeta.errors import (
     CorruptionError,
     KvmetaError,
@@ -62,6 +62,7 @@ class Rocks:
         access = AccessType.read_only(error_if_log_file_exist=False) if read_only else AccessType.read_write()
         try:
             with _errors(path):
+                framing.check(path)
                 if read_only:
                     self._links = _links_to(path)
                 self._db = Rdict(str(self._links or path), _options(), {WAL: _wal_options()}, access)
@@ -196,6 +197,7 @@ def family_names(path: Path) -> list[str]:
     if not (path / "CURRENT").exists():
         return []
     with _errors(path):
+        framing.check(path)
         return Rdict.list_cf(str(path), _options())
 
 

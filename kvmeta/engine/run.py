@@ -27,6 +27,8 @@ class SegmentFiles:
     store_id: bytes
     take_number: Callable[[], int]
     segment_bytes_max: int
+    probe: bool = False
+    """Read every file before it is mapped, as those are whose damage is known (`EngineOptions.probe`)."""
 
     def writer(self, bounds: Bounds, *, filter_bits: int) -> SegmentWriter:
         """Return the writer of a new segment for rows within `bounds`; filter_bits 0 = no filter."""
@@ -41,9 +43,11 @@ class SegmentFiles:
         row_bytes = packing.row_bytes + 2  # page slack, directory and filter
         return max(packing.page_rows, self.segment_bytes_max // row_bytes)
 
-    def open(self, record: SegmentRecord, known_damage: tuple[int, ...] = ()) -> Segment:
-        """Return the open segment of `record`."""
-        return Segment(filenames.segment(self.store, record.number), record, self.store_id, known_damage)
+    def open(self, record: SegmentRecord, known_damage: tuple[int, ...] | None) -> Segment:
+        """Return the open segment of `record`; `known_damage` is None where none is known."""
+        path = filenames.segment(self.store, record.number)
+        probe = self.probe or known_damage is not None
+        return Segment(path, record, self.store_id, known_damage or (), probe=probe)
 
     def write(self, rows: Rows, *, filter_bits: int) -> Iterator[SegmentWriter]:
         """Write sorted `rows` to as many segments as they need; yield each finished, not yet sealed."""
@@ -78,7 +82,7 @@ class Run:
         return Run(
             record,
             tuple(
-                known.get(segment.number) or files.open(segment, record.damaged.get(segment.number, ()))
+                known.get(segment.number) or files.open(segment, record.damaged.get(segment.number))
                 for segment in record.segments
             ),
         )

@@ -9,6 +9,9 @@
 The header is written last, so a file without one is a write that did not finish. Every byte is covered: pages
 by their own checksum (seeded with store, file and page number, so a page in the wrong place fails too),
 directory and filter by checksums in the header. Read by mmap; a segment is never changed or truncated.
+
+Where the device cannot read a mapped page, the kernel ends the process (SIGBUS). So a file that is suspected
+is *probed* first, by plain reads; its pages that cannot be read are damaged, and never touched.
 """
 
 from __future__ import annotations
@@ -43,20 +46,30 @@ from kvmeta.engine.segment_description import address_of, build_directory, descr
 from kvmeta.engine.segment_header import HEADER, SegmentRecord, file_seed, page_good, record_of, round_up
 from kvmeta.errors import CorruptionError, os_errors
 
+_PROBE_BYTES = 1 << 20
+
 
 class Segment:
     """An open segment: its mapping, its description for the kernels, and which of its pages are damaged.
 
-    A file that cannot be used at all (missing, cut, foreign, both headers bad) still opens, with `damage`
-    saying why: then every ID between its first and last fails, and all others are answered.
+    A file that cannot be used at all (missing, cut, foreign, both headers bad, unreadable outside its row
+    pages) still opens, with `damage` saying why: then every ID between its first and last fails, and all
+    others are answered. `unreadable` are the row pages that the device cannot read, where it was probed.
     """
 
     def __init__(
-        self, path: Path, record: SegmentRecord, store_id: bytes, known_damage: tuple[int, ...] = ()
+        self,
+        path: Path,
+        record: SegmentRecord,
+        store_id: bytes,
+        known_damage: tuple[int, ...] = (),
+        *,
+        probe: bool = False,
     ) -> None:
         self.path = path
         self.record = record
         self.damage: str | None = None
+        self.unreadable: tuple[int, ...] = ()
         self._seed = np.uint64(file_seed(store_id, record.number))
         self._map: mmap.mmap | None = None
         self.header = np.zeros(1, HEADER)[0]
@@ -64,14 +77,14 @@ class Segment:
         self.description = np.zeros(SEG_FIELDS, np.uint64)
         self._tables: tuple[NDArray[np.uint32], ...] = ()
         try:
-            self._open(store_id)
+            self._open(store_id, probe=probe)
             for page in known_damage:  # looked at again: the file may have been restored from a copy
                 self.verify(page, 1)
         except CorruptionError as error:
             self.damage = str(error)
             self._describe_as_lost()
 
-    def _open(self, store_id: bytes) -> None:
+    def _open(self, store_id: bytes, *, probe: bool) -> None:
         with os_errors("opening", self.path):
             try:
                 fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -84,13 +97,14 @@ class Segment:
                         f"{self.path} has {size} bytes, not the {self.record.file_bytes} that were written",
                         self.path,
                     )
+                unreadable = _probe(fd, size) if probe else []
                 self._map = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
         data = np.frombuffer(self._map, np.uint8)
         last = size // PAGE_BYTES - 1
         for page in (0, last):
-            if page_good(data, page, self._seed):
+            if page not in unreadable and page_good(data, page, self._seed):
                 self.header = data[page * PAGE_BYTES :][: HEADER.itemsize].copy().view(HEADER)[0]
                 break
         else:
@@ -100,6 +114,10 @@ class Segment:
         self.states = np.zeros(int(self.header["row_pages"]), np.uint8)
         self.description = describe(self.header, data.ctypes.data, self._seed)
         self.description[SEG_STATES] = self.states.ctypes.data
+        if any(not 1 <= page <= len(self.states) for page in unreadable):
+            raise CorruptionError(f"{self.path}: its header, directory or filter cannot be read", self.path)
+        self.unreadable = tuple(page - 1 for page in unreadable)
+        self.states[list(self.unreadable)] = PAGE_DAMAGED
         self._map.madvise(mmap.MADV_RANDOM)
         self._open_tables(data)
 
@@ -111,7 +129,7 @@ class Segment:
                 data.ctypes.data + offset + 4 * (int(self.header["range_count"]) + 1)
             )
         else:  # it says nothing the rows do not say
-            if verify_kernels.verify_pages(address_of(self.description), 0, len(self.states)):
+            if self.verify(0, len(self.states)):
                 raise CorruptionError(
                     f"{self.path}: the bucket directory and row pages are damaged", self.path
                 )
@@ -183,11 +201,14 @@ class Segment:
         return low, min(self.record.last, int(last) << 64 | (1 << 64) - 1)
 
     def verify(self, first_page: int, pages: int) -> list[int]:
-        """Read row pages [first_page, first_page + pages) again; return the damaged ones."""
+        """Read row pages [first_page, first_page + pages) again, where readable; return the damaged ones."""
         if self.damage:
             return [0]
         end = min(len(self.states), first_page + pages)
-        verify_kernels.verify_pages(address_of(self.description), first_page, end)
+        start = first_page
+        for stop in (*(page for page in self.unreadable if first_page <= page < end), end):
+            verify_kernels.verify_pages(address_of(self.description), start, stop)
+            start = stop + 1
         part = self.states[first_page : first_page + pages]
         return [first_page + int(page) for page in np.flatnonzero(part == PAGE_DAMAGED)]
 
@@ -204,3 +225,21 @@ class Segment:
             ("filter", not int(self.header["filter_blocks"]) or self._filter_good(data)),
         ]
         return [name for name, good in checks if not good]
+
+
+def _probe(fd: int, size: int) -> list[int]:
+    """Return the pages of an open file that the device cannot read, in order."""
+    unreadable, at, chunk = [], 0, _PROBE_BYTES
+    while at < size:
+        try:
+            got = len(os.pread(fd, min(chunk, size - at), at))
+        except OSError:
+            got = 0
+        if got:  # up to a page that fails a read returns less
+            at, chunk = at + got, _PROBE_BYTES
+        elif chunk > PAGE_BYTES:  # some file systems fail a large read as a whole
+            chunk = PAGE_BYTES
+        else:
+            unreadable.append(at // PAGE_BYTES)
+            at = (at // PAGE_BYTES + 1) * PAGE_BYTES
+    return unreadable

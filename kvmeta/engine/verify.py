@@ -37,5 +37,6 @@ def _verify_segment(segment: Segment, dataset: str, progress: Callable[[int], No
     for start in range(0, len(segment.states), _PAGES):
         for page in segment.verify(start, _PAGES):
             first, last = segment.page_range(page)
-            yield Damage(str(segment.path), dataset, page + 1, first, last, "checksum mismatch")
+            reason = "the device cannot read it" if page in segment.unreadable else "checksum mismatch"
+            yield Damage(str(segment.path), dataset, page + 1, first, last, reason)
         progress(min(_PAGES, len(segment.states) - start))

@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from kvmeta_server.config import Config
+    from kvmeta_server.logs import Log
 
 _NEEDS = ("grpc_health", "grpc_reflection", "msgspec", "structlog", "uvloop", "numba", "rocksdict")
 _EPILOG = (
@@ -46,6 +47,11 @@ _EPILOG = (
 @click.option("--zone", metavar="ZONE", help="What fails together: replicas lie in distinct zones.")
 @click.option("--weight", type=float, metavar="W", help="This node's share, relative to others.  [1]")
 @click.option(
+    "--supervise",
+    is_flag=True,
+    help="Start the server again, without what cannot be read, where a read error of the disk ends it.",
+)
+@click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting, such as limits.calls_max=512."
 )
 def serve(
@@ -61,6 +67,7 @@ def serve(
     advertise: str | None,
     zone: str | None,
     weight: float | None,
+    supervise: bool,
     settings: tuple[str, ...],
 ) -> None:
     """Serve the store in DIR until SIGTERM, then let calls under way end.
@@ -90,16 +97,29 @@ def serve(
         "cluster.zone": zone,
         "cluster.weight": weight,
     }
-    _serve(config.load(file, os.environ, flags, settings))
+    _serve(config.load(file, os.environ, flags, settings), supervise=supervise)
 
 
-def _serve(config: Config) -> None:
-    from kvmeta import __version__
-    from kvmeta.cli.failure import failure_of
-    from kvmeta_server import logs, serving
+def _serve(config: Config, *, supervise: bool) -> None:
+    from kvmeta_server import logs
 
     log = logs.Log(config.log.format, config.log.level)
     logs.gather(log)
+    if supervise:
+        import msgspec
+
+        from kvmeta_server import supervisor
+
+        if supervisor.supervise(log):
+            config = msgspec.structs.replace(config, probe=True)
+    _serve_here(config, log)
+
+
+def _serve_here(config: Config, log: Log) -> None:
+    from kvmeta import __version__
+    from kvmeta.cli.failure import failure_of
+    from kvmeta_server import serving  # in a supervised child: a fork must come before the threads of this
+
     try:
         with _ended_by_sigterm():
             log.info("starting", version=__version__, data=config.data, listen=config.listen, pid=os.getpid())

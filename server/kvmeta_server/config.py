@@ -162,6 +162,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     insecure: bool = False
     """Listen on an address that others reach, without TLS: everybody who reaches it may read and write."""
 
+    probe: bool = False
+    """Read every segment before it is used: what the device cannot read is damage then, ending no process."""
+
     limits: Limits = Limits()
     threads: Threads = Threads()
     log: LogSettings = LogSettings()

@@ -111,9 +111,8 @@ def serve(config: Config) -> None:
     _raise_open_files()
     _refuse_taken_port(config)
     started = time.monotonic()
-    with EmbeddedStore(
-        config.data, options=EngineOptions(keep_tombstones=config.cluster is not None)
-    ) as store:
+    options = EngineOptions(keep_tombstones=config.cluster is not None, probe=config.probe)
+    with EmbeddedStore(config.data, options=options) as store:
         opened = time.monotonic()
         warm()
         log.info(
@@ -123,8 +122,19 @@ def serve(config: Config) -> None:
             open_s=round(opened - started, 3),
             warm_s=round(time.monotonic() - opened, 3),
         )
+        _tell_damage(store, log)
         uvloop.run(_serve(config, store, log))
     log.info("closed")
+
+
+def _tell_damage(store: EmbeddedStore, log: Log) -> None:
+    """Tell of each segment that is known to be damaged."""
+    for tree in store.engine.trees.values():
+        for segment in tree.view.segments:
+            pages = len(segment.damaged_pages())
+            if segment.damage or pages:
+                lost = segment.damage or f"{pages} of its pages cannot be read or are damaged"
+                log.error("damaged", path=str(segment.path), dataset=tree.dataset.name, message=lost)
 
 
 async def _serve(config: Config, store: EmbeddedStore, log: Log) -> None:

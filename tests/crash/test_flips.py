@@ -1,4 +1,6 @@
-"""Damaged files: every byte flipped, cut, zeroed, swapped or missing is noticed, and no answer is wrong.
+"""Damaged files of a store that has everything: damage is noticed, and no answer is wrong.
+
+test_every_byte.py has each byte of each kind of file, of a smaller store.
 
 One store is built, closed and copied for every fault; a second copy is taken while it is still open, which is
 what a kill leaves. A fault counts as noticed when opening raises, a lookup or scan that touches it raises (or
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +27,13 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine import engine
 from kvmeta.engine.page import PAGE_BYTES
 from kvmeta.volumes import normal_uri
+from tests.crash.faults import Fault
+from tests.crash.processes import ends_well, fresh
 from tests.crash.small import MANUAL, assert_holds, ids, locations, open_store, put
 
 SEED = 20_240_307
 TOP = 12_000  # every ID below is asked for; most are absent
 VOLUMES = ("/mnt/disk-1", "s3://bucket/prefix")
-Fault = Callable[[Path], None]
 
 
 @pytest.fixture(autouse=True)
@@ -151,53 +155,13 @@ def judge(path: Path, marks: dict[str, np.ndarray], what: str, modes: str = "ra"
     return noticed
 
 
-def flip(name: str, at: int, bit: int) -> Fault:
-    def fault(store: Path) -> None:
-        with open(store / name, "r+b") as file:
-            file.seek(at)
-            byte = file.read(1)[0]
-            file.seek(at)
-            file.write(bytes([byte ^ 1 << bit]))
-
-    return fault
-
-
-def zero(name: str, at: int, size: int) -> Fault:
-    def fault(store: Path) -> None:
-        data = bytearray((store / name).read_bytes())
-        data[at : at + size] = bytes(len(data[at : at + size]))
-        (store / name).write_bytes(data)
-
-    return fault
-
-
-def cut(name: str, size: int) -> Fault:
-    def fault(store: Path) -> None:
-        data = (store / name).read_bytes()
-        (store / name).write_bytes(data[:size])
-
-    return fault
-
-
-def lengthen(name: str) -> Fault:
-    def fault(store: Path) -> None:
-        with open(store / name, "ab") as file:
-            file.write(b"\0")
-
-    return fault
-
-
-def remove(name: str) -> Fault:
-    return lambda store: (store / name).unlink()
-
-
-def faults(store: Path, rng: np.random.Generator) -> Iterator[tuple[str, str, Fault]]:
-    """Yield (file, description, fault) over every file of the store."""
+def faults(store: Path, rng: np.random.Generator) -> Iterator[Fault]:
+    """Yield some faults of every file of the store."""
     for name in files_of(store):
         data = (store / name).read_bytes()
         size = len(data)
-        yield name, f"{name} removed", remove(name)
-        yield name, f"{name} one byte longer", lengthen(name)
+        yield Fault("removed", name)
+        yield Fault("lengthened", name)
         if not size:
             continue
         segment = name.startswith("segments/")
@@ -211,25 +175,24 @@ def faults(store: Path, rng: np.random.Generator) -> Iterator[tuple[str, str, Fa
                 size - 2 * PAGE_BYTES,
             }
         for at in sorted(positions):
-            bit = int(rng.integers(0, 8))
-            yield name, f"{name} bit {bit} of byte {at} of {size} flipped", flip(name, at, bit)
+            yield Fault("flipped", name, at, bit=int(rng.integers(0, 8)))
         for part in (0, int(rng.integers(1, size)), size - 1):
-            yield name, f"{name} cut to {part} of {size} bytes", cut(name, part)
+            yield Fault("cut", name, part)
         at = int(rng.integers(0, size))
         if any(data[at : at + 600]):
-            yield name, f"{name} zeroed from {at}", zero(name, at, 600)
+            yield Fault("zeroed", name, at, 600)
 
 
 def test_every_fault_in_a_closed_store_is_noticed_and_no_answer_is_wrong(
     stores: Fixtures, tmp_path: Path
 ) -> None:
     count, missed = 0, []
-    for _, what, fault in faults(stores.closed, np.random.default_rng(SEED)):
+    for fault in faults(stores.closed, np.random.default_rng(SEED)):
         damaged = tmp_path / "store"
         shutil.copytree(stores.closed, damaged)
-        fault(damaged)
-        if not judge(damaged, stores.marks, what, "ra"[count % 2]):
-            missed.append(what)
+        fault.do(damaged)
+        if not judge(damaged, stores.marks, str(fault), "ra"[count % 2]):
+            missed.append(str(fault))
         shutil.rmtree(damaged)
         count += 1
     assert count > 250
@@ -240,17 +203,17 @@ def test_no_fault_in_a_killed_store_gives_a_wrong_answer(stores: Fixtures, tmp_p
     harmless = []
     alike = [name for name in files_of(stores.killed) if name.startswith("segments/")]
     skipped = {name for i, name in enumerate(alike) if i % 5}  # segments are those of the closed store
-    for count, (name, what, fault) in enumerate(faults(stores.killed, np.random.default_rng(SEED + 1))):
-        if name == "SEAL" or name in skipped:  # an older seal is read by nobody
+    for count, fault in enumerate(faults(stores.killed, np.random.default_rng(SEED + 1))):
+        if fault.file == "SEAL" or fault.file in skipped:  # an older seal is read by nobody
             continue
         damaged = tmp_path / "store"
         shutil.copytree(stores.killed, damaged)
-        fault(damaged)
-        if not judge(damaged, stores.marks, what, "ra"[count % 2]):
-            harmless.append((name, what))
+        fault.do(damaged)
+        if not judge(damaged, stores.marks, str(fault), "ra"[count % 2]):
+            harmless.append(fault)
         shutil.rmtree(damaged)
     # Of segments nothing passes; of the log only what no answer depends on.
-    assert not [what for name, what in harmless if name.startswith("segments/") or name == "KVMETA"]
+    assert not [str(each) for each in harmless if each.file.startswith("segments/") or each.file == "KVMETA"]
 
 
 def test_the_undamaged_stores_pass_the_same_judgement(stores: Fixtures, tmp_path: Path) -> None:
@@ -289,7 +252,7 @@ def test_swapped_pages_and_exchanged_segments_are_noticed(stores: Fixtures, tmp_
         shutil.rmtree(store / "log")
         shutil.copytree(stores.foreign / "log", store / "log")
 
-    def foreign_file(name: str) -> Fault:
+    def foreign_file(name: str) -> Callable[[Path], None]:
         return lambda store: shutil.copy(stores.foreign / name, store / name) and None  # type: ignore[func-returns-value]
 
     def no_log(store: Path) -> None:
@@ -298,7 +261,7 @@ def test_swapped_pages_and_exchanged_segments_are_noticed(stores: Fixtures, tmp_
     def no_segments(store: Path) -> None:
         shutil.rmtree(store / "segments")
 
-    every: list[Fault] = [
+    every: list[Callable[[Path], None]] = [
         swap_pages,
         page_of_another_segment,
         exchange,
@@ -342,6 +305,25 @@ def test_a_killed_store_whose_last_acknowledged_manifest_change_is_cut_off_is_re
     for mode in ("r", "a"):
         with pytest.raises(kvmeta.CorruptionError, match="generation"):
             open_store(tmp_path / "killed", mode, options=MANUAL)
+
+
+def open_damaged(store: Path) -> None:
+    """Open in both modes; end well where both are refused."""
+    for mode in ("r", "a"):
+        with pytest.raises(kvmeta.CorruptionError):
+            open_store(store, mode, options=MANUAL)
+
+
+@pytest.mark.parametrize("pattern", ["MANIFEST-*", "0*.log"])
+def test_a_bit_that_makes_rocksdb_read_for_ever_is_damage_like_any_other(
+    stores: Fixtures, tmp_path: Path, pattern: str
+) -> None:
+    """It holds Python's lock meanwhile, so another process tries."""
+    shutil.copytree(stores.killed, tmp_path / "store")
+    path = max((tmp_path / "store" / "log").glob(pattern), key=lambda path: path.stat().st_size)
+    (length,) = struct.unpack_from("<H", path.read_bytes(), 4)
+    Fault("flipped", path.name, 7 + length + 6, bit=2).do(path.parent)  # the type of the second record
+    ends_well(fresh(open_damaged, tmp_path / "store"))
 
 
 def test_a_manifest_that_lost_a_row_is_refused(stores: Fixtures, tmp_path: Path) -> None:
@@ -452,7 +434,7 @@ def test_a_damaged_log_is_refused_without_being_changed(stores: Fixtures, tmp_pa
 def damage_a_page(segment: Path, page: int = 1) -> bytes:
     """Flip a byte of a row page; return the file as it was."""
     whole = segment.read_bytes()
-    flip(segment.name, page * PAGE_BYTES + 77, 3)(segment.parent)
+    Fault("flipped", segment.name, page * PAGE_BYTES + 77, bit=3).do(segment.parent)
     return whole
 
 

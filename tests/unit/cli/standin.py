@@ -171,14 +171,16 @@ class Opener:
     def __init__(self):
         self.stores = {}
         self.modes = []
+        self.options = []
         self.failure = None
 
-    def __call__(self, path, mode="a"):
+    def __call__(self, path, mode="a", options=None):
         if self.failure is not None:
             raise self.failure
         if mode not in ("a", "r"):
             raise InputError(f"mode {mode!r}")
         self.modes.append(mode)
+        self.options.append(options)
         if path not in self.stores:
             if mode == "r":
                 raise NotFoundError(f"no store at {path}")

@@ -487,6 +487,13 @@ def test_commands_that_read_open_the_store_for_reading_only(run, catalog, opener
     assert opener.modes == ["r"]
 
 
+@pytest.mark.parametrize(("line", "probes"), [(["verify"], True), (["stat"], False), (["compact"], False)])
+def test_verify_probes_a_directory_so_that_a_read_error_is_damage(run, catalog, opener, line, probes):
+    opener.options.clear()
+    assert run(*line, "--store", catalog).exit_code == 0
+    assert [options is not None and options.probe for options in opener.options][-1] == probes
+
+
 def test_the_store_may_come_from_the_environment(run, catalog):
     assert run("get", KEY, env={"KVMETA_STORE": catalog}).exit_code == 0
     missing = run("get", KEY)

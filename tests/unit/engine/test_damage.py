@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +125,90 @@ def test_what_is_damaged_can_be_given_up(damaged: Path, lost_file: bool) -> None
         store.dataset().put(ids(), at(N, 3))
         store.compact()
         assert sum(len(page) for page in store.dataset().scan()) == N + 100
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Give the set of pages of every file that plain reads fail to read, as on a device with bad places."""
+    pages: set[int] = set()
+    read = os.pread
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        first, end = at // 4096, (at + size - 1) // 4096
+        failing = min((page for page in pages if first <= page <= end), default=None)
+        if failing is None:
+            return read(fd, size, at)
+        if failing == first:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, failing * 4096 - at, at)
+
+    monkeypatch.setattr("kvmeta.engine.segment.os.pread", pread)
+    return pages
+
+
+def test_a_probe_finds_what_the_device_cannot_read_and_it_is_remembered(
+    tmp_path: Path, failing: set[int]
+) -> None:
+    path = tmp_path / "catalog"
+    with open_(path) as store:
+        store.dataset().put(ids(), at(N, 1))
+        store.compact()
+    failing |= {2, 3}
+    with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+        hit = store.dataset().lookup(ids(), on_error="mask")
+        lost = np.flatnonzero(hit.failed)
+        segments = len(list((path / "segments").iterdir()))
+        assert 0 < len(lost) < 2 * 400 * segments
+        assert hit.found[~hit.failed].all()
+        report = store.verify()
+        assert [damage.page for damage in report.damages] == [2, 3] * segments
+        assert {damage.reason for damage in report.damages} == {"the device cannot read it"}
+        with pytest.raises(kvmeta.CorruptionError):
+            list(store.dataset().scan())
+    with open_(path) as store:  # a file that is known to be damaged is probed at every open
+        assert (failed_ids(store) == lost).all()
+        store.dataset().put(ids(), at(N, 2))
+        assert len(failed_ids(store)) == 0
+        store.compact()
+        assert len(failed_ids(store)) == 0
+    failing.clear()
+    with open_(path) as store:
+        assert store.verify().ok
+        store.compact()
+        assert (store.dataset().lookup(ids()).locations["offset"] == 2).all()
+
+
+def test_a_segment_whose_header_or_directory_cannot_be_read_is_lost_as_a_whole(
+    tmp_path: Path, failing: set[int]
+) -> None:
+    path = tmp_path / "catalog"
+    with open_(path) as store:
+        store.dataset().put(ids(), at(N, 1))
+        store.compact()
+    last = sorted((path / "segments").iterdir())[0].stat().st_size // 4096 - 1
+    for page in (0, last - 1, last):
+        failing.clear()
+        failing.add(page)
+        with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+            assert len(failed_ids(store)) > 1000
+            assert "cannot be read" in store.verify().damages[0].reason
+        with open_(path) as store:
+            assert len(failed_ids(store)) > 1000
+    failing.clear()
+    with open_(path) as store:
+        assert len(failed_ids(store)) == 0
+
+
+def test_what_cannot_be_read_can_be_given_up(tmp_path: Path, failing: set[int]) -> None:
+    path = tmp_path / "catalog"
+    with open_(path) as store:
+        store.dataset().put(ids(), at(N, 1))
+        store.compact()
+    failing.add(2)
+    with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+        lost = failed_ids(store)
+        store.compact(discard_damaged=True)
+        found = store.dataset().lookup(ids()).found
+        assert set(np.flatnonzero(~found)) <= set(lost)
+        assert not found.all()
+        assert store.stats().datasets[0].quarantined_runs == 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -221,3 +224,23 @@ def _kvmeta(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kvmeta", *words], capture_output=True, text=True, check=False, timeout=240
     )
+
+
+def test_a_supervised_server_is_started_again_after_a_read_error_and_drains_at_sigterm(
+    tmp_path: Path,
+) -> None:
+    with ServerProcess(tmp_path / "store", "--supervise") as server:
+        with kvmeta.open(server.target) as store:
+            store.dataset().put([1], np.zeros(1, kvmeta.LOCATION))
+        (started,) = [event for event in server.events if event["event"] == "starting"]
+        assert started["pid"] != server.process.pid
+        os.kill(started["pid"], signal.SIGBUS)  # as a page that cannot be read would
+        end = time.monotonic() + 60
+        while [event["event"] for event in server.events].count("ready") < 2:
+            assert time.monotonic() < end, server.events
+            time.sleep(0.02)
+        again = [event["address"] for event in server.events if event["event"] == "ready"][1]
+        with kvmeta.open(f"kvmeta://{again}") as store:
+            assert store.dataset().lookup([1]).found.all()
+        assert server.stop() == 0
+    assert [event["event"] for event in server.events].count("read error") == 1
