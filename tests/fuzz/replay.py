@@ -11,7 +11,6 @@ import argparse
 import base64
 import json
 import random
-import shutil
 import time
 from typing import Any
 
@@ -25,9 +24,10 @@ def replayed(target: Any, mutations: int, seconds: float) -> dict[str, Any]:
 
     rng = random.Random(target.name)
     corpus = target.seeds()
+    seeds = len(corpus)
     corpus += past_findings(target)
     found: dict[str, Any] = {}
-    tried = 0
+    tried = accepted = seeds_accepted = 0
     end = time.monotonic() + seconds
     inputs = iter(corpus)
     while tried < len(corpus) + mutations and (tried < len(corpus) or time.monotonic() < end):
@@ -36,11 +36,15 @@ def replayed(target: Any, mutations: int, seconds: float) -> dict[str, Any]:
             data = mutated(rng.choice(corpus), corpus, rng)
             if rng.random() < 0.7:
                 data = target.seal(data)
-        finding = judge(target, data)
+        verdict = judge(target, data)
+        finding = verdict.finding
+        accepted += verdict.accepted
+        seeds_accepted += verdict.accepted and tried < seeds
         tried += 1
         if finding is not None and finding.what not in found:
             found[finding.what] = {"told": finding.told, "input": base64.b64encode(data).decode()}
-    return {"inputs": tried, "findings": found}
+    shares = {"seeds": seeds, "seeds_accepted": seeds_accepted, "accepted": accepted}
+    return {"inputs": tried, **shares, "findings": found}
 
 
 def main() -> None:
@@ -51,17 +55,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.5, help="for each target, about")
     arguments = parser.parse_args()
     checked_memory.install()
-    from tests.fuzz.target import scratch
     from tests.fuzz.targets import TARGETS
 
-    try:
-        names = arguments.target or TARGETS
-        results = {
-            name: replayed(TARGETS[name], arguments.mutations, arguments.seconds) for name in names
-        }
-    finally:
-        shutil.rmtree(scratch())
-    print(json.dumps(results))
+    names = arguments.target or TARGETS
+    print(json.dumps({n: replayed(TARGETS[n], arguments.mutations, arguments.seconds) for n in names}))
 
 
 if __name__ == "__main__":

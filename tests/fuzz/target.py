@@ -41,6 +41,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a target made of an input: a value (`accepted`), a typed error, or a finding."""
+
+    accepted: bool
+    finding: Finding | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
     """How a decoder broke its promise: a name that is the same for the same fault, and the traceback."""
 
@@ -52,16 +60,16 @@ class HangError(Exception):
     """A decoder has worked for too long."""
 
 
-def judge(target: Target, data: bytes) -> Finding | None:
-    """Return what is wrong with how the target takes `data`, if anything is."""
+def judge(target: Target, data: bytes) -> Verdict:
+    """Let the target take `data`."""
     try:
         with _bounded(target.memory_bytes_max):
             target.decode(data)
     except KvmetaError:
-        return None
+        return Verdict(False)
     except Exception as error:  # noqa: BLE001 - any other is a finding
-        return _finding(error)
-    return None
+        return Verdict(False, _finding(error))
+    return Verdict(True)
 
 
 def past_findings(target: Target) -> list[bytes]:
@@ -71,10 +79,8 @@ def past_findings(target: Target) -> list[bytes]:
 
 @cache
 def scratch() -> Path:
-    """Return a directory of this process, in memory where the system has such a place."""
-    memory = Path("/dev/shm")
-    folder = tempfile.mkdtemp(prefix="kvmeta-fuzz-", dir=memory if memory.is_dir() else None)
-    return Path(folder)
+    """Return a directory for what decoders read from files; whoever started the process removes it."""
+    return Path(tempfile.mkdtemp())
 
 
 @contextmanager

@@ -85,19 +85,23 @@ class HintFiles:
         if not file.exists():
             return
         with open(file, "rb") as opened:
-            end = start
+            whole, end = os.fstat(opened.fileno()).st_size, start
             opened.seek(start)
             while len(head := opened.read(_HEAD.size)) == _HEAD.size:
                 name_bytes, count, told = _HEAD.unpack(head)
                 size = name_bytes + count * ROW_BYTES
-                if size > self._bytes_max:
+                if size > whole - end - _HEAD.size:
                     return
                 rest = opened.read(size)
                 if len(rest) != size or xxhash.xxh3_64_intdigest(rest) != told:
                     return
+                try:
+                    name = rest[:name_bytes].decode()
+                except UnicodeDecodeError:
+                    return
                 end += _HEAD.size + size
                 rows = np.frombuffer(rest, np.uint64, count * ROW_WORDS, name_bytes).reshape(count, ROW_WORDS)
-                yield Hint(rest[:name_bytes].decode(), rows, end)
+                yield Hint(name, rows, end)
 
     def done(self, slot: int, end: int) -> bool:
         """Remove a node's hints up to `end` where nothing came behind; return whether that is so."""

@@ -17,7 +17,9 @@ import os
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -54,7 +56,10 @@ class NodeState:
             (self.path / "hints").mkdir(exist_ok=True)
         raw = _read(self.path / "NODE")
         if raw is not None:
-            self._identity = Identity(**json.loads(raw))
+            try:
+                self._identity = msgspec.json.decode(raw, type=Identity)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise _damaged(self.path / "NODE") from None
 
     @property
     def identity(self) -> Identity | None:
@@ -95,7 +100,9 @@ class NodeState:
         """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""
         raw = _read(self.path / "COPIED")
         return (
-            np.zeros(partitions, np.uint64) if raw is None else _words(raw, self.path / "COPIED", partitions)
+            np.zeros(partitions, np.uint64)
+            if raw is None
+            else _column(raw, self.path / "COPIED", partitions, "<u8")
         )
 
     def set_copied(self, copied: Words) -> None:
@@ -107,9 +114,12 @@ class NodeState:
         """Return bool[P]: whether rows of a partition may be here that this node does not own any more."""
         with self._lock:
             if self._left is None:
-                raw = _read(self.path / "LEFTOVER")
+                path = self.path / "LEFTOVER"
+                raw = _read(path)
                 self._left = (
-                    np.zeros(partitions, np.bool_) if raw is None else np.frombuffer(raw, np.bool_).copy()
+                    np.zeros(partitions, np.bool_)
+                    if raw is None
+                    else _column(raw, path, partitions, "u1").astype(np.bool_)
                 )
             return self._left.copy()
 
@@ -149,7 +159,9 @@ class Ranges:
         self._path = path
         self._lock = threading.Lock()
         raw = _read(path)
-        both = np.zeros(2 * partitions, np.uint64) if raw is None else _words(raw, path, 2 * partitions)
+        both = (
+            np.zeros(2 * partitions, np.uint64) if raw is None else _column(raw, path, 2 * partitions, "<u8")
+        )
         self.promised, self.repaired = both[:partitions].copy(), both[partitions:].copy()
 
     def promised_of(self, partitions: NDArray[np.int64]) -> Words:
@@ -189,10 +201,15 @@ def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:
     return out
 
 
-def _words(raw: bytes, path: Path, count: int) -> Words:
-    if len(raw) != 8 * count:
-        raise FormatError(f"{path}: {len(raw) // 8} entries, expected {count}: was it of another cluster?")
-    return np.frombuffer(raw, "<u8").copy()
+def _column(raw: bytes, path: Path, count: int, dtype: str) -> NDArray[Any]:
+    size = np.dtype(dtype).itemsize
+    if len(raw) != size * count:
+        raise FormatError(f"{path}: {len(raw) // size} entries, expected {count}: was it of another cluster?")
+    return np.frombuffer(raw, dtype).copy()
+
+
+def _damaged(path: Path) -> CorruptionError:
+    return CorruptionError(f"{path} is damaged; restore it, or wipe the node and let it join anew", path)
 
 
 def _read(path: Path) -> bytes | None:
@@ -202,7 +219,7 @@ def _read(path: Path) -> bytes | None:
         data = path.read_bytes()
     raw, told = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
     if len(data) < _SUM_BYTES or xxhash.xxh3_64_digest(raw) != told:
-        raise CorruptionError(f"{path} is damaged; restore it, or wipe the node and let it join anew", path)
+        raise _damaged(path)
     return raw
 
 
