@@ -88,7 +88,7 @@ class Segment:
                 raise CorruptionError(f"{self.path} is missing", self.path) from None
             try:
                 size = os.fstat(fd).st_size
-                if size != self.record.file_bytes:
+                if size != self.record.file_bytes or size < 2 * PAGE_BYTES:
                     raise CorruptionError(
                         f"{self.path} has {size} bytes, not the {self.record.file_bytes} that were written",
                         self.path,
