@@ -175,7 +175,9 @@ class Segment:
         """Return the bytes of directory, filter and page states: what lookups need besides the pages."""
         if self.damage:
             return 0
-        return directory_bytes(self.header) + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
+        return (
+            directory_bytes(self.header) + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
+        )
 
     def will_need(self, first: int, end: int) -> None:
         """Start reading the pages of rows [first, end)."""

@@ -1,7 +1,8 @@
 """Arrivals: how many messages a server reads from the network at once. A call waits for its turn first.
 
 gRPC takes a message apart (and unpacks it) when it is asked to, whole, and holds what has come of it however
-long the rest takes. So only a few are asked for at a time: that bounds what half-sent and blown-up messages cost.
+long the rest takes. So only a few are asked for at a time: that bounds what half-sent and blown-up messages
+cost.
 
     call ── turn? ──> read ──> admission …        a free slot, and a share left to the connection
               └─ waits: connections in turn; beyond all bounds it is refused
@@ -23,19 +24,20 @@ from kvmeta_server.refusal import Refused
 
 AT_ONCE = 32
 """Messages read at once: of 4 MiB each, 128 MiB."""
-PATIENCE_S = 0.1
-"""How long a message may take to come while others wait for its slot."""
+LOOK_S = 0.05
+LOOKS = 3
+"""A message that is not there at so many looks, so far apart, while others wait gives its slot up. Looks, not
+seconds: in a loop that was held up, messages that have come are taken between two of them."""
 
 
 class _Reading:
     """A call that reads its message."""
 
-    __slots__ = ("given_up", "since", "task")
+    __slots__ = ("looks", "task")
 
-    def __init__(self, task: asyncio.Task[object], since: float) -> None:
+    def __init__(self, task: asyncio.Task[object]) -> None:
         self.task = task
-        self.since = since
-        self.given_up = False
+        self.looks = 0
 
 
 class Arrivals:
@@ -43,36 +45,34 @@ class Arrivals:
 
     def __init__(self, limits: Limits) -> None:
         self._waiting_max = limits.calls_max
-        self._reading: dict[_Reading, str] = {}  # the oldest first
-        self._of: Counter[str] = Counter()  # slots held, by connection
+        self._reading: set[_Reading] = set()
+        self._taken = 0  # slots held
+        self._of: Counter[str] = Counter()  # by connection
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # connections in their turn
         self._count = 0
         self._timer: asyncio.TimerHandle | None = None
 
     async def message(self, peer: str, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """Return the message that `read` brings, in its turn; raise Refused where it cannot have one."""
-        if not self._free(peer):
-            await self._turn(peer)
+        if self._taken < AT_ONCE and self._of[peer] < AT_ONCE // SHARE_OF_ONE:
+            self._take(peer)
         else:
-            self._of[peer] += 1
+            await self._turn(peer)
         task = asyncio.current_task()
         assert task is not None
-        reading = _Reading(task, asyncio.get_running_loop().time())
-        self._reading[reading] = peer
+        reading = _Reading(task)
+        self._reading.add(reading)
         try:
             return await read()
         except asyncio.CancelledError:
-            if not reading.given_up or task.uncancel():
+            if reading.looks < LOOKS or task.uncancel():
                 raise
-            message = f"the message did not come within {PATIENCE_S:g} s, and others wait; send it again"
-            raise Refused(OVERLOADED, message) from None
+            raise Refused(
+                OVERLOADED, "the message was too slow to come, and others wait; send it again"
+            ) from None
         finally:
-            del self._reading[reading]
+            self._reading.discard(reading)
             self._release(peer)
-
-    def _free(self, peer: str) -> bool:
-        taken = self._of.total() if self._waiting else len(self._reading)
-        return taken < AT_ONCE and self._of[peer] < AT_ONCE // SHARE_OF_ONE
 
     async def _turn(self, peer: str) -> None:
         """Wait for a slot, which is then held."""
@@ -90,7 +90,12 @@ class Arrivals:
                 self._release(peer)
             raise
 
+    def _take(self, peer: str) -> None:
+        self._taken += 1
+        self._of[peer] += 1
+
     def _release(self, peer: str) -> None:
+        self._taken -= 1
         self._of[peer] -= 1
         if not self._of[peer]:
             del self._of[peer]
@@ -99,7 +104,7 @@ class Arrivals:
     def _call_next(self) -> None:
         """Give free slots to those who wait, one connection after the other."""
         for peer in list(self._waiting):
-            if self._of.total() >= AT_ONCE:
+            if self._taken >= AT_ONCE:
                 return
             if self._of[peer] >= AT_ONCE // SHARE_OF_ONE:
                 continue
@@ -108,7 +113,7 @@ class Arrivals:
                 turn = queue.popleft()
                 self._count -= 1
                 if not turn.done():
-                    self._of[peer] += 1
+                    self._take(peer)
                     turn.set_result(None)
                     break
             if queue:
@@ -117,17 +122,14 @@ class Arrivals:
     def _hurry(self) -> None:
         """See to it that those who dawdle give their slots up."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S / 2, self._give_up)
+            self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look)
 
-    def _give_up(self) -> None:
+    def _look(self) -> None:
         self._timer = None
         if not self._waiting:
             return
-        now = asyncio.get_running_loop().time()
         for reading in self._reading:
-            if now - reading.since < PATIENCE_S:
-                break
-            if not reading.given_up:
-                reading.given_up = True
+            reading.looks += 1
+            if reading.looks == LOOKS:
                 reading.task.cancel()
         self._hurry()

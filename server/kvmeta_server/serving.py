@@ -205,8 +205,8 @@ def channel_arguments(config: Config) -> list[tuple[str, int]]:
         # What bounds the calls of a connection whose messages never arrive: those are not admitted yet. Twice
         # its share, so that it is admission which refuses, with a reason.
         ("grpc.max_concurrent_streams", max(1, 2 * limits.calls_max // SHARE_OF_ONE)),
-        # gRPC would let each stream send 4 MiB, and more, before anybody reads. So it is 256 KiB, and what a message
-        # that is being read still lacks.
+        # gRPC would let each stream send 4 MiB, and more, before anybody reads. So it is 256 KiB, and what a
+        # message that is being read still lacks.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.process import ROOT, run
+from tests.fuzz.targets import TARGETS
 
-TARGETS = (
-    "segment", "wal", "manifest", "small_files", "columns", "messages", "replies", "tar", "config",
-    "cluster_map", "hints", "node_files",
-)  # fmt: skip
 _DATA = ROOT / "build" / "fuzz"
 _START_S = 120  # to import, to instrument, to read a large corpus
 _ARTEFACTS = ("crash-*", "timeout-*", "oom-*")
@@ -29,7 +26,9 @@ def fuzzed(name: str, seconds: int, data: Path) -> dict[str, Any]:
     folder = data / name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log", "w") as log:
-        ended = run("driver", name, str(seconds), str(folder), wait_s=seconds + _START_S, stdout=log, stderr=log)
+        ended = run(
+            "driver", name, str(seconds), str(folder), wait_s=seconds + _START_S, stdout=log, stderr=log
+        )
     told = re.search(r"stat::number_of_executed_units:\s*(\d+)", (folder / "log").read_text(errors="replace"))
     findings = [file.stem for file in sorted((folder / "findings").glob("*.txt"))]
     findings += [file.name for pattern in _ARTEFACTS for file in sorted(folder.glob(pattern))]

@@ -165,7 +165,11 @@ def _reply_seeds() -> list[bytes]:
     lookup = Frame.of(pb.LookupResponse(), LZ4, states=_STATES, locations=_LOCATIONS, versions=_VERSIONS)
     write = Frame.of(pb.WriteResponse(), LZ4, outcomes=_STATES, locations=_LOCATIONS, versions=_VERSIONS)
     scan = Frame.of(
-        pb.ScanResponse(cursor=bytes(16), done=True), PLAIN, ids=_IDS, locations=_LOCATIONS, versions=_VERSIONS
+        pb.ScanResponse(cursor=bytes(16), done=True),
+        PLAIN,
+        ids=_IDS,
+        locations=_LOCATIONS,
+        versions=_VERSIONS,
     )
     job = pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=pb.VerifyReport(segments=1)))
     found = pb.GetResponse(location=pb.Location(volume=1), version=1)

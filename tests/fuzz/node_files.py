@@ -16,7 +16,14 @@ from tests.fuzz.target import Target, scratch
 from tests.unit.engine.rows import random_rows
 
 PARTITIONS = 8
-_FILES = {b"N": "NODE", b"M": "MAP", b"D": "DATASETS", b"C": "COPIED", b"L": "LEFTOVER", b"R": "ranges/default"}
+_FILES = {
+    b"N": "NODE",
+    b"M": "MAP",
+    b"D": "DATASETS",
+    b"C": "COPIED",
+    b"L": "LEFTOVER",
+    b"R": "ranges/default",
+}
 _HINT_HEAD = struct.Struct("<IIQ")
 _HINT_ROW_BYTES = 48
 

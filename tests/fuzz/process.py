@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[2]
 _MEMORY = Path("/dev/shm")
 
 
-def run(module: str, *arguments: str, wait_s: float, **streams: IO[Any] | int) -> subprocess.CompletedProcess[str]:
+def run(
+    module: str, *arguments: str, wait_s: float, **streams: IO[Any] | int
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m tests.fuzz.<module>` to its end and return it."""
     where = _MEMORY if _MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="kvmeta-fuzz-", dir=where) as folder:

@@ -1,6 +1,6 @@
 """Replay every target: its seeds, what broke it once, and seeded mutations of both. Needs no fuzzer.
 
-    NUMBA_DISABLE_JIT=1 python -m tests.fuzz.replay --seconds 2 [--target NAME …]
+    NUMBA_DISABLE_JIT=1 python -m tests.fuzz.replay [--target NAME …] [--times 10]
 
 Prints a JSON object: target -> inputs tried and findings (name -> traceback and the input in base64).
 """
@@ -11,14 +11,15 @@ import argparse
 import base64
 import json
 import random
-import time
 from typing import Any
 
 from tests.fuzz import checked_memory
 
+_SEALED_SHARE = 0.7
 
-def replayed(target: Any, mutations: int, seconds: float) -> dict[str, Any]:
-    """Return what was tried with a target, at most so many mutations in about so many seconds, and found."""
+
+def replayed(target: Any, mutations: int) -> dict[str, Any]:
+    """Return what was tried with a target, and what was found."""
     from tests.fuzz.mutation import mutated
     from tests.fuzz.target import judge, past_findings
 
@@ -28,13 +29,12 @@ def replayed(target: Any, mutations: int, seconds: float) -> dict[str, Any]:
     corpus += past_findings(target)
     found: dict[str, Any] = {}
     tried = accepted = seeds_accepted = 0
-    end = time.monotonic() + seconds
-    inputs = iter(corpus)
-    while tried < len(corpus) + mutations and (tried < len(corpus) or time.monotonic() < end):
-        data = next(inputs, None)
-        if data is None:
+    while tried < len(corpus) + mutations:
+        if tried < len(corpus):
+            data = corpus[tried]
+        else:
             data = mutated(rng.choice(corpus), corpus, rng)
-            if rng.random() < 0.7:
+            if rng.random() < _SEALED_SHARE:
                 data = target.seal(data)
         verdict = judge(target, data)
         finding = verdict.finding
@@ -51,14 +51,13 @@ def main() -> None:
     """Replay and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", action="append", help="only these")
-    parser.add_argument("--mutations", type=int, default=4000, help="of each target, at most")
-    parser.add_argument("--seconds", type=float, default=2.5, help="for each target, about")
+    parser.add_argument("--times", type=int, default=1, help="as many mutations as the suite tries, so often")
     arguments = parser.parse_args()
     checked_memory.install()
     from tests.fuzz.targets import TARGETS
 
     names = arguments.target or TARGETS
-    print(json.dumps({n: replayed(TARGETS[n], arguments.mutations, arguments.seconds) for n in names}))
+    print(json.dumps({n: replayed(TARGETS[n], TARGETS[n].replays * arguments.times) for n in names}))
 
 
 if __name__ == "__main__":

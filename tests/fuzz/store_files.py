@@ -208,9 +208,8 @@ def _seal_small(data: bytes) -> bytes:
     return b"M" + b"".join(slot + xxhash.xxh3_64_intdigest(slot).to_bytes(8, "little") for slot in slots)
 
 
-
 TARGETS = (
-    Target("segment", _segment_seeds, _decode_segment, _seal_segment),
+    Target("segment", _segment_seeds, _decode_segment, _seal_segment, replays=600),
     Target("wal", _wal_seeds, lambda data: wal.decode(1, WAL_START, data, _PATH), _seal_record),
     Target(
         "manifest", _manifest_seeds, lambda data: Manifest.read(_manifest_rows(data), _PATH), _seal_manifest

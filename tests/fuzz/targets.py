@@ -1,4 +1,4 @@
-"""Every fuzz target, by name. To be imported after `checked_memory.install`."""
+"""Every fuzz target, by name. To run them, import this after `checked_memory.install`."""
 
 from __future__ import annotations
 

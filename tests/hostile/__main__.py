@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.hostile.attacks import ATTACKS
-from tests.hostile.bounds import grown_mb_max
-from tests.hostile.siege import RECOVERY_S_MAX, Healthy, Outcome, besieged
+from tests.hostile.siege import GROWN_MB_MAX, RECOVERY_S_MAX, Healthy, Outcome, besieged
 from tests.serving import ServerProcess
 
 _CALM_S = 3.0
@@ -19,7 +18,10 @@ _CALM_S = 3.0
 
 def attacked(name: str, scale: float, seconds: float) -> Outcome:
     """Return what one attack did to a fresh server."""
-    with tempfile.TemporaryDirectory(prefix="kvmeta-hostile-") as folder, ServerProcess(Path(folder) / "s") as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="kvmeta-hostile-") as folder,
+        ServerProcess(Path(folder) / "s") as server,
+    ):
         return besieged(name, server, Healthy(server.target), scale, _CALM_S, seconds)
 
 
@@ -36,17 +38,19 @@ def main() -> int:
     for number, name in enumerate(names := arguments.attack or list(ATTACKS), start=1):
         print(f"{name}: {arguments.seconds:g} s, {number} of {len(names)}", file=sys.stderr, flush=True)
         found = results[name] = attacked(name, arguments.scale, arguments.seconds)
-        if found.grown_mb > grown_mb_max(name) or found.recovery_s > RECOVERY_S_MAX or found.calls == found.failed:
+        if found.grown_mb > GROWN_MB_MAX or found.recovery_s > RECOVERY_S_MAX or found.calls == found.failed:
             broken.append(name)
     print(f"{'attack':<14}{'RSS +MB':>9}{'bound':>7}{'calls':>8}{'failed':>8}{'calls/s':>9}{'before':>8}"
           f"{'share':>7}{'slowest s':>11}{'recovery s':>12}")  # fmt: skip
     for name, found in results.items():
         share = found.rate_during / found.rate_before
-        print(f"{name:<14}{found.grown_mb:>9.0f}{grown_mb_max(name):>7}{found.calls:>8,}{found.failed:>8,}"
+        print(f"{name:<14}{found.grown_mb:>9.0f}{GROWN_MB_MAX:>7}{found.calls:>8,}{found.failed:>8,}"
               f"{found.rate_during:>9.0f}{found.rate_before:>8.0f}{share:>7.0%}{found.slowest_s:>11.2f}"
               f"{found.recovery_s:>12.2f}{'  broken' if name in broken else ''}")  # fmt: skip
     if arguments.json:
-        arguments.json.write_text(json.dumps({name: asdict(found) for name, found in results.items()}, indent=1))
+        arguments.json.write_text(
+            json.dumps({name: asdict(found) for name, found in results.items()}, indent=1)
+        )
     return bool(broken)
 
 

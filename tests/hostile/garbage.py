@@ -54,9 +54,15 @@ class MalformedFrames(_Rounds):
         pick = self.random
         stream = wire.next_stream()
         return (
-            encoded(pick.randrange(256), pick.randrange(256), pick.randrange(9), pick.randbytes(pick.randrange(99))),
+            encoded(
+                pick.randrange(256),
+                pick.randrange(256),
+                pick.randrange(9),
+                pick.randbytes(pick.randrange(99)),
+            ),
             encoded(HEADERS, END_HEADERS, stream, pick.randbytes(200)),  # no HPACK
-            encoded(HEADERS, 0, stream, b"\0\1a\1b") + encoded(_CONTINUATION, 0, stream, b"\0\1a\1b" * 3000) * 60,
+            encoded(HEADERS, 0, stream, b"\0\1a\1b")
+            + encoded(_CONTINUATION, 0, stream, b"\0\1a\1b" * 3000) * 60,
             encoded(HEADERS, END_HEADERS, stream, b"\x3f" + b"\xff" * 30),  # a table of any size
             encoded(DATA, 0, 0, b"x"),
             encoded(DATA, 0, 1 << 30, bytes(FRAME_BYTES_MAX)),

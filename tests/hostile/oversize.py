@@ -20,7 +20,9 @@ class Oversize:
         for number, wire in enumerate(self._wires):
             stream = wire.next_stream()
             told = BYTES if number % 2 else 1000
-            if not wire.send(wire.headers(stream=stream) + data_frames(stream, message(b"", size=told), end=False)):
+            if not wire.send(
+                wire.headers(stream=stream) + data_frames(stream, message(b"", size=told), end=False)
+            ):
                 continue
             for _ in range(BYTES // len(_PIECE)):
                 wire.drain()

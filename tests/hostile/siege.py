@@ -29,6 +29,9 @@ ROWS, HELD = 256, 4096
 AT_ONCE_S = 1.0
 """A call that takes no longer has succeeded at once."""
 RECOVERY_S_MAX = 5.0
+GROWN_MB_MAX = 400
+"""By how much a server's resident memory may grow: 128 MiB of bytes under way and as many of messages that are
+being read (docs/operating.md), the windows of the calls that wait, some 10 KiB a connection."""
 _STREAK = 20
 _SAMPLE_S = 0.05
 _TYPED = (kvmeta.UnavailableError, kvmeta.DeadlineError, kvmeta.OutcomeUnknownError)
@@ -133,7 +136,9 @@ class Memory:
             self.most = max(self.most, self._process.memory_info().rss)
 
 
-def besieged(name: str, server: ServerProcess, healthy: Healthy, scale: float, calm_s: float, attack_s: float) -> Outcome:
+def besieged(
+    name: str, server: ServerProcess, healthy: Healthy, scale: float, calm_s: float, attack_s: float
+) -> Outcome:
     """Attack a server for so many seconds; return what came of it."""
     rate_before = healthy.for_seconds(calm_s)
     healthy.calls = healthy.failed = 0
