@@ -1,7 +1,7 @@
 """Fuzz every target with atheris, each for its share of the time: `make fuzz MINUTES=60`.
 
-What is found, and the corpus that grows, stay in build/fuzz/TARGET; the next run goes on from there. An input in
-TARGET/findings, once its fault is fixed, belongs into tests/fuzz/findings/TARGET, where the suite replays it.
+What is found, and the corpus that grows, stay in build/fuzz/TARGET; the next run goes on from there. An input
+in TARGET/findings, once its fault is fixed, belongs into tests/fuzz/findings/TARGET: the suite replays it.
 """
 
 from __future__ import annotations

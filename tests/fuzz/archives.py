@@ -18,13 +18,17 @@ def _seeds() -> list[bytes]:
     formats = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
     made = [write_tar(path, members, fmt).read_bytes().rstrip(b"\0") for fmt in formats]
     size, sparse = pax_records(path="p" * 120, size="3"), pax_records(GNU__sparse__major="1", path="s")
+    gnu = b"ustar  \0"
+    long_name = header(b"long", 12, b"L", gnu) + padded(b"n" * 12)
+    base_256 = header(b"z", b"\x80" + bytes(10) + b"\2") + padded(b"ab")
+    sparse_file = header(b"map", 1, b"S", gnu) + padded(b"d")
     parts = (
         extended(size) + header(b"x", 0) + padded(b"abc"),
         extended(sparse) + header(b"x", 512) + padded(b"m"),
         extended(pax_records(path="everybody"), b"g") + header(b"y", 1) + padded(b"z"),
-        header(b"long", 12, b"L", b"ustar  \0") + padded(b"n" * 12) + header(b"z", b"\x80" + bytes(10) + b"\2") + padded(b"ab"),
-        header(b"map", 1, b"S", b"ustar  \0") + padded(b"d") + header(b"dir/", 0, b"\0", b"") + header(b"l", 0, b"2"),
-    )  # fmt: skip
+        long_name + base_256,
+        sparse_file + header(b"dir/", 0, b"\0", b"") + header(b"l", 0, b"2"),
+    )
     return [part + END for part in (*(padded(each) for each in made), *parts)]
 
 

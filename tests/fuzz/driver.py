@@ -1,7 +1,7 @@
 """Fuzz one target with atheris until the time is up: `python -m tests.fuzz.driver TARGET SECONDS DIR`.
 
 Started by `tests.fuzz`. DIR/corpus grows; DIR/findings gets an input, and what it brought about, for each
-fault. What ends the process, a crash or a hang outside Python, libFuzzer leaves as DIR/crash-… or DIR/timeout-….
+fault. What ends the process, a crash or a hang outside Python, libFuzzer leaves as DIR/crash-… or timeout-….
 """
 
 from __future__ import annotations

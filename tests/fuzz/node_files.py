@@ -106,8 +106,8 @@ def _decode_state(data: bytes) -> Any:
     try:
         state = NodeState(path)
         return (
-            state.identity, state.map(), state.datasets(), state.copied(PARTITIONS), state.leftover(PARTITIONS),
-            state.ranges("default", PARTITIONS).promised,
+            state.identity, state.map(), state.datasets(), state.copied(PARTITIONS),
+            state.leftover(PARTITIONS), state.ranges("default", PARTITIONS).promised,
         )  # fmt: skip
     finally:
         file.unlink()

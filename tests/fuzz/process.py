@@ -1,4 +1,4 @@
-"""A process of a fuzz program: kernels not compiled, its files in a directory of its own, in memory if it can."""
+"""A process of a fuzz program: kernels not compiled, its files in a directory of its own, in memory."""
 
 from __future__ import annotations
 

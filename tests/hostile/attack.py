@@ -1,7 +1,7 @@
 """An attack: what it opens at its start, and what it does over and over until it is told to end.
 
-An attacker is a process of its own: `python -m tests.hostile.attack NAME HOST:PORT SCALE`. It says "ready" once it
-has opened what it opens, and ends when its standard input does.
+An attacker is a process of its own: `python -m tests.hostile.attack NAME HOST:PORT SCALE`. It says "ready"
+once it has opened what it opens, and ends when its standard input does.
 """
 
 from __future__ import annotations

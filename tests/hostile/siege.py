@@ -30,8 +30,8 @@ AT_ONCE_S = 1.0
 """A call that takes no longer has succeeded at once."""
 RECOVERY_S_MAX = 5.0
 GROWN_MB_MAX = 400
-"""By how much a server's resident memory may grow: 128 MiB of bytes under way and as many of messages that are
-being read (docs/operating.md), the windows of the calls that wait, some 10 KiB a connection."""
+"""By how much a server's resident memory may grow: 128 MiB of bytes under way and as many of messages that
+are being read (docs/operating.md), the windows of calls that wait, some 10 KiB a connection."""
 _STREAK = 20
 _SAMPLE_S = 0.05
 _TYPED = (kvmeta.UnavailableError, kvmeta.DeadlineError, kvmeta.OutcomeUnknownError)
@@ -61,7 +61,7 @@ class Healthy:
         self.slowest_s = 0.0
 
     def call(self) -> tuple[bool, float]:
-        """Look up a batch or put one; return whether it succeeded, and its seconds. AssertionError if wrong."""
+        """Look up a batch, or put one; return whether it succeeded, and its seconds; raise if wrong."""
         self._turn += 1
         started = time.monotonic()
         try:

@@ -1,4 +1,4 @@
-"""Calls that never arrive: headers byte by byte (slow loris), and large messages that stop before their end."""
+"""Calls that never arrive: byte by byte (slow loris), or large messages that stop before their end."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _CONNECT_S = 5.0
 
 
 class Wire:
-    """A TCP connection, with `hello` an HTTP/2 one. `window_bytes` is what the server may send on a stream."""
+    """A TCP connection, with `hello` an HTTP/2 one. `window_bytes`: what the server may send on a stream."""
 
     def __init__(self, address: str, *, hello: bool = True, window_bytes: int = 65_535) -> None:
         self.address = address

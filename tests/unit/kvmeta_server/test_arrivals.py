@@ -26,7 +26,8 @@ class Senders:
         self.go = asyncio.Event()
 
     def call(self, peer: str, *, at_once: bool = False) -> asyncio.Task[bytes]:
-        return asyncio.ensure_future(self.arrivals.message(peer, self._quick if at_once else self._slow(peer)))
+        read = self._quick if at_once else self._slow(peer)
+        return asyncio.ensure_future(self.arrivals.message(peer, read))
 
     async def _quick(self) -> bytes:
         return b"quick"
@@ -89,7 +90,7 @@ def test_connections_come_in_turn_however_many_calls_one_has() -> None:
     on_a_loop(work)
 
 
-def test_messages_that_do_not_come_give_their_slots_to_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_that_does_not_come_gives_its_slot_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "LOOK_S", 0.001)
 
     async def work() -> None:
