@@ -61,16 +61,21 @@ class Connection:
         while self._take(self._read()).kind != SETTINGS:
             pass
 
-    def call(self, path: str, message: bytes, share: float = 1.0) -> None:
-        """Start a unary gRPC call on a stream of its own; with a share below 1 stop within its message."""
+    def call(self, path: str, message: bytes, share: float = 1.0, encoding: str = "") -> None:
+        """Start a unary gRPC call on a stream of its own; with a share below 1 stop within its message.
+
+        `encoding`: how the message is compressed already, such as "gzip".
+        """
         self._stream += 2
         self._stream_window = self._window_of_new
         fields = {
             ":method": "POST", ":scheme": "http", ":path": path, ":authority": self._host,
             "te": "trailers", "content-type": "application/grpc",
         }  # fmt: skip
+        if encoding:
+            fields["grpc-encoding"] = encoding
         self._socket.sendall(encoded(HEADERS, END_HEADERS, self._stream, literal_headers(fields)))
-        body = struct.pack(">BI", 0, len(message)) + message
+        body = struct.pack(">BI", bool(encoding), len(message)) + message
         end = round(len(body) * share)
         done = 0
         while done < end:

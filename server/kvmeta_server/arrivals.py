@@ -22,8 +22,8 @@ from kvmeta_server.admission import SHARE_OF_ONE
 from kvmeta_server.config import Limits
 from kvmeta_server.refusal import Refused
 
-AT_ONCE = 32
-"""Messages read at once: of 4 MiB each, 128 MiB."""
+AT_ONCE = 16
+"""Messages read at once: of 4 MiB each, 64 MiB, and as much for their copies."""
 LOOK_S = 0.05
 LOOKS = 3
 """A message that is not there at so many looks, so far apart, while others wait gives its slot up. Looks, not

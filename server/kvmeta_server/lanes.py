@@ -93,6 +93,7 @@ class Lane:
             error = raised if plain else RuntimeError(repr(raised))  # a library's panic
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(_settle, work.future, result, error)
+        del error  # its traceback has this frame, and the request's bytes: a circle would keep them
 
 
 @dataclass(frozen=True)

@@ -172,14 +172,19 @@ class Service:
         """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
         admission, arrivals = gates or self._gates
 
-        async def behaviour(requests: Any, context: Any) -> bytes:
+        async def behaviour(_: Any, context: Any) -> bytes:
             held = 0
 
             async def answered() -> bytes:
                 nonlocal held
-                raw = await arrivals.message(peer, lambda: _one(requests))
-                admission.admit(peer, len(raw), while_draining=while_draining)
-                held = len(raw)
+                raw = await arrivals.message(peer, lambda: _one(context))
+                size = len(raw)
+                try:
+                    admission.admit(peer, size, while_draining=while_draining)
+                except Refused:
+                    del raw  # while the refusal is on its way the next messages are read
+                    raise
+                held = size
                 context.add_done_callback(lambda _: admission.release(peer, held))
                 return await answer(raw)
 
@@ -236,12 +241,15 @@ class Service:
         return await _aborted(context, code, told)
 
 
-async def _one(requests: Any) -> bytes:
-    """Return the message of a call; InputError where there is none, as of one that was taken back."""
-    try:
-        raw: bytes = await requests.__anext__()
-    except StopAsyncIteration:
-        raise InputError("the call has no message") from None
+async def _one(context: Any) -> bytes:
+    """Return the message of a call; InputError where there is none, as of one that was taken back.
+
+    By `read`, for the iterator of requests would keep the message as long as the call.
+    """
+    raw = await context.read()
+    if raw is grpc.aio.EOF:
+        raise InputError("the call has no message")
+    assert isinstance(raw, bytes)
     return raw
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -138,5 +139,38 @@ def test_a_call_that_is_cancelled_while_it_waits_costs_nobody_a_slot() -> None:
         assert len(senders.reading) == AT_ONCE
         senders.go.set()
         await asyncio.gather(*again)
+
+    on_a_loop(work)
+
+
+def test_no_slot_is_lost_whatever_comes_goes_or_dawdles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "LOOK_S", 0.0005)
+    pick = random.Random(7)
+
+    async def read() -> bytes:
+        await asyncio.sleep(pick.choice((0, 0, 0.001, 3600)))
+        return b"read"
+
+    async def work() -> None:
+        gate = Arrivals(Limits())
+        calls = []
+        for _ in range(1500):
+            calls.append(asyncio.ensure_future(gate.message(f"peer-{pick.randrange(12)}", read)))
+            if pick.random() < 0.2:
+                pick.choice(calls).cancel()
+            if pick.random() < 0.1:
+                await asyncio.sleep(0.001)
+        senders = Senders()
+        senders.arrivals = gate
+        for i in range(2 * AT_ONCE):  # all those who dawdle make way
+            assert await senders.call(f"late-{i}", at_once=True) == b"quick"
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        held = [senders.call(f"peer-{i}") for i in range(AT_ONCE)]
+        await moments()
+        assert len(senders.reading) == AT_ONCE
+        senders.go.set()
+        await asyncio.gather(*held)
 
     on_a_loop(work)
