@@ -24,7 +24,7 @@ from kvmeta_server.refusal import Refused
 
 AT_ONCE = 16
 """Messages read at once: of 4 MiB each, 64 MiB, and as much for their copies."""
-LOOK_S = 0.05
+LOOK_S = 0.02
 LOOKS = 3
 """A message that is not there at so many looks, so far apart, while others wait gives its slot up. Looks, not
 seconds: in a loop that was held up, messages that have come are taken between two of them."""

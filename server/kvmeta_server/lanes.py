@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from kvmeta.errors import KvmetaError
 from kvmeta.protocol.status import OVERLOADED
 from kvmeta_server.refusal import Refused
 
@@ -88,12 +89,14 @@ class Lane:
         error: BaseException | None = None
         try:
             result = work.answer(request)
+        except KvmetaError as raised:
+            error = raised.with_traceback(None)  # whose frames would keep the request's bytes, in a circle
+            error.__context__ = None
         except BaseException as raised:  # noqa: BLE001 - handed to the call, which tells it
             plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
             error = raised if plain else RuntimeError(repr(raised))  # a library's panic
         with suppress(RuntimeError):  # the server has ended meanwhile
             self._loop.call_soon_threadsafe(_settle, work.future, result, error)
-        del error  # its traceback has this frame, and the request's bytes: a circle would keep them
 
 
 @dataclass(frozen=True)

@@ -247,9 +247,8 @@ async def _one(context: Any) -> bytes:
     By `read`, for the iterator of requests would keep the message as long as the call.
     """
     raw = await context.read()
-    if raw is grpc.aio.EOF:
+    if not isinstance(raw, bytes):  # grpc.aio.EOF
         raise InputError("the call has no message")
-    assert isinstance(raw, bytes)
     return raw
 
 
