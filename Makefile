@@ -10,11 +10,8 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
-<<<<<<< HEAD
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report sim sim-release mutants lint types layers protos protos-check format check clean
-=======
-.PHONY: help venv torch-venv demo test test-system flips bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
->>>>>>> faults-flips
+# every target that is explained
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*## .*/\1/p' Makefile)
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -119,6 +116,13 @@ $(PROTOS_MARK): protos/requirements.txt
 	$(PYTHON) -m venv $(PROTOS_VENV)
 	$(PROTOS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
+
+fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES for all together (60); findings stay in build/fuzz
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
+
+hostile: $(MARK) ## every attack on a server at full size, a healthy client beside it (10 minutes)
+	$(BIN)/python -m tests.hostile
 
 format: $(MARK) ## let ruff lay out the code
 	$(BIN)/ruff format .

@@ -18,7 +18,6 @@ DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
 _HEAD = struct.Struct(">BHBBI")
-_STREAM = 1
 _WINDOW_BYTES, _FRAME_BYTES_MAX = 65_535, 16_384  # before anybody says otherwise
 _TIMEOUT_S = 20
 
@@ -55,20 +54,28 @@ class Connection:
         self._socket = socket.create_connection((host, int(port)), _TIMEOUT_S)
         self._pending = b""
         self._seen: list[Frame] = []
-        self._window = self._stream_window = _WINDOW_BYTES
+        self._stream = -1
+        self._window = self._stream_window = self._window_of_new = _WINDOW_BYTES
         own = struct.pack(">HI", INITIAL_WINDOW_SIZE, window_bytes)
         self._socket.sendall(PREFACE + encoded(SETTINGS, 0, 0, own))
         while self._take(self._read()).kind != SETTINGS:
             pass
 
-    def call(self, path: str, message: bytes, share: float = 1.0) -> None:
-        """Start a unary gRPC call; with a share below 1 stop within its message."""
+    def call(self, path: str, message: bytes, share: float = 1.0, encoding: str = "") -> None:
+        """Start a unary gRPC call on a stream of its own; with a share below 1 stop within its message.
+
+        `encoding`: how the message is compressed already, such as "gzip".
+        """
+        self._stream += 2
+        self._stream_window = self._window_of_new
         fields = {
             ":method": "POST", ":scheme": "http", ":path": path, ":authority": self._host,
             "te": "trailers", "content-type": "application/grpc",
         }  # fmt: skip
-        self._socket.sendall(encoded(HEADERS, END_HEADERS, _STREAM, literal_headers(fields)))
-        body = struct.pack(">BI", 0, len(message)) + message
+        if encoding:
+            fields["grpc-encoding"] = encoding
+        self._socket.sendall(encoded(HEADERS, END_HEADERS, self._stream, literal_headers(fields)))
+        body = struct.pack(">BI", bool(encoding), len(message)) + message
         end = round(len(body) * share)
         done = 0
         while done < end:
@@ -77,7 +84,7 @@ class Connection:
                 self._take(self._read())
                 continue
             flags = END_STREAM if done + size == len(body) else 0
-            self._socket.sendall(encoded(DATA, flags, _STREAM, body[done : done + size]))
+            self._socket.sendall(encoded(DATA, flags, self._stream, body[done : done + size]))
             done += size
             self._window -= size
             self._stream_window -= size
@@ -131,16 +138,17 @@ class Connection:
             for at in range(0, len(frame.payload), 6):
                 name, value = struct.unpack_from(">HI", frame.payload, at)
                 if name == INITIAL_WINDOW_SIZE:
-                    self._stream_window += value - _WINDOW_BYTES
+                    self._stream_window += value - self._window_of_new
+                    self._window_of_new = value
             self._socket.sendall(encoded(SETTINGS, ACK, 0, b""))
         elif frame.kind == PING and not frame.flags & ACK:
             self._socket.sendall(encoded(PING, ACK, 0, frame.payload))
         elif frame.kind == WINDOW_UPDATE:
             grant = struct.unpack(">I", frame.payload)[0]
-            if frame.stream:
-                self._stream_window += grant
-            else:
+            if frame.stream == 0:
                 self._window += grant
-        elif frame.kind in (RESET, GOAWAY):
+            elif frame.stream == self._stream:
+                self._stream_window += grant
+        elif frame.kind == GOAWAY or (frame.kind == RESET and frame.stream == self._stream):
             raise ConnectionError(f"the server ended the call: {frame}")
         return frame

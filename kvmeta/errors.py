@@ -118,6 +118,10 @@ class EngineNotInstalledError(KvmetaError):
     """The embedded engine's packages are missing; the message names the pip command."""
 
 
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading JSON of an unknown shape may raise."""
+
+
 def from_os_error(error: OSError, doing: str, path: str | Path) -> KvmetaError:
     """Return the KvmetaError that tells of an OSError met while `doing` something to `path`."""
     reason = f"{doing} {path}: {error.strerror or error}"

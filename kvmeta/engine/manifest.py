@@ -22,7 +22,7 @@ import xxhash
 from kvmeta.engine.rocks import Batch
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import WAL_START, Position
-from kvmeta.errors import CorruptionError
+from kvmeta.errors import MALFORMED, CorruptionError
 
 _HEAD = b"head"
 _MASK = (1 << 64) - 1
@@ -150,7 +150,7 @@ class Manifest:
             for key, value in rows.items():
                 if key != _HEAD:
                     manifest._enter(key, value)
-        except (KeyError, ValueError, TypeError) as error:
+        except MALFORMED as error:
             raise CorruptionError(f"{path}: the manifest is damaged ({error!r})", path) from error
         digest = sum(_digest(key, value) for key, value in rows.items() if key != _HEAD) & _MASK
         if digest != manifest.head.digest:

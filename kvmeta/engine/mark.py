@@ -20,7 +20,7 @@ import xxhash
 
 from kvmeta.engine import filenames
 from kvmeta.engine.filenames import sync_directory
-from kvmeta.errors import CorruptionError, os_errors
+from kvmeta.errors import MALFORMED, CorruptionError, os_errors
 
 MAGIC = b"KVMMARK\x01"
 SLOT_BYTES = 512
@@ -130,7 +130,10 @@ def check_seal(store: Path, mark: Mark) -> None:
             raise CorruptionError(f"{path} is missing although the store was closed", path) from None
     if xxhash.xxh3_64_intdigest(text) != mark.seal:
         raise CorruptionError(f"{path} is damaged", path)
-    expected = json.loads(text)["files"]
+    try:
+        expected = dict(json.loads(text)["files"])
+    except MALFORMED:
+        raise CorruptionError(f"{path} is damaged", path) from None
     found = {file.name: file for file in _log_files(store)}
     for name in sorted(expected.keys() | found.keys()):
         where = filenames.log(store) / name

@@ -23,7 +23,7 @@ from kvmeta.engine.run import Run, SegmentFiles
 from kvmeta.engine.segment import Segment
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
-from kvmeta.errors import CorruptionError, FormatError, os_errors
+from kvmeta.errors import MALFORMED, CorruptionError, FormatError, os_errors
 from kvmeta.mixing import DEFAULT_SEED
 from kvmeta.version import HybridClock
 
@@ -87,7 +87,7 @@ def read_identity(store: Path) -> Identity:
         if fields["kvmeta"] != "store":
             raise ValueError("not a kvmeta store")
         found = int(fields["format"])
-    except (ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise FormatError(f"{path} is not a kvmeta identity file ({error})") from None
     if found > FORMAT:
         raise FormatError(
@@ -95,7 +95,7 @@ def read_identity(store: Path) -> Identity:
         )
     try:
         identity = Identity(bytes.fromhex(fields["store"]), int(fields["seed"], 16))
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         raise CorruptionError(f"{path} is damaged", path) from None
     if identity.encode() != data:
         raise CorruptionError(f"{path} is damaged", path)

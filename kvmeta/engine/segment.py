@@ -43,7 +43,16 @@ from kvmeta.engine.kernels.layout import (
 )
 from kvmeta.engine.page import PAGE_BYTES, Bounds
 from kvmeta.engine.segment_description import address_of, build_directory, describe
-from kvmeta.engine.segment_header import HEADER, SegmentRecord, file_seed, page_good, record_of, round_up
+from kvmeta.engine.segment_header import (
+    HEADER,
+    SegmentRecord,
+    directory_bytes,
+    file_seed,
+    is_sound,
+    page_good,
+    record_of,
+    round_up,
+)
 from kvmeta.errors import CorruptionError, os_errors
 
 _PROBE_BYTES = 1 << 20
@@ -92,7 +101,7 @@ class Segment:
                 raise CorruptionError(f"{self.path} is missing", self.path) from None
             try:
                 size = os.fstat(fd).st_size
-                if size != self.record.file_bytes:
+                if size != self.record.file_bytes or size < 2 * PAGE_BYTES:
                     raise CorruptionError(
                         f"{self.path} has {size} bytes, not the {self.record.file_bytes} that were written",
                         self.path,
@@ -111,6 +120,8 @@ class Segment:
             raise CorruptionError(f"{self.path}: header and footer are damaged", self.path)
         if bytes(self.header["store"]) != store_id or record_of(self.header) != self.record:
             raise CorruptionError(f"{self.path} is not the file the manifest names", self.path)
+        if not is_sound(self.header):  # kernels trust it
+            raise CorruptionError(f"{self.path}: the header contradicts itself", self.path)
         self.states = np.zeros(int(self.header["row_pages"]), np.uint8)
         self.description = describe(self.header, data.ctypes.data, self._seed)
         self.description[SEG_STATES] = self.states.ctypes.data
@@ -133,7 +144,10 @@ class Segment:
                 raise CorruptionError(
                     f"{self.path}: the bucket directory and row pages are damaged", self.path
                 )
-            self._tables = build_directory(self.header, self.description)
+            tables = build_directory(self.header, self.description)
+            if tables is None:
+                raise CorruptionError(f"{self.path}: the rows are not in order", self.path)
+            self._tables = tables
         if int(self.header["filter_blocks"]) and self._filter_good(
             data
         ):  # without one, lookups read the page
@@ -141,9 +155,13 @@ class Segment:
             self.description[SEG_BLOCKS] = self.header["filter_blocks"]
 
     def _directory_good(self, data: NDArray[np.uint8]) -> bool:
-        offset = int(self.header["directory_offset"])
-        section = data[offset : offset + round_up(self._directory_bytes)]
-        return bool(xxhash.xxh3_64_intdigest(section.data) == int(self.header["directory_checksum"]))
+        offset, size = int(self.header["directory_offset"]), directory_bytes(self.header)
+        section = data[offset : offset + round_up(size)]
+        if xxhash.xxh3_64_intdigest(section.data) != int(self.header["directory_checksum"]):
+            return False
+        words = section[:size].view("<u4")
+        ranges, buckets = np.split(words, [int(self.header["range_count"]) + 1])
+        return _rises(ranges, int(self.header["buckets"])) and _rises(buckets, int(self.header["rows"]))
 
     def _filter_good(self, data: NDArray[np.uint8]) -> bool:
         offset = int(self.header["filter_offset"])
@@ -164,10 +182,6 @@ class Segment:
         self.description = description
 
     @property
-    def _directory_bytes(self) -> int:
-        return 4 * (int(self.header["range_count"]) + int(self.header["buckets"]) + 2)
-
-    @property
     def bounds(self) -> Bounds:
         """Return bounds of the columns of its rows."""
         shift = self.header["shift"].astype(np.int64)
@@ -179,7 +193,9 @@ class Segment:
         """Return the bytes of directory, filter and page states: what lookups need besides the pages."""
         if self.damage:
             return 0
-        return self._directory_bytes + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
+        return (
+            directory_bytes(self.header) + int(self.header["filter_blocks"]) * BLOCK_BYTES + len(self.states)
+        )
 
     def will_need(self, first: int, end: int) -> None:
         """Start reading the pages of rows [first, end)."""
@@ -243,3 +259,8 @@ def _probe(fd: int, size: int) -> list[int]:
             unreadable.append(at // PAGE_BYTES)
             at = (at // PAGE_BYTES + 1) * PAGE_BYTES
     return unreadable
+
+
+def _rises(table: NDArray[np.uint32], last: int) -> bool:
+    """Return whether a table of the directory goes from 0 to `last` and never falls."""
+    return bool(table[0] == 0 and table[-1] == last and (table[1:] >= table[:-1]).all())

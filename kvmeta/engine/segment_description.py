@@ -41,10 +41,15 @@ def describe(header: np.void, base: int, seed: np.uint64) -> NDArray[np.uint64]:
 
 def build_directory(
     header: np.void, description: NDArray[np.uint64]
-) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """Return (ranges, buckets) of the rows and enter them in the description; the caller keeps them alive."""
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]] | None:
+    """Return (ranges, buckets) of the rows and enter them in the description; the caller keeps them alive.
+
+    None where the rows are not in the order, or not within the bounds, that the header says.
+    """
     ranges = np.zeros(int(header["range_count"]) + 1, np.uint32)
     count = directory_kernels.count_ranges(address_of(description), ranges)
+    if count < 0:
+        return None
     buckets = np.zeros(count + 1, np.uint32)
     description[SEG_RANGES], description[SEG_BUCKETS] = ranges.ctypes.data, buckets.ctypes.data
     directory_kernels.fill_buckets(address_of(description), buckets)

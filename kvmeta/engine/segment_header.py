@@ -10,11 +10,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.hashing import page_checksum
-from kvmeta.engine.kernels.layout import COLUMNS
+from kvmeta.engine.kernels.layout import BLOCK_BYTES, COLUMNS, HIGH, LOW
 from kvmeta.engine.page import PAGE_BYTES, PAYLOAD_BYTES
 from kvmeta.errors import os_errors
 
 MAGIC = b"KVMSEG\x00\x01"
+RANGE_BITS_MAX = 12
 
 HEADER = np.dtype(
     [
@@ -81,6 +82,40 @@ def record_of(header: np.void) -> SegmentRecord:
         lowest_version=int(header["lowest_version"]),
         highest_version=int(header["highest_version"]),
     )
+
+
+def is_sound(header: np.void) -> bool:
+    """Return whether the parts of a header agree: what it says lies where, lies within the file."""
+    h = {name: header[name].tolist() for name in HEADER.names or ()}
+    bits, widths, shifts = h["range_bits"], h["width"], h["shift"]
+    columns = (
+        max(widths) <= 8
+        and max(shifts) < 64
+        and widths[LOW] == 8
+        and h["base"][LOW] == shifts[LOW] == shifts[HIGH] == 0
+        and h["row_bytes"] == sum(widths)
+    )
+    if not columns or header["magic"] != MAGIC or h["page_bytes"] != PAGE_BYTES or bits > RANGE_BITS_MAX:
+        return False
+    ranges = [h[name][0] >> (64 - bits) for name in ("first", "last")]
+    directory = round_up(directory_bytes(header))
+    filter_bytes = round_up(h["filter_blocks"] * BLOCK_BYTES)
+    filter_offset = h["directory_offset"] + directory if filter_bytes else 0
+    return bool(
+        h["page_rows"] == PAYLOAD_BYTES // h["row_bytes"]
+        and 0 < h["rows"] < 1 << 32
+        and h["row_pages"] == -(-h["rows"] // h["page_rows"])
+        and h["first"] <= h["last"]
+        and ranges == [h["range_first"], h["range_first"] + h["range_count"] - 1]
+        and h["directory_offset"] == (1 + h["row_pages"]) * PAGE_BYTES
+        and h["filter_offset"] == filter_offset
+        and h["file_bytes"] == h["directory_offset"] + directory + filter_bytes + PAGE_BYTES
+    )
+
+
+def directory_bytes(header: np.void) -> int:
+    """Return the bytes of the bucket directory's two tables."""
+    return 4 * (int(header["range_count"]) + int(header["buckets"]) + 2)
 
 
 def is_left_over(path: Path, store_id: bytes) -> bool:

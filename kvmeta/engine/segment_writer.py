@@ -19,6 +19,7 @@ from kvmeta.engine.segment_description import address_of, build_directory, descr
 from kvmeta.engine.segment_header import (
     HEADER,
     MAGIC,
+    RANGE_BITS_MAX,
     SegmentRecord,
     file_seed,
     header_page,
@@ -28,7 +29,6 @@ from kvmeta.engine.segment_header import (
 from kvmeta.errors import os_errors
 from kvmeta.version import TOMBSTONE
 
-RANGE_BITS_MAX = 12
 _RANGE_ROWS = 256  # rows a hash range should have at least, so that ranges cost at most 1/64 byte an entry
 _WRITE_PAGES = 256
 _SYNC_BYTES = 1 << 22
@@ -123,7 +123,9 @@ class SegmentWriter:
     def _write_tables(self, base: int) -> None:
         header = self._header
         description = describe(header, base, self._seed)
-        ranges, buckets = build_directory(header, description)
+        tables = build_directory(header, description)
+        assert tables is not None  # rows come in order
+        ranges, buckets = tables
         header["buckets"], header["directory_offset"] = len(buckets) - 1, self._bytes
         section = _padded(ranges.tobytes() + buckets.tobytes())
         header["directory_checksum"] = xxhash.xxh3_64_intdigest(section)

@@ -22,6 +22,7 @@ from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3
 from kvmeta.errors import CorruptionError
 
 PUT, DELETE, RELOCATE = 1, 2, 3
+_COLUMN_BYTES = {PUT: 24, DELETE: 0, RELOCATE: 32}  # of a row
 _RAW, _LZ4 = 0, 1
 _LZ4_ROWS_MIN = 64
 
@@ -109,9 +110,11 @@ def decode(sequence: int, before: Position, value: bytes, path: Path) -> Record:
         raise damaged("has a wrong checksum")
     if int(header["previous"]) != before.checksum:
         raise damaged("does not belong to the record before it")
-    return Record(
-        Position(sequence, checksum), int(header["dataset"]), int(header["kind"]), _rows(header, payload)
-    )
+    try:
+        rows = _rows(header, payload)
+    except (ValueError, lz4.block.LZ4BlockError) as error:
+        raise damaged(f"is not one that a writer writes ({error})") from None
+    return Record(Position(sequence, checksum), int(header["dataset"]), int(header["kind"]), rows)
 
 
 def replay(records: Iterable[tuple[bytes, bytes]], before: Position, path: Path) -> Iterator[Record]:
@@ -123,12 +126,20 @@ def replay(records: Iterable[tuple[bytes, bytes]], before: Position, path: Path)
 
 
 def _rows(header: np.void, payload: bytes) -> NDArray[np.uint64]:
-    n, kind = int(header["rows"]), int(header["kind"])
+    """Return the rows of a record; ValueError or LZ4BlockError where header and payload do not agree."""
+    n, kind, codec = int(header["rows"]), int(header["kind"]), int(header["codec"])
+    size = int(header["column_bytes"])
+    if kind not in _COLUMN_BYTES or codec not in (_RAW, _LZ4) or size != n * _COLUMN_BYTES[kind]:
+        raise ValueError(f"{n} rows of kind {kind}, codec {codec}, have {size} bytes of columns")
+    ids, columns = payload[: 16 * n], payload[16 * n :]
+    if len(ids) != 16 * n:
+        raise ValueError(f"{len(payload)} bytes are too few for {n} rows")
+    if codec == _LZ4:
+        columns = lz4.block.decompress(columns, uncompressed_size=size)
+    if len(columns) != size:
+        raise ValueError(f"{len(columns)} bytes of columns, not {size}")
     rows = np.zeros((n, ROW_WORDS), np.uint64)
-    rows[:, HIGH : LOW + 1] = np.frombuffer(payload, "<u8", 2 * n).reshape(n, 2)
-    columns = payload[16 * n :]
-    if header["codec"] == _LZ4:
-        columns = lz4.block.decompress(columns, uncompressed_size=int(header["column_bytes"]))
+    rows[:, HIGH : LOW + 1] = np.frombuffer(ids, "<u8").reshape(n, 2)
     if kind != DELETE:
         rows[:, WORD3:] = np.frombuffer(columns, "<u8", 3 * n).reshape(n, 3)
     if kind == RELOCATE:

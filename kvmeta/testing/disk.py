@@ -30,6 +30,10 @@ class SimulatedDisk:
         start = f"{below}/"
         return sorted(name.removeprefix(start) for name in self._files if name.startswith(start))
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes; 0 where there is no such file."""
+        return len(self._files.get(name, b""))
+
     def read(self, name: str, start: int = 0, size: int = -1) -> bytes | None:
         """Return up to `size` bytes from byte `start` on; None where there is no such file."""
         raw = self._files.get(name)

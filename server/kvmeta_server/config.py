@@ -253,7 +253,7 @@ def _read(file: Path) -> dict[str, Any]:
         raw = file.read_bytes()
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of its own, of the text, of a number's digits
         raise InputError(f"{file}: not TOML: {error}") from None
 
 

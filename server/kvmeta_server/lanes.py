@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from kvmeta.errors import KvmetaError
 from kvmeta.protocol.status import OVERLOADED
 from kvmeta_server.refusal import Refused
 
@@ -88,6 +89,9 @@ class Lane:
         error: BaseException | None = None
         try:
             result = work.answer(request)
+        except KvmetaError as raised:
+            error = raised.with_traceback(None)  # whose frames would keep the request's bytes, in a circle
+            error.__context__ = None
         except BaseException as raised:  # noqa: BLE001 - handed to the call, which tells it
             plain = isinstance(raised, Exception) and not isinstance(raised, StopIteration)
             error = raised if plain else RuntimeError(repr(raised))  # a library's panic

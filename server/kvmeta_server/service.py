@@ -1,15 +1,18 @@
 """The gRPC service: bytes in, a lane's answer out. Errors become statuses here and nowhere else.
 
-raw request ── admission ── lane thread: parse, answer, serialise ── raw response
-                   │                │
-                   └── KvmetaError ─┴── status with ErrorInfo (kvmeta/protocol/status.py)
+call ── arrivals: read ── admission ── lane thread: parse, answer, serialise ── raw response
+           │                  │                │
+           └── KvmetaError ───┴────────────────┴── status with ErrorInfo (kvmeta/protocol/status.py)
+
+Every call is unary, one message each way. The handlers are those of a stream of requests all the same, for
+only these leave it to us when a message is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import msgspec
@@ -28,6 +31,7 @@ from kvmeta.protocol.calls import (
 from kvmeta.protocol.frame import Frame, parse
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
+from kvmeta_server.arrivals import Arrivals
 from kvmeta_server.cluster.node import ClusterNode
 from kvmeta_server.cluster.operators import Operators
 from kvmeta_server.config import Limits
@@ -56,7 +60,14 @@ _READS = frozenset(
 """What changes nothing: its answer may be given up."""
 
 _Answer = Callable[[Any], Message | Frame]
-_Behaviour = Callable[[bytes, Any], Awaitable[bytes]]
+_Behaviour = Callable[[Any, Any], Awaitable[bytes]]
+
+
+class _Gates(NamedTuple):
+    """What a call passes before it is answered."""
+
+    admission: Admission
+    arrivals: Arrivals
 
 
 class Service:
@@ -65,7 +76,7 @@ class Service:
     def __init__(
         self, answers: Answers, jobs: Jobs, lanes: Lanes, admission: Admission, limits: Limits, log: Log
     ) -> None:
-        self._admission = admission
+        self._gates = _Gates(admission, Arrivals(limits))
         self._limits = limits
         self._log = log
         lookups, writes, others = lanes.lookups, lanes.writes, lanes.others
@@ -103,15 +114,14 @@ class Service:
             else:
                 lane, answer = self._answers[name]
                 behaviour = self._answering(name, lane, on_bytes(method.request, answer))
-            handlers[name] = grpc.unary_unary_rpc_method_handler(behaviour)
+            handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour)
         return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
     def node_handlers(self, node: ClusterNode) -> tuple[Any, ...]:
         """Return the handlers of what peers and operators ask of a node."""
         peers, operators = node.answers, Operators(node, node.tables.local_name)
-        mine = Admission(
-            msgspec.structs.replace(self._limits, calls_max=1 << 14, bytes_in_flight_max=1 << 30)
-        )
+        limits = msgspec.structs.replace(self._limits, calls_max=1 << 14, bytes_in_flight_max=1 << 30)
+        mine = _Gates(Admission(limits), Arrivals(limits))
         asked: dict[str, Callable[[Any], Awaitable[Message | Frame]]] = {
             "Apply": peers.apply, "Fetch": peers.fetch, "Decide": peers.decide, "Rows": peers.rows,
             "Digest": peers.digest, "Repaired": peers.repaired, "State": peers.state,
@@ -127,7 +137,7 @@ class Service:
             (CLUSTER_SERVICE, CLUSTER_METHODS, operated),
         ):
             behaviours = {
-                name: grpc.unary_unary_rpc_method_handler(
+                name: grpc.stream_unary_rpc_method_handler(
                     self._waiting(name, method.request, answers[name], mine)
                 )
                 for name, method in methods.items()
@@ -143,13 +153,13 @@ class Service:
         name: str,
         request: type[Message],
         answer: Callable[[Any], Awaitable[Message | Frame]],
-        admission: Admission | None = None,
+        gates: _Gates | None = None,
     ) -> _Behaviour:
         async def waited(raw: bytes) -> bytes:
             return (await answer(parse(request, raw))).SerializeToString()
 
         # Whoever waits for a job may ask for its end while the server drains.
-        return self._guarded(name, waited, while_draining=name == "GetJob", admission=admission)
+        return self._guarded(name, waited, while_draining=name == "GetJob", gates=gates)
 
     def _guarded(
         self,
@@ -157,23 +167,35 @@ class Service:
         answer: Callable[[bytes], Awaitable[bytes]],
         *,
         while_draining: bool = False,
-        admission: Admission | None = None,
+        gates: _Gates | None = None,
     ) -> _Behaviour:
         """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
-        admission = admission or self._admission
+        admission, arrivals = gates or self._gates
 
-        async def behaviour(raw: bytes, context: Any) -> bytes:
-            try:
-                left_s = self._time_left(context)
-                peer, held = context.peer(), len(raw)
-                admission.admit(peer, held, while_draining=while_draining)
+        async def behaviour(_: Any, context: Any) -> bytes:
+            held = 0
+
+            async def answered() -> bytes:
+                nonlocal held
+                raw = await arrivals.message(peer, lambda: _one(context))
+                size = len(raw)
+                try:
+                    admission.admit(peer, size, while_draining=while_draining)
+                except Refused:
+                    del raw  # while the refusal is on its way the next messages are read
+                    raise
+                held = size
                 context.add_done_callback(lambda _: admission.release(peer, held))
+                return await answer(raw)
+
+            try:
+                left_s, peer = self._time_left(context), context.peer()
                 if left_s is None:
                     self._end_in_time(context)
                     async with asyncio.timeout(self._limits.deadline_s):
-                        response = await answer(raw)
+                        response = await answered()
                 else:  # gRPC itself ends the call at its deadline
-                    response = await answer(raw)
+                    response = await answered()
                 admission.hold(peer, len(response), may_refuse=name in _READS)
                 held += len(response)
                 return response
@@ -217,6 +239,17 @@ class Service:
         else:
             code, told = status.of_error(error)
         return await _aborted(context, code, told)
+
+
+async def _one(context: Any) -> bytes:
+    """Return the message of a call; InputError where there is none, as of one that was taken back.
+
+    By `read`, for the iterator of requests would keep the message as long as the call.
+    """
+    raw = await context.read()
+    if not isinstance(raw, bytes):  # grpc.aio.EOF
+        raise InputError("the call has no message")
+    return raw
 
 
 async def _aborted(context: Any, code: grpc.StatusCode, told: Any) -> BaseException:

@@ -35,6 +35,7 @@ from kvmeta_server.memory import keep_freed_memory
 from kvmeta_server.service import Service
 from kvmeta_server.warming import warm
 
+_WINDOW_BYTES = 64 << 10  # of a stream
 _DRAIN_STEP_S = 0.02
 _GOODBYE_S = 0.5  # for answers on their way out when the last call is done
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -214,6 +215,10 @@ def channel_arguments(config: Config) -> list[tuple[str, int]]:
         # What bounds the calls of a connection whose messages never arrive: those are not admitted yet. Twice
         # its share, so that it is admission which refuses, with a reason.
         ("grpc.max_concurrent_streams", max(1, 2 * limits.calls_max // SHARE_OF_ONE)),
+        # gRPC would let each stream send 4 MiB, and more, before anybody reads. So it is 64 KiB, and what a
+        # message that is being read still lacks.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),

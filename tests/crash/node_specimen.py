@@ -19,6 +19,7 @@ import numpy as np
 import kvmeta
 from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
 from tests.crash import faults
@@ -35,7 +36,8 @@ Hints = list[tuple[str, bytes]]
 
 def _files(data: Path) -> tuple[NodeState, HintFiles]:
     """Open the files of the node whose data lie in `data`."""
-    return NodeState(data), HintFiles(data / "node" / "hints")
+    disk = FileDisk(data / "node")
+    return NodeState(disk), HintFiles(disk)
 
 
 def build(directory: Path) -> None:

@@ -276,12 +276,19 @@ def fill_filter(segment):
 
 @njit
 def count_ranges(segment, ranges):
-    """Fill `ranges` (u4[range count + 1]) with the first bucket of each range; return the bucket count."""
+    """Fill `ranges` (u4[range count + 1]) with the first bucket of each range; return the bucket count.
+
+    -1 where a row's high half is below the one before it or outside the segment's bounds.
+    """
     ranges[:] = 0
+    before = field(segment, SEG_FIRST)
     for r in range(field(segment, SEG_ROWS)):
         row = U(r)
-        which = range_of(segment, row_high(segment, row_page(segment, row), row))
-        ranges[which + U(1)] += 1
+        high = row_high(segment, row_page(segment, row), row)
+        if high < before or high > field(segment, SEG_LAST):
+            return -1
+        before = high
+        ranges[range_of(segment, high) + U(1)] += 1
     buckets = 0
     for i in range(1, len(ranges)):
         buckets += (ranges[i] + BUCKET_ROWS - 1) // BUCKET_ROWS

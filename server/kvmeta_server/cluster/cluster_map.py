@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lz4.block
+import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from kvmeta.errors import CorruptionError, InputError, NotFoundError
@@ -31,7 +34,11 @@ from kvmeta_server.cluster.placement import NOBODY, Candidate, moved, place
 
 FORMAT = 1
 PARTITIONS = 4096
+PARTITIONS_MAX = 65_536
+REPLICAS_MAX = 15
 SLOTS_MAX = 1 << SLOT_BITS
+_SIZE_BYTES = 4  # before an LZ4 block
+_Natural = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 STABLE, COPYING, SWITCHED = 0, 1, 2
 NodeState = Literal["active", "draining", "removed"]
 Mask = NDArray[np.bool_]
@@ -278,31 +285,72 @@ class ClusterMap:
         return json.dumps(fields).encode()
 
 
+class _Format(msgspec.Struct):
+    """What every format of a map says."""
+
+    format: int
+
+
+class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
+    """A map's JSON."""
+
+    format: Annotated[int, Meta(ge=1)]
+    name: str
+    cluster_id: str
+    epoch: _Natural
+    partitions: Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)]
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)]
+    write_quorum: int
+    max_skew_ms: _Natural
+    seed: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+    next_slot: Annotated[int, Meta(ge=0, le=SLOTS_MAX)]
+    nodes: tuple[Node, ...]
+    owners: str
+    targets: str
+    phase: str
+    changed: str
+
+
 def decode(raw: bytes) -> ClusterMap:
     """Return the map in `raw`; CorruptionError where it is none, or of a newer format."""
     try:
-        fields = json.loads(raw)
-        if fields["format"] > FORMAT:
-            raise ValueError(f"format {fields['format']}; this package reads up to {FORMAT}: upgrade kvmeta")
-        partitions, replicas = fields["partitions"], fields["replicas"]
-        shape = (partitions, replicas)
-        return ClusterMap(
-            name=fields["name"],
-            cluster_id=bytes.fromhex(fields["cluster_id"]),
-            epoch=fields["epoch"],
-            replicas=replicas,
-            write_quorum=fields["write_quorum"],
-            max_skew_ms=fields["max_skew_ms"],
-            nodes=tuple(Node(**node) for node in fields["nodes"]),
-            owners=_unpacked(fields["owners"], "<u2").reshape(shape),
-            targets=_unpacked(fields["targets"], "<u2").reshape(shape),
-            phase=_unpacked(fields["phase"], "u1").reshape(partitions),
-            changed=_unpacked(fields["changed"], "<u8").reshape(partitions),
-            seed=int(fields["seed"], 16),
-            next_slot=fields["next_slot"],
+        found_format = msgspec.json.decode(raw, type=_Format).format
+        if found_format > FORMAT:
+            raise ValueError(f"format {found_format}; this package reads up to {FORMAT}: upgrade kvmeta")
+        fields = msgspec.json.decode(raw, type=_Encoded)
+        shape = (fields.partitions, fields.replicas)
+        decoded = ClusterMap(
+            name=fields.name,
+            cluster_id=bytes.fromhex(fields.cluster_id),
+            epoch=fields.epoch,
+            replicas=fields.replicas,
+            write_quorum=fields.write_quorum,
+            max_skew_ms=fields.max_skew_ms,
+            nodes=fields.nodes,
+            owners=_unpacked(fields.owners, "<u2", shape),
+            targets=_unpacked(fields.targets, "<u2", shape),
+            phase=_unpacked(fields.phase, "u1", shape[:1]),
+            changed=_unpacked(fields.changed, "<u8", shape[:1]),
+            seed=int(fields.seed, 16),
+            next_slot=fields.next_slot,
         )
-    except (ValueError, KeyError, TypeError, lz4.block.LZ4BlockError) as error:
+        _check(decoded)
+    except (msgspec.MsgspecError, ValueError, RecursionError, lz4.block.LZ4BlockError) as error:
         raise CorruptionError(f"not a cluster map: {error!r}") from None
+    return decoded
+
+
+def _check(decoded: ClusterMap) -> None:
+    """Raise ValueError where a map's parts contradict each other."""
+    if decoded.partitions & (decoded.partitions - 1):
+        raise ValueError(f"{decoded.partitions} partitions are no power of two")
+    if not decoded.replicas // 2 < decoded.write_quorum <= decoded.replicas:
+        raise ValueError(f"write quorum {decoded.write_quorum} of {decoded.replicas} replicas")
+    if (decoded.phase > SWITCHED).any():
+        raise ValueError(f"phase {decoded.phase.max()}")
+    slots = [node.slot for node in decoded.nodes]
+    if len(decoded.by_slot) != len(slots) or not all(0 <= slot < SLOTS_MAX for slot in slots):
+        raise ValueError(f"slots {slots}")
 
 
 def found(
@@ -347,5 +395,10 @@ def _packed(column: NDArray[Any]) -> str:
     return base64.b64encode(lz4.block.compress(column.tobytes())).decode()
 
 
-def _unpacked(text: str, dtype: str) -> NDArray[Any]:
-    return np.frombuffer(lz4.block.decompress(base64.b64decode(text)), dtype)
+def _unpacked(text: str, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return an array of `shape`; nothing larger is allocated for it."""
+    block = base64.b64decode(text)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if int.from_bytes(block[:_SIZE_BYTES], "little") != size:
+        raise ValueError(f"an array of {size} bytes says another size")
+    return np.frombuffer(lz4.block.decompress(block), dtype).reshape(shape)

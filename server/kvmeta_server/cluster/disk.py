@@ -26,6 +26,12 @@ class FileDisk:
         with os_errors("listing", path):
             return sorted(file.name for file in path.iterdir()) if path.exists() else []
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes; 0 where there is no such file."""
+        path = self._root / name
+        with os_errors("reading", path):
+            return path.stat().st_size if path.exists() else 0
+
     def read(self, name: str, start: int = 0, size: int = -1) -> bytes | None:
         """Return up to `size` bytes (all: -1) from byte `start` on; None where there is no such file."""
         path = self._root / name

@@ -80,18 +80,22 @@ class HintFiles:
 
     def read(self, slot: int, start: int = 0) -> Iterator[Hint]:
         """Yield a node's hints from byte `start` of its file on, oldest first; a damaged one ends them."""
-        end = start
+        end, whole = start, self._disk.size(_file(slot))
         while len(head := self._disk.read(_file(slot), end, _HEAD.size) or b"") == _HEAD.size:
             name_bytes, count, told = _HEAD.unpack(head)
             size = name_bytes + count * ROW_BYTES
-            if size > self._bytes_max:
+            if size > whole - end - _HEAD.size:
                 return
             rest = self._disk.read(_file(slot), end + _HEAD.size, size) or b""
             if len(rest) != size or xxhash.xxh3_64_intdigest(rest) != told:
                 return
+            try:
+                name = rest[:name_bytes].decode()
+            except UnicodeDecodeError:
+                return
             end += _HEAD.size + size
             rows = np.frombuffer(rest, np.uint64, count * ROW_WORDS, name_bytes).reshape(count, ROW_WORDS)
-            yield Hint(rest[:name_bytes].decode(), rows, end)
+            yield Hint(name, rows, end)
 
     def done(self, slot: int, end: int) -> bool:
         """Remove a node's hints up to `end` where nothing came behind; return whether that is so."""

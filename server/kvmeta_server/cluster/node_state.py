@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -50,7 +52,10 @@ class NodeState:
         self._left: NDArray[np.bool_] | None = None
         raw = _read(self._disk, "NODE")
         if raw is not None:
-            self._identity = Identity(**json.loads(raw))
+            try:
+                self._identity = msgspec.json.decode(raw, type=Identity)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise _damaged(self._disk.where("NODE")) from None
 
     @property
     def identity(self) -> Identity | None:
@@ -93,7 +98,7 @@ class NodeState:
         return (
             np.zeros(partitions, np.uint64)
             if raw is None
-            else _words(raw, self._disk.where("COPIED"), partitions)
+            else _column(raw, self._disk.where("COPIED"), partitions, "<u8")
         )
 
     def set_copied(self, copied: Words) -> None:
@@ -107,7 +112,9 @@ class NodeState:
             if self._left is None:
                 raw = _read(self._disk, "LEFTOVER")
                 self._left = (
-                    np.zeros(partitions, np.bool_) if raw is None else np.frombuffer(raw, np.bool_).copy()
+                    np.zeros(partitions, np.bool_)
+                    if raw is None
+                    else _column(raw, self._disk.where("LEFTOVER"), partitions, "u1").astype(np.bool_)
                 )
             return self._left.copy()
 
@@ -148,7 +155,7 @@ class Ranges:
         raw = _read(disk, name)
         both = np.zeros(2 * partitions, np.uint64)
         if raw is not None:
-            both = _words(raw, disk.where(name), 2 * partitions)
+            both = _column(raw, disk.where(name), 2 * partitions, "<u8")
         self.promised, self.repaired = both[:partitions].copy(), both[partitions:].copy()
 
     def promised_of(self, partitions: NDArray[np.int64]) -> Words:
@@ -188,10 +195,17 @@ def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:
     return out
 
 
-def _words(raw: bytes, where: str, count: int) -> Words:
-    if len(raw) != 8 * count:
-        raise FormatError(f"{where}: {len(raw) // 8} entries, expected {count}: was it of another cluster?")
-    return np.frombuffer(raw, "<u8").copy()
+def _column(raw: bytes, where: str, count: int, dtype: str) -> NDArray[Any]:
+    size = np.dtype(dtype).itemsize
+    if len(raw) != size * count:
+        raise FormatError(
+            f"{where}: {len(raw) // size} entries, expected {count}: was it of another cluster?"
+        )
+    return np.frombuffer(raw, dtype).copy()
+
+
+def _damaged(where: str) -> CorruptionError:
+    return CorruptionError(f"{where} is damaged; restore it, or wipe the node and let it join anew", where)
 
 
 def _read(disk: Disk, name: str) -> bytes | None:
@@ -200,8 +214,7 @@ def _read(disk: Disk, name: str) -> bytes | None:
         return None
     raw, told = data[:-_SUM_BYTES], data[-_SUM_BYTES:]
     if len(data) < _SUM_BYTES or xxhash.xxh3_64_digest(raw) != told:
-        where = disk.where(name)
-        raise CorruptionError(f"{where} is damaged; restore it, or wipe the node and let it join anew", where)
+        raise _damaged(disk.where(name))
     return raw
 
 

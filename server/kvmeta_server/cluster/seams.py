@@ -176,6 +176,9 @@ class Disk(Protocol):
     def names(self, below: str) -> list[str]:
         """Return the names of the files in a directory, sorted."""
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes; 0 where there is no such file."""
+
     def read(self, name: str, start: int = 0, size: int = -1) -> bytes | None:
         """Return up to `size` bytes (all: -1) from byte `start` on; None where there is no such file."""
 

@@ -92,3 +92,9 @@ def test_a_change_that_was_not_accepted_changes_nothing() -> None:
     manifest.prepare(Change(trees={1: replace(TREE, flushed=99)}))
     assert (manifest.head, dict(manifest.trees)) == before
     assert manifest.rows == rows
+
+
+@pytest.mark.parametrize("head", [b"5", b"[" * 100_000, b"{}", b'{"anchor": 1e999}', b"\xff"], ids=repr)
+def test_a_head_of_any_other_shape_is_damage(head: bytes) -> None:
+    with pytest.raises(CorruptionError, match="damaged"):
+        Manifest.read({b"head": head}, LOG)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from kvmeta.engine import mark
 from kvmeta.engine.mark import SLOT_BYTES, Mark, MarkFile
@@ -92,3 +93,10 @@ def test_rocksdbs_diary_is_not_sealed(store: Path) -> None:
     sealed = Mark(seal=mark.seal(store), clean=True)
     (store / "log" / "LOG").write_bytes(b"a reader was here")
     mark.check_seal(store, sealed)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"files": 5}', b"\xff", b"[" * 100_000], ids=repr)
+def test_a_seal_that_is_whole_and_lists_no_files_is_damage(store: Path, text: bytes) -> None:
+    (store / "SEAL").write_bytes(text)
+    with pytest.raises(CorruptionError, match="SEAL is damaged"):
+        mark.check_seal(store, Mark(clean=True, seal=xxhash.xxh3_64_intdigest(text)))

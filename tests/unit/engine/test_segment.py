@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from kvmeta.engine.kernels.layout import PAGE_BYTES
 from kvmeta.engine.manifest import RunRecord
 from kvmeta.engine.page import Bounds
 from kvmeta.engine.run import Run, SegmentFiles
 from kvmeta.engine.segment import Segment
-from kvmeta.engine.segment_header import SegmentRecord
+from kvmeta.engine.segment_header import HEADER, SegmentRecord, file_seed, header_page, record_of, round_up
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.view import ColdReads, View
 from kvmeta.engine.window import HASH_MAX, cut, merged_rows
@@ -33,6 +34,19 @@ def view_of(segment: Segment) -> View:
 
 def lookup(segment: Segment, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return view_of(segment).lookup(np.ascontiguousarray(rows[:, :2]), ColdReads())
+
+
+def reheaded(path: Path, **fields: object) -> Segment:
+    """Change fields of a segment's header, all checksums right, and open it as the manifest would name it."""
+    data = bytearray(path.read_bytes())
+    header = np.frombuffer(bytes(data), HEADER, 1)[0].copy()
+    for name, value in fields.items():
+        header[name] = value
+    seed, last = np.uint64(file_seed(STORE, int(header["number"]))), len(data) // PAGE_BYTES - 1
+    data[:PAGE_BYTES] = header_page(header, seed, 0)
+    data[last * PAGE_BYTES :] = header_page(header, seed, last)
+    path.write_bytes(data)
+    return Segment(path, record_of(header), STORE)
 
 
 @pytest.mark.parametrize("n", [1, 2, 130, 5000, 70_000])
@@ -184,3 +198,48 @@ def test_a_run_is_cut_into_segments_over_disjoint_ranges(tmp_path: Path) -> None
     got = view.lookup(np.ascontiguousarray(rows[:, :2]), ColdReads())
     assert got.found.all()
     assert (merged_rows(view, 0, HASH_MAX) == rows).all()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rows": 1 << 31}, {"rows": 0}, {"page_rows": 0}, {"page_rows": 1}, {"row_pages": 1 << 40},
+        {"row_bytes": 8}, {"range_bits": 13}, {"range_first": 7}, {"range_count": 1 << 31},
+        {"directory_offset": 0}, {"directory_offset": (1 << 64) - 8}, {"buckets": 1 << 40},
+        {"filter_offset": 1 << 40}, {"filter_blocks": 1 << 40}, {"last": (0, 0)}, {"width": [255] * 8},
+        {"shift": [64] * 8}, {"page_bytes": 1}, {"magic": b"KVMSEG"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_header_that_contradicts_itself_is_damage_and_no_kernel_follows_it(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    rows = by_id(random_rows(3000))
+    write(tmp_path / "s", rows, filter_bits=10)
+    segment = reheaded(tmp_path / "s", **fields)
+    assert "contradicts itself" in (segment.damage or "")
+    assert not lookup(segment, rows).found.any()
+
+
+@pytest.mark.parametrize("place", ["first range", "a bucket", "last bucket"])
+def test_a_directory_that_leads_out_of_the_segment_is_made_anew(tmp_path: Path, place: str) -> None:
+    rows = by_id(random_rows(3000))
+    record = write(tmp_path / "s", rows)
+    header = Segment(tmp_path / "s", record, STORE).header
+    data = bytearray((tmp_path / "s").read_bytes())
+    start, buckets = int(header["directory_offset"]), 4 * (int(header["range_count"]) + 1)
+    end = buckets + 4 * int(header["buckets"])
+    at = start + {"first range": 0, "a bucket": buckets + 40, "last bucket": end}[place]
+    data[at : at + 4] = b"\xff\xff\xff\x7f"
+    (tmp_path / "s").write_bytes(data)
+    section = bytes(data[start : start + round_up(end + 4)])
+    segment = reheaded(tmp_path / "s", directory_checksum=xxhash.xxh3_64_intdigest(section))
+    assert segment.verify_tables() == ["bucket directory"]
+    assert lookup(segment, rows).found.all()
+    assert (merged_rows(view_of(segment), 0, HASH_MAX) == rows).all()
+
+
+def test_an_empty_file_is_damage(tmp_path: Path) -> None:
+    record = SegmentRecord(7, 1, 0, 0, 0, 1, 1, 1)
+    (tmp_path / "s").touch()
+    assert "0 bytes" in (Segment(tmp_path / "s", record, STORE).damage or "")

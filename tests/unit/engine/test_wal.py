@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from kvmeta.engine import wal
 from kvmeta.engine.wal import WAL_START, Position
@@ -78,3 +79,18 @@ def test_every_flipped_bit_of_a_record_is_noticed() -> None:
     for size in range(len(value)):
         with pytest.raises(CorruptionError):
             wal.decode(1, WAL_START, value[:size], LOG)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rows", 0xFFFFFFFF), ("rows", 99), ("column_bytes", 0xFFFFFFFF), ("column_bytes", 0), ("kind", 0),
+     ("kind", 2), ("kind", 4), ("codec", 1), ("codec", 7)],
+)  # fmt: skip
+def test_a_header_that_lies_is_refused_before_anything_is_allocated(field: str, value: int) -> None:
+    ((_, whole),) = chain([wal.PUT], n=3)
+    header = np.frombuffer(whole, wal.RECORD, 1)[0].copy()
+    header[field], header["checksum"] = value, 0
+    payload = whole[wal.RECORD.itemsize :]
+    header["checksum"] = xxhash.xxh3_64_intdigest((1).to_bytes(8, "little") + header.tobytes() + payload)
+    with pytest.raises(CorruptionError, match="not one that a writer writes"):
+        wal.decode(1, WAL_START, header.tobytes() + payload, LOG)

@@ -241,3 +241,8 @@ def test_a_node_is_reached_where_it_listens_unless_told_otherwise() -> None:
     settings = config.load(None, {}, {"data": "x"}, ["cluster.name=prod", "listen=127.0.0.1:7411"])
     assert settings.cluster is not None
     assert settings.cluster.advertise == "127.0.0.1:7411"
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000], ids=["deep", "digits"])
+def test_toml_that_no_parser_takes_is_told(toml: Any, text: str) -> None:
+    assert "not TOML" in refused(toml(text))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import weakref
+from typing import Any
 
+import numpy as np
 import pytest
 
+from kvmeta.errors import InputError
 from kvmeta_server.lanes import Lane
 from kvmeta_server.refusal import Refused
 
@@ -132,5 +136,30 @@ def test_a_librarys_panic_ends_its_call_and_not_its_thread() -> None:
                 await lane.answer(answer, request)
         assert await lane.answer(answer, b"still") == b"still"
         lane.close()
+
+    asyncio.run(work())
+
+
+def test_an_error_told_keeps_no_request() -> None:
+    async def work() -> None:
+        lane = Lane("test", 1)
+        kept: list[weakref.ref[Any]] = []
+
+        def answer(request: bytes) -> bytes:
+            column = np.frombuffer(request, np.uint8)
+            kept.append(weakref.ref(column))
+            try:
+                raise ValueError(column.nbytes)
+            except ValueError:
+                raise InputError("no such request") from None
+
+        gc.disable()
+        try:
+            with pytest.raises(InputError):
+                await lane.answer(answer, bytes(100))
+            assert kept[0]() is None
+        finally:
+            gc.enable()
+            lane.close()
 
     asyncio.run(work())

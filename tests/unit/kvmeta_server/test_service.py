@@ -28,6 +28,8 @@ from kvmeta.protocol.packed import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta_server import service
+from kvmeta_server.admission import SHARE_OF_ONE
+from kvmeta_server.arrivals import AT_ONCE
 from kvmeta_server.serving import Server
 from tests.serving import running
 
@@ -342,3 +344,27 @@ def test_flushes_that_wait_keep_nobody_out(store: EmbeddedStore, monkeypatch: py
         go.set()
         for flush in flushes:
             flush.result()
+
+
+def test_messages_that_stop_half_way_shut_nobody_out(store: EmbeddedStore) -> None:
+    with running(store) as server:
+        hostile = [frames.Connection(server.address) for _ in range(SHARE_OF_ONE + 1)]
+        try:
+            for peer in hostile:
+                for _ in range(AT_ONCE):
+                    peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString(), 0.5)
+            with connected(server) as channel:
+                stub: Any = rpc.StoreServiceStub(channel)
+                assert stub.Lookup(FIRST, timeout=10).states.plain
+        finally:
+            for peer in hostile:
+                peer.close()
+        settled(server)
+
+
+def test_a_call_without_a_message_is_an_input_error(server: Server) -> None:
+    with connected(server) as channel:
+        call = channel.stream_unary("/kvmeta.v1.StoreService/Describe")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(iter(()), timeout=10)
+        assert status.of_failed_call(raised.value).reason == "INPUT"

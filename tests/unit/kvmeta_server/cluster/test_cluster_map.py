@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from typing import Any
+
+import lz4.block
 import numpy as np
 import pytest
 
@@ -21,6 +26,10 @@ from kvmeta_server.cluster.placement import NOBODY
 
 def node(name: str, zone: str = "") -> Node:
     return Node(0, name, f"{name}:7400", zone)
+
+
+def of_one_block(values: bytes) -> str:
+    return base64.b64encode(lz4.block.compress(values)).decode()
 
 
 def of_nodes(count: int, partitions: int = 64) -> ClusterMap:
@@ -159,3 +168,25 @@ def test_bytes_and_back() -> None:
 def test_what_is_no_map_is_told(raw: bytes) -> None:
     with pytest.raises(CorruptionError, match="not a cluster map"):
         decode(raw)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"partitions": -1}, {"partitions": 63}, {"partitions": "64"}, {"replicas": 0}, {"write_quorum": 9},
+        {"epoch": "x"}, {"epoch": -1}, {"nodes": {}}, {"nodes": [{"slot": "a"}]}, {"seed": "-1"},
+        {"phase": of_one_block(b"\x03" * 64)}, {"changed": of_one_block(bytes(8))},
+        {"owners": base64.b64encode((1 << 31).to_bytes(4, "little") + b"\0").decode()},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bytes_that_are_no_map_are_refused(fields: dict[str, Any]) -> None:
+    raw = json.dumps({**json.loads(of_nodes(1).encode()), **fields}).encode()
+    with pytest.raises(CorruptionError, match="not a cluster map"):
+        decode(raw)
+
+
+def test_json_without_end_is_no_map() -> None:
+    for raw in (b"[" * 100_000, b'{"format":1,"x":' + b"[" * 100_000, b"\xff", b"[]", b"5"):
+        with pytest.raises(CorruptionError, match="not a cluster map"):
+            decode(raw)

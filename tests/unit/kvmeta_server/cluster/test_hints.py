@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
+import xxhash
 
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
@@ -59,3 +62,17 @@ def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> Non
     hints.add(2, "default", rows(20))
     assert hints.waiting() == {1: 10}
     assert hints.dropped_rows == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [(b"\xff\xfe", 1), (b"default", 20_000_000), (b"default", 0xFFFFFFFF)], ids=str
+)
+def test_a_record_that_says_what_it_has_not_ends_the_file(tmp_path: Path, name: bytes, count: int) -> None:
+    HintFiles(FileDisk(tmp_path)).add(7, "default", rows(3))
+    whole = (tmp_path / "hints" / "7").read_bytes()
+    rest = name + rows(1).tobytes()
+    record = struct.pack("<IIQ", len(name), count, xxhash.xxh3_64_intdigest(rest)) + rest
+    (tmp_path / "hints" / "7").write_bytes(whole + record)
+    hints = HintFiles(FileDisk(tmp_path))
+    assert hints.waiting() == {7: 3}
+    assert [len(hint.rows) for hint in hints.read(7)] == [3]

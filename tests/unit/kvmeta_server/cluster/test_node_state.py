@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 
 from kvmeta.errors import CorruptionError, FormatError
 from kvmeta_server.cluster.cluster_map import Node, found
@@ -70,3 +71,17 @@ def read_all(path: Path) -> None:
     state.map()
     state.copied(2)
     state.ranges("default", 2)
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"slot": "x"}', b"\xff", b"[" * 100_000], ids=repr)
+def test_a_node_file_that_is_whole_and_no_identity_is_told(tmp_path: Path, raw: bytes) -> None:
+    NodeState(FileDisk(tmp_path / "node"))
+    (tmp_path / "node" / "NODE").write_bytes(raw + xxhash.xxh3_64_digest(raw))
+    with pytest.raises(CorruptionError, match="is damaged"):
+        NodeState(FileDisk(tmp_path / "node"))
+
+
+def test_leftovers_of_another_number_of_partitions_are_refused(tmp_path: Path) -> None:
+    NodeState(FileDisk(tmp_path / "node")).add_leftover(np.arange(4) < 2)
+    with pytest.raises(FormatError, match="expected 8"):
+        NodeState(FileDisk(tmp_path / "node")).leftover(8)
