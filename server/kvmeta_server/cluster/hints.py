@@ -51,7 +51,9 @@ class HintFiles:
         """Rows for which there was no room."""
         self._rows: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
-        for file in sorted(path.iterdir()) if path.exists() else ():
+        with os_errors("listing", path):
+            files = sorted(path.iterdir()) if path.exists() else []
+        for file in files:
             if file.name.isdigit():
                 self._recover(int(file.name))
 
@@ -82,8 +84,11 @@ class HintFiles:
     def read(self, slot: int, start: int = 0) -> Iterator[Hint]:
         """Yield a node's hints from byte `start` of its file on, oldest first; a damaged one ends them."""
         file = self._file(slot)
-        if not file.exists():
-            return
+        with os_errors("reading", file):
+            if file.exists():
+                yield from self._read(file, start)
+
+    def _read(self, file: Path, start: int) -> Iterator[Hint]:
         with open(file, "rb") as opened:
             end = start
             opened.seek(start)
@@ -104,7 +109,8 @@ class HintFiles:
         with self._lock:
             if self._bytes.get(slot, 0) > end:
                 return False
-            self._file(slot).unlink(missing_ok=True)
+            with os_errors("removing", self._file(slot)):
+                self._file(slot).unlink(missing_ok=True)
             self._rows.pop(slot, None)
             self._bytes.pop(slot, None)
             return True
@@ -113,7 +119,7 @@ class HintFiles:
         rows = end = 0
         for hint in self.read(slot):
             rows, end = rows + len(hint.rows), hint.end
-        with open(self._file(slot), "r+b") as file:
+        with os_errors("writing", self._file(slot)), open(self._file(slot), "r+b") as file:
             file.truncate(end)  # what was being written when the node died
         self._rows[slot], self._bytes[slot] = rows, end
 
