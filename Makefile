@@ -8,9 +8,10 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
+WORK ?= faults
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system power-cuts syscalls bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -37,6 +38,12 @@ test: $(MARK) ## every test that needs no root and no Debian package (under 10 m
 
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests
+
+power-cuts: $(MARK) ## cut the power 1,000 times under ext4 and xfs, and without syncs as the control (root; resumable)
+	$(BIN)/python -m tests.system power-cuts --work $(WORK)/power-cuts --json $(WORK)/power-cuts.json
+
+syscalls: $(MARK) ## fail, kill or cut short each system call of a workload, over 4,000 points (root, strace; resumable)
+	$(BIN)/python -m tests.system syscalls --work $(WORK)/syscalls --json $(WORK)/syscalls.json
 
 bench-engine: $(MARK) ## the engine's figures, quick form (under 2 minutes)
 	$(BIN)/python -m bench.engine --quick
@@ -109,4 +116,4 @@ format: $(MARK) ## let ruff lay out the code
 check: lint types layers ## everything but the tests
 
 clean: ## remove what was made here
-	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules $(TORCH_VENV) demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules $(TORCH_VENV) demo $(WORK) bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

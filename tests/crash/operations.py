@@ -39,12 +39,12 @@ class Operation:
 
 
 def operation(thread: int, round_: int, k: int, favoured: tuple[str, ...] = ()) -> Operation:
-    """Return the k-th operation of a thread; about half are of the `favoured` kinds."""
+    """Return the k-th operation of a thread; about half are of its `favoured` kinds."""
     rng = np.random.default_rng([SEED, thread, round_, k])
     kinds = ["put"] * 7 + ["delete"] * 3 + ["insert"] * 3 + ["relocate"] * 3 + ["load", "load", "flush"]
     if thread == 0:
         kinds += ["compact", "toggle", "put extra", "put extra"]
-    kinds += list(favoured) * (len(kinds) // max(1, len(favoured)))
+    kinds += [kind for kind in favoured if kind in kinds] * (len(kinds) // max(1, len(favoured)))
     n = int(rng.choice([1, 50, 900, 2500]))
     order = rng.permutation(SPACE)[:n]
     return Operation(str(rng.choice(kinds)), thread * 1_000_000, order, round_ * 10_000 + k + 1)

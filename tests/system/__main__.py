@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system import failing_calls, power_cuts
-from tests.system.disks import MAKE
+from tests.system.disks import MAKE, mount_apart
 from tests.system.failing_calls import Point
 from tests.system.progress import Progress, table
 
@@ -29,6 +30,7 @@ Record = dict[str, Any]
 
 def cut_power(work: Path, total: int) -> Record:
     """Cut the power `total` times, and some times without syncs; return the summary."""
+    mount_apart()  # what others run meanwhile must not keep a file system that was shut down
     synced = _cut(work / "power-cuts.jsonl", total, power_cuts.CUTS_A_DISK)
     control = _cut(work / "power-cuts-control.jsonl", CONTROLS * len(FILE_SYSTEMS), 0)
     rows = []
@@ -63,7 +65,7 @@ def _cut(file: Path, total: int, cuts_a_disk: int) -> list[Record]:
     while len(progress.records) < total:
         name = min(FILE_SYSTEMS, key=lambda each: len(_of(progress.records, each)))
         first = len(_of(progress.records, name))
-        left = total // len(FILE_SYSTEMS) - first
+        left = -(-total // len(FILE_SYSTEMS)) - first
         with tempfile.TemporaryDirectory(dir=file.parent) as directory:
             if cuts_a_disk:
                 aims = power_cuts.aims_of(name, first, min(left, cuts_a_disk))
@@ -125,6 +127,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=1000, help="of the power, both file systems together")
     parser.add_argument("--json", type=Path, help="write the summary here, too")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))  # unmounts first
     given.work.mkdir(parents=True, exist_ok=True)
     summary = {"power-cuts": cut_power, "syscalls": fail_calls}[given.form](given.work.absolute(), given.cuts)
     for each in summary["wrong"]:

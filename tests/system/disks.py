@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import os
@@ -17,6 +18,8 @@ import pytest
 
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
+CLONE_NEWNS = 0x00020000
+UNMOUNT_S = 30.0
 MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
 """The file systems that know the call, and how they are made."""
 
@@ -51,6 +54,12 @@ def unmount(where: Path, *, wait_s: float = 2.5, lazily: bool = True) -> None:
             return
         time.sleep(0.02)
     run("umount", *(["--lazy"] if lazily else []), str(where))
+
+
+def mount_apart() -> None:
+    """Let what this process mounts from now on be mounted for it and its children alone."""
+    assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+    run("mount", "--make-rprivate", "/")
 
 
 @contextmanager
@@ -108,8 +117,20 @@ class LoopDisk:
     def unmount(self) -> None:
         """Unmount it, if it is mounted: really, for else it is not made anew by the next `mount`."""
         if self._mounted:
-            unmount(self.path, wait_s=30.0, lazily=False)
+            unmount(self.path, wait_s=UNMOUNT_S, lazily=False)
             self._mounted = False
+            self._wait_until_free()
+
+    def _wait_until_free(self) -> None:
+        """Wait for the file system's end: a mount namespace made meanwhile has a copy of the mount."""
+        deadline = time.monotonic() + UNMOUNT_S
+        while True:
+            try:
+                os.close(os.open(self._device, os.O_RDONLY | os.O_EXCL))
+                return
+            except OSError:
+                assert time.monotonic() < deadline, f"{self._device} is mounted in another namespace, too"
+                time.sleep(0.02)
 
     def detach(self) -> None:
         """Unmount it and let its device go."""

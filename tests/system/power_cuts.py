@@ -77,9 +77,9 @@ class CutStore:
             wrong = self._until_its_aim(hear, round_, cut, part)
             if cut is not None:
                 self._disk.cut_power()
-                wrong = wrong or self._until_it_dies(hear, round_)
+                wrong = wrong or self._while_it_dies(hear, round_, DYING_S)
                 process.kill()
-                wrong = wrong or self._until_it_dies(hear, round_)
+                wrong = wrong or self._while_it_dies(hear, round_, WAIT_S)
                 cut.under_way = sorted({what for what, _ in self._begun.values()})
         finally:
             process.kill()
@@ -92,7 +92,7 @@ class CutStore:
 
     def _until_its_aim(self, hear: Connection, round_: Round, cut: Cut | None, part: float) -> str | None:
         end = time.monotonic() + WAIT_S
-        while hear.poll(max(0.0, end - time.monotonic())):
+        while hear.poll(max(0.0, end - time.monotonic())) and time.monotonic() < end:
             try:
                 message: Message = hear.recv()
             except EOFError:
@@ -115,11 +115,11 @@ class CutStore:
                 end = now + (part * self._usual_s[cut.aim] if hit else AIM_S)
         return None if self._judged or cut is not None else "the check hangs"
 
-    def _until_it_dies(self, hear: Connection, round_: Round) -> str | None:
-        """Hear what it tells of what it did meanwhile; return what it must not tell."""
+    def _while_it_dies(self, hear: Connection, round_: Round, wait_s: float) -> str | None:
+        """Hear what it has to tell of what it did meanwhile; return what it must not tell."""
         wrong = None
-        end = time.monotonic() + DYING_S
-        while hear.poll(max(0.0, end - time.monotonic())):
+        end = time.monotonic() + wait_s
+        while hear.poll(max(0.0, end - time.monotonic())) and time.monotonic() < end:
             try:
                 message = hear.recv()
             except EOFError:

@@ -6,7 +6,7 @@ import pytest
 
 from kvmeta.engine import mark
 from kvmeta.engine.mark import SLOT_BYTES, Mark, MarkFile
-from kvmeta.errors import CorruptionError
+from kvmeta.errors import CorruptionError, UnavailableError
 
 STORE = bytes(range(16))
 
@@ -92,3 +92,9 @@ def test_rocksdbs_diary_is_not_sealed(store: Path) -> None:
     sealed = Mark(seal=mark.seal(store), clean=True)
     (store / "log" / "LOG").write_bytes(b"a reader was here")
     mark.check_seal(store, sealed)
+
+
+def test_a_log_file_that_cannot_be_opened_raises_a_typed_error(store: Path) -> None:
+    (store / "log" / "000002.log").mkdir()
+    with pytest.raises(UnavailableError, match="000002"):
+        mark.seal(store)

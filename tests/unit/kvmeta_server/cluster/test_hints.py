@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from kvmeta.errors import UnavailableError
 from kvmeta_server.cluster.hints import HintFiles
 
 
@@ -58,3 +60,14 @@ def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> Non
     hints.add(2, "default", rows(20))
     assert hints.waiting() == {1: 10}
     assert hints.dropped_rows == 30
+
+
+def test_hints_that_cannot_be_read_or_removed_raise_typed_errors(tmp_path: Path) -> None:
+    hints = HintFiles(tmp_path)
+    (tmp_path / "7").mkdir()
+    with pytest.raises(UnavailableError, match="7"):
+        list(hints.read(7))
+    with pytest.raises(UnavailableError, match="7"):
+        hints.done(7, 0)
+    with pytest.raises(UnavailableError, match="7"):
+        HintFiles(tmp_path)
