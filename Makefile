@@ -8,6 +8,7 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
+WORK ?= faults
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
 # every target that is explained
@@ -41,6 +42,11 @@ test-system: $(MARK) ## tests that need root, a mount or a Debian package; each 
 
 flips: $(MARK) ## damage every byte of every kind of file (an hour on two cores; goes on where it was interrupted)
 	$(BIN)/python -m tests.crash.flips
+power-cuts: $(MARK) ## cut the power 1,000 times under ext4 and xfs, and without syncs as the control (root; resumable)
+	$(BIN)/python -m tests.system power-cuts --work $(WORK)/power-cuts --json $(WORK)/power-cuts.json
+
+syscalls: $(MARK) ## fail, kill or cut short each system call of a workload, over 4,000 points (root, strace; resumable)
+	$(BIN)/python -m tests.system syscalls --work $(WORK)/syscalls --json $(WORK)/syscalls.json
 
 bench-engine: $(MARK) ## the engine's figures, quick form (under 2 minutes)
 	$(BIN)/python -m bench.engine --quick
@@ -131,4 +137,4 @@ format: $(MARK) ## let ruff lay out the code
 check: lint types layers ## everything but the tests
 
 clean: ## remove what was made here
-	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules $(TORCH_VENV) demo bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PROTOS_VENV) tests/node/node_modules $(TORCH_VENV) demo $(WORK) bench/data .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -237,7 +237,9 @@ class Engine:
                     raise
                 continue
             missing = any(
-                s.damage and not s.path.exists() for tree in state.trees.values() for s in tree.view.segments
+                s.damage and not filenames.exists(s.path)
+                for tree in state.trees.values()
+                for s in tree.view.segments
             )
             if not missing or attempt + 1 == _REFRESH_TRIES:
                 break  # else a merge removed it since

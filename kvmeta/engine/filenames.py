@@ -72,6 +72,12 @@ def write_at(fd: int, data: bytes, at: int) -> None:
         data, at = data[written:], at + written
 
 
+def exists(path: Path) -> bool:
+    """Return whether a file is there; a typed error where the device does not say."""
+    with os_errors("looking for", path):
+        return path.exists()
+
+
 def sync_directory(directory: Path) -> None:
     """Make creations, renames and removals in `directory` durable."""
     with os_errors("syncing", directory):

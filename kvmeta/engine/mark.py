@@ -14,6 +14,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -156,17 +157,20 @@ def _log_files(store: Path) -> list[Path]:
 
 def _fingerprint(file: Path, *, sync: bool = False) -> tuple[int, str]:
     digest, size = xxhash.xxh3_64(), 0
-    try:
-        stream = open(file, "rb")  # noqa: SIM115 - closed below; only its opening may find it gone
-    except FileNotFoundError:
-        raise CorruptionError(f"{file} went missing while the log was read", file) from None
-    with os_errors("reading", file), stream:
+    with os_errors("reading", file), _opened(file) as stream:
         if sync:  # RocksDB does not fsync every file it writes, but the seal vouches for each
             os.fsync(stream.fileno())
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
             size += len(chunk)
     return size, digest.hexdigest()
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open(file, "rb")
+    except FileNotFoundError:
+        raise CorruptionError(f"{file} went missing while the log was read", file) from None
 
 
 def _encode(mark: Mark, store_id: bytes, turn: int) -> bytes:

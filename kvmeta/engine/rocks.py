@@ -232,6 +232,7 @@ def _options() -> Options:
     options.set_stats_dump_period_sec(0)
     options.set_stats_persist_period_sec(0)
     options.set_max_open_files(64)
+    options.set_max_file_opening_threads(1)  # of a few files; by default 16 threads start at each open
     options.set_max_background_jobs(2)
     return options
 

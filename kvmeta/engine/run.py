@@ -33,8 +33,8 @@ class SegmentFiles:
     def writer(self, bounds: Bounds, *, filter_bits: int) -> SegmentWriter:
         """Return the writer of a new segment for rows within `bounds`; filter_bits 0 = no filter."""
         number = self.take_number()
-        while (path := filenames.segment(self.store, number)).exists():  # not ours: ours are known or removed
-            number = self.take_number()
+        while filenames.exists(path := filenames.segment(self.store, number)):
+            number = self.take_number()  # it is not ours: ours are known or removed
         return SegmentWriter(path, number, self.store_id, bounds, filter_bits=filter_bits)
 
     def rows_max(self, bounds: Bounds) -> int:

@@ -26,7 +26,7 @@ FORK_WAIT_S = 20.0
 def fresh(work: Callable[..., None], *args: Any) -> BaseProcess:
     """Start `work(*args)`, a function of a module, in a process that never opened a store."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kvmeta.embedded", "tests.crash.small"])
+    context.set_forkserver_preload(["tests.crash.warm"])
     process = context.Process(target=work, args=args, daemon=True)
     process.start()
     return process

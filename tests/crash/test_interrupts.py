@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -107,6 +108,25 @@ def test_a_merge_that_ends_at_a_bad_moment_loses_nothing_acknowledged(
         assert again.verify().ok
         again.compact()
         assert_holds(again, 0, N)
+
+
+def test_a_device_that_does_not_say_whether_a_file_is_there_raises_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(tmp_path, options=MANUAL)
+    put(store, 0, 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", _no_answer)
+        with pytest.raises(kvmeta.UnavailableError, match="looking for"):
+            store.flush()
+    assert_holds(store, 0, 1000)
+    store.close()
+    with open_store(tmp_path) as again:
+        assert_holds(again, 0, 1000)
+
+
+def _no_answer(_: Path) -> bool:
+    raise OSError(errno.EIO, "planted EIO")
 
 
 WRITE_POINTS = {

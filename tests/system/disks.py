@@ -1,7 +1,8 @@
-"""Disks of a test: a small tmpfs, and an ext4 file system in a loop file whose power can be cut."""
+"""Disks of a test: a small tmpfs, and a file system in a loop file whose power can be cut."""
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import gc
 import os
@@ -17,6 +18,10 @@ import pytest
 
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
+CLONE_NEWNS = 0x00020000
+UNMOUNT_S = 30.0
+MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
+"""The file systems that know the call, and how they are made."""
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
@@ -30,23 +35,31 @@ def needs(*tools: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(os.geteuid() != 0 or bool(missing), reason=why)
 
 
-def run(*command: str) -> None:
-    """Run a command; its error output is the test's failure."""
+def run(*command: str) -> str:
+    """Return what a command prints; its error output is the test's failure."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
     )
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr.strip()}"
+    return done.stdout.strip()
 
 
-def unmount(where: Path) -> None:
+def unmount(where: Path, *, wait_s: float = 2.5, lazily: bool = True) -> None:
     """Unmount, waiting a little for a process that just died; lazily if it must be."""
     gc.collect()  # closed stores that only cycles hold, and their mappings
-    for _ in range(50):
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
         if subprocess.run(["umount", str(where)], capture_output=True, check=False).returncode == 0:
             return
-        time.sleep(0.05)
-    run("umount", "--lazy", str(where))
+        time.sleep(0.02)
+    run("umount", *(["--lazy"] if lazily else []), str(where))
+
+
+def mount_apart() -> None:
+    """Let what this process mounts from now on be mounted for it and its children alone."""
+    assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+    run("mount", "--make-rprivate", "/")
 
 
 @contextmanager
@@ -73,20 +86,24 @@ def read_only(what: Path, where: Path) -> Iterator[Path]:
 
 
 class LoopDisk:
-    """An ext4 file system in a file. `cut_power` loses what was not synced; `mount` replays the journal."""
+    """A file system in a file. `cut_power` loses what was not synced; `mount` replays the journal.
 
-    def __init__(self, directory: Path, size_mb: int) -> None:
-        self._file = directory / "disk.img"
+    It keeps its loop device, for one that is let go goes later, and meanwhile answers EIO.
+    """
+
+    def __init__(self, directory: Path, size_mb: int, kind: str) -> None:
+        image = directory / "disk.img"
         self.path = directory / "disk"
         self.path.mkdir()
-        with open(self._file, "wb") as file:
+        with open(image, "wb") as file:
             file.truncate(size_mb << 20)
-        run("mkfs.ext4", "-q", "-F", str(self._file))
+        run(*MAKE[kind], str(image))
+        self._device = run("losetup", "--find", "--show", str(image))
         self._mounted = False
 
     def mount(self) -> None:
         """Mount it."""
-        run("mount", "-o", "loop", str(self._file), str(self.path))
+        run("mount", self._device, str(self.path))
         self._mounted = True
 
     def cut_power(self) -> None:
@@ -98,18 +115,37 @@ class LoopDisk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Unmount it, if it is mounted."""
+        """Unmount it, if it is mounted: really, for else it is not made anew by the next `mount`."""
         if self._mounted:
-            unmount(self.path)
+            unmount(self.path, wait_s=UNMOUNT_S, lazily=False)
             self._mounted = False
+            self._wait_until_free()
+
+    def _wait_until_free(self) -> None:
+        """Wait for the file system's end: a mount namespace made meanwhile has a copy of the mount."""
+        deadline = time.monotonic() + UNMOUNT_S
+        while True:
+            try:
+                os.close(os.open(self._device, os.O_RDONLY | os.O_EXCL))
+                return
+            except OSError:
+                assert time.monotonic() < deadline, f"{self._device} is mounted in another namespace, too"
+                time.sleep(0.02)
+
+    def detach(self) -> None:
+        """Unmount it and let its device go."""
+        try:
+            self.unmount()
+        finally:
+            run("losetup", "--detach", self._device)
 
 
 @contextmanager
-def loop_disk(directory: Path, size_mb: int = 192) -> Iterator[LoopDisk]:
-    """Make and mount a loop disk; leave nothing mounted."""
-    disk = LoopDisk(directory, size_mb)
-    disk.mount()
+def loop_disk(directory: Path, kind: str = "ext4", size_mb: int = 320) -> Iterator[LoopDisk]:
+    """Make and mount a loop disk (xfs wants 300 MB); leave nothing mounted."""
+    disk = LoopDisk(directory, size_mb, kind)
     try:
+        disk.mount()
         yield disk
     finally:
-        disk.unmount()
+        disk.detach()

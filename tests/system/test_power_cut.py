@@ -1,133 +1,50 @@
 """Power cuts: what was acknowledged before the power went is there when it is back.
 
-The writer and its operations are those of tests/crash/test_kill.py, on an ext4 file system that is shut down
-without flushing its journal. Only acknowledgements read before the cut count.
+A sample of `make power-cuts`: the same writer (power_writer.py), the same aims.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import time
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import kvmeta
-from kvmeta.engine.options import EngineOptions
 from tests.crash.processes import WAIT_S, fresh
-from tests.crash.small import TINY, assert_holds, open_store, put
-from tests.crash.test_kill import (
-    SPACE,
-    THREADS,
-    State,
-    observed,
-    operation,
-    outcomes,
-    same,
-    write_until_killed,
+from tests.crash.small import assert_holds, open_store, put
+from tests.system.disks import MAKE, loop_disk, needs
+from tests.system.power_cuts import AIMS, aims_of, cut_over_and_over, cut_without_syncs
+from tests.system.power_writer import WORK
+
+pytestmark = pytest.mark.system
+
+CUTS = 3 * len(AIMS)
+file_systems = pytest.mark.parametrize(
+    "filesystem",
+    [pytest.param(name, marks=needs(make[0], "mount", "losetup")) for name, make in MAKE.items()],
 )
-from tests.system.disks import LoopDisk, loop_disk, needs
-
-pytestmark = [pytest.mark.system, needs("mkfs.ext4", "mount", "umount")]
-
-SEED = 20_240_311
-CUTS = 24
 
 
-class CutOverAndOver:
-    """A store on a disk whose power is cut, and what each thread of its writers has been told."""
-
-    def __init__(self, disk: LoopDisk, options: EngineOptions) -> None:
-        self.disk = disk
-        self.path = disk.path / "store"
-        self.options = options
-        self.round = 0
-        self.operations = 0
-        self.states = [State(np.zeros(SPACE, np.uint32)) for _ in range(THREADS)]
-
-    def run(self, delay_s: float) -> str | None:
-        """Let a writer work for `delay_s`, cut the power, restore it; return what was lost, or None."""
-        self.round += 1
-        hear, tell = multiprocessing.get_context("forkserver").Pipe(duplex=False)
-        process = fresh(write_until_killed, self.path, self.round, self.states, tell, None, self.options)
-        tell.close()
-        sure, possible = [0] * THREADS, [0] * THREADS
-        failures = []
-        deadline = time.monotonic() + WAIT_S
-        try:
-            while time.monotonic() < deadline and hear.poll(max(0.0, deadline - time.monotonic())):
-                what, thread, k, why = hear.recv()
-                assert "failed" not in what, f"before the cut: {why}"
-                if what == "open":
-                    deadline = time.monotonic() + delay_s
-                if what == "done":
-                    sure[thread] = k + 1
-            self.disk.cut_power()
-            possible = list(sure)
-            end = time.monotonic() + 0.2
-            while hear.poll(max(0.0, end - time.monotonic())):
-                what, thread, k, why = hear.recv()
-                if what == "done":
-                    possible[thread] = k + 1
-                if "failed" in what:
-                    failures.append((what, why))
-        except EOFError:  # a page of a mapped segment could not be read any more
-            pass
-        finally:
-            process.kill()
-            process.join(WAIT_S)
-            hear.close()
-        self.operations += sum(sure)
-        assert all(what == "failed, typed" for what, _ in failures), failures
-        self.disk.unmount()
-        self.disk.mount()
-        return self._check(sure, possible)
-
-    def _check(self, sure: list[int], possible: list[int]) -> str | None:
-        try:
-            store = open_store(self.path)
-        except kvmeta.CorruptionError as error:
-            return str(error)
-        with store:
-            assert store.verify().ok
-            for thread in range(THREADS):
-                now, state = observed(store, thread), self.states[thread]
-                allowed = []
-                for k in range(possible[thread] + 1):
-                    stages = outcomes(state, operation(thread, self.round, k))
-                    if k >= sure[thread]:
-                        allowed += stages
-                    state = stages[-1]
-                if not any(same(now, each) for each in allowed):
-                    wanted = allowed[0].marks
-                    lost = int(np.count_nonzero((wanted != 0) & (now.marks == 0)))
-                    differ = int(np.count_nonzero(wanted != now.marks))
-                    return f"round {self.round}, thread {thread}: {lost} lost, {differ} differ"
-                self.states[thread] = now
-        return None
+@file_systems
+def test_no_power_cut_loses_an_acknowledged_write(tmp_path: Path, filesystem: str) -> None:
+    cuts = list(cut_over_and_over(tmp_path, filesystem, aims_of(filesystem, 0, CUTS)))
+    assert [cut for cut in cuts if cut.wrong] == []
+    assert len(cuts) == CUTS
+    assert sum(cut.acknowledged for cut in cuts) > CUTS
+    hit = {what for cut in cuts for what in cut.under_way}
+    assert len(hit) > len(WORK) / 2, f"the cuts came amid nothing but {hit}"
 
 
-def test_no_power_cut_loses_an_acknowledged_write(tmp_path: Path) -> None:
-    rng = np.random.default_rng(SEED)
-    with loop_disk(tmp_path) as disk:
-        store = CutOverAndOver(disk, TINY)
-        for _ in range(CUTS):
-            assert store.run(float(rng.uniform(0.0, 0.9))) is None
-        assert store.operations > 10 * CUTS
-
-
-def test_without_syncs_power_cuts_do_lose_acknowledged_writes(tmp_path: Path) -> None:
+@file_systems
+def test_without_syncs_power_cuts_do_lose_acknowledged_writes(tmp_path: Path, filesystem: str) -> None:
     """The control: the test above can fail."""
-    with loop_disk(tmp_path) as disk:
-        lost = []
-        for number in range(4):
-            store = CutOverAndOver(disk, replace(TINY, sync=False))
-            store.path = disk.path / f"store-{number}"
-            lost.append(store.run(0.6))
-        assert any(lost), "nothing was lost although nothing was synced"
+    lost = []
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        lost += [cut.wrong for cut in cut_without_syncs(tmp_path / str(number), filesystem)]
+    assert any(wrong and "lost" in wrong for wrong in lost), lost
 
 
 def write_and_close(path: Path, round_: int, tell: Connection) -> None:
@@ -141,8 +58,11 @@ def write_and_close(path: Path, round_: int, tell: Connection) -> None:
     time.sleep(WAIT_S)
 
 
-def test_a_store_whose_power_is_cut_right_after_its_close_opens_whole(tmp_path: Path) -> None:
-    with loop_disk(tmp_path) as disk:
+@file_systems
+def test_a_store_whose_power_is_cut_right_after_its_close_opens_whole(
+    tmp_path: Path, filesystem: str
+) -> None:
+    with loop_disk(tmp_path, filesystem) as disk:
         for round_ in range(1, 7):
             hear, tell = multiprocessing.get_context("forkserver").Pipe(duplex=False)
             process = fresh(write_and_close, disk.path / "store", round_, tell)

@@ -7,7 +7,7 @@ import xxhash
 
 from kvmeta.engine import mark
 from kvmeta.engine.mark import SLOT_BYTES, Mark, MarkFile
-from kvmeta.errors import CorruptionError
+from kvmeta.errors import CorruptionError, UnavailableError
 
 STORE = bytes(range(16))
 
@@ -100,3 +100,9 @@ def test_a_seal_that_is_whole_and_lists_no_files_is_damage(store: Path, text: by
     (store / "SEAL").write_bytes(text)
     with pytest.raises(CorruptionError, match="SEAL is damaged"):
         mark.check_seal(store, Mark(clean=True, seal=xxhash.xxh3_64_intdigest(text)))
+
+
+def test_a_log_file_that_cannot_be_opened_raises_a_typed_error(store: Path) -> None:
+    (store / "log" / "000002.log").mkdir()
+    with pytest.raises(UnavailableError, match="000002"):
+        mark.seal(store)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xxhash
 
+from kvmeta.errors import UnavailableError
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 
@@ -76,3 +77,14 @@ def test_a_record_that_says_what_it_has_not_ends_the_file(tmp_path: Path, name: 
     hints = HintFiles(FileDisk(tmp_path))
     assert hints.waiting() == {7: 3}
     assert [len(hint.rows) for hint in hints.read(7)] == [3]
+
+
+def test_hints_that_cannot_be_read_or_removed_raise_typed_errors(tmp_path: Path) -> None:
+    hints = HintFiles(FileDisk(tmp_path))
+    (tmp_path / "hints" / "7").mkdir(parents=True)
+    with pytest.raises(UnavailableError, match="7"):
+        list(hints.read(7))
+    with pytest.raises(UnavailableError, match="7"):
+        hints.done(7, 0)
+    with pytest.raises(UnavailableError, match="7"):
+        HintFiles(FileDisk(tmp_path))
