@@ -27,7 +27,7 @@ SETTINGS = (
     "insecure=true",
     "cluster.partitions=64",
     f"cluster.max_skew_s={MAX_SKEW_S}",
-    "cluster.repair_interval_s=7",  # so that tombstones are purged while hints wait
+    "cluster.repair_interval_s=12",  # so that tombstones are purged while hints wait
     "limits.drain_s=5",
 )
 
@@ -159,8 +159,9 @@ class NodeMachine(Machine):
     def command(self) -> list[str]:
         """Return what is started on the host."""
         return [
-            *self._before, sys.executable, "-m", "kvmeta", "serve", "--data", str(self._data), "--listen", self.address,
-            "--log-format", "json", "--cluster", "chaos", "--etcd", self._etcd, "--node", self.node,
+            *self._before, sys.executable, "-m", "kvmeta", "serve", "--data", str(self._data),
+            "--listen", self.address, "--log-format", "json", "--cluster", "chaos",
+            "--etcd", self._etcd, "--node", self.node,
             *(word for setting in SETTINGS for word in ("--set", setting)),
         ]  # fmt: skip
 

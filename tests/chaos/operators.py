@@ -68,4 +68,4 @@ class Operator:
                 told = str(error)
             if not told or time.monotonic() > end:
                 return told
-            time.sleep(0.5)
+            time.sleep(1.0)

@@ -47,9 +47,9 @@ class Result:
 
     seed: int
     seconds: float = 0.0
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: dict[str, int] = field(default_factory=dict)
     operations: dict[str, dict[str, int]] = field(default_factory=dict)
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
     ids: int = 0
     twins: int = 0
     longest_wait_s: dict[str, float] = field(default_factory=dict)
@@ -88,13 +88,13 @@ class Round:
             for client in clients:
                 client.call("stop")
             self._settle(scene)
-            clients[0].call("read_all")
+            if unread := clients[0].call("read_all", SETTLE_S):
+                self._result.wrong.append(f"{unread} IDs are not answered at the end")
             told = [client.call("result") for client in clients]
         rows = np.concatenate([rows for rows, *_ in told])
         np.save(self._directory / "history.npy", rows)
-        for _, errors, faults in told:
-            self._result.errors += errors
-            self._result.wrong += faults
+        self._result.errors = dict(sum((errors for _, errors, _ in told), Counter()))
+        self._result.wrong += [fault for *_, faults in told for fault in faults]
         self._judge(rows)
         self._result.seconds = time.monotonic() - self._started
         return self._result
@@ -151,7 +151,7 @@ class Round:
         began = time.monotonic_ns()
         with kind(scene, random) as text:
             self._tell(text)
-            self._result.faults[kind.__name__] += 1
+            self._result.faults[kind.__name__] = self._result.faults.get(kind.__name__, 0) + 1
             time.sleep(random.uniform(1.5, 5.0))
         self._faults.append((began, time.monotonic_ns()))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import kvmeta
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated
-from kvmeta.errors import KvmetaError
+from kvmeta.errors import InputError, KvmetaError
 from tests.chaos.history import GARBLED, ROW, Kind, Told
 from tests.crash import small
 
@@ -61,9 +61,9 @@ class Client:
         for thread in self._threads:
             thread.join()
 
-    def read_all(self) -> None:
-        """Look up every ID there ever was, once."""
-        self.writers[0].read_all()
+    def read_all(self, timeout_s: float) -> int:
+        """Look up every ID there ever was until each is answered; return how many are not in time."""
+        return self.writers[0].read_all(timeout_s)
 
     def result(self) -> tuple[NDArray[Any], Counter[str], list[str]]:
         """Return the history ROW[n], the errors by kind, and faults of the client itself."""
@@ -103,14 +103,17 @@ class Writer:
                 return
             self._stop.wait(self._random.exponential(PAUSE_S))
 
-    def read_all(self) -> None:
-        """Look up every ID there ever was, once."""
-        first = 0
-        while first < self._first() + WINDOW:
-            self._lookup(
-                self._dataset, Kind.LOOKUP, np.arange(first, min(first + 1000, self._first() + WINDOW))
-            )
-            first += 1000
+    def read_all(self, timeout_s: float) -> int:
+        """Look up every ID there ever was until each is answered; return how many are not in time."""
+        open_ = np.arange(self._first() + WINDOW, dtype=np.uint64)
+        end = time.monotonic() + timeout_s
+        while len(open_) and time.monotonic() < end:
+            left = []
+            for some in np.array_split(open_, -(-len(open_) // 1000)):
+                hits = self._lookup(self._dataset, Kind.LOOKUP, some)
+                left.append(some if hits is None else some[hits.failed])
+            open_ = np.concatenate(left)
+        return len(open_)
 
     # Operations
 
@@ -190,6 +193,8 @@ class Writer:
         """Return what a call returned, or its error's part, and of which IDs the outcome is unknown."""
         try:
             return work(), np.zeros(count, np.bool_)
+        except InputError:
+            raise
         except KvmetaError as error:
             self.errors[type(error).__name__] += 1
             failed = np.ones(count, np.bool_) if error.failed is None else error.failed.copy()
