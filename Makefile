@@ -8,9 +8,10 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
+MINUTES ?= 30
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
-.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report lint types layers protos protos-check format check clean
+.PHONY: help venv torch-venv demo test test-system bench-engine bench-engine-full bench-service bench-service-full bench-peers-install bench-compare bench-compare-full bench-scale bench-scale-full bench-cluster bench-cluster-full bench-report chaos lint types layers protos protos-check format check clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -78,6 +79,9 @@ bench-cluster-full: $(MARK) ## the same with 5 M entries, and placement to 1,000
 
 bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the planner's figures from bench/results
 	$(BIN)/python -m bench.readme
+
+chaos: $(MARK) ## as root: faults on a cluster in network namespaces, for MINUTES=30; resumable by JSON=file
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
 
 lint: $(MARK) ## ruff
 	$(BIN)/ruff check .
