@@ -8,6 +8,7 @@ PROTOS_VENV := .venv-protos
 PROTOS_MARK := $(PROTOS_VENV)/.installed
 TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
+MINUTES ?= 30
 WORK ?= faults
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
@@ -99,6 +100,9 @@ sim-release: $(MARK) ## the same with 100,000 seeds; resumable, recorded in benc
 
 mutants: $(MARK) ## plant faults in the cluster's rules and look for the seeds that notice them (half an hour)
 	$(BIN)/python -m tests.simulation.mutants
+
+chaos: $(MARK) ## as root: faults on a cluster in network namespaces, for MINUTES=30; resumable by JSON=file
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
 
 lint: $(MARK) ## ruff
 	$(BIN)/ruff check .

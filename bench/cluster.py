@@ -19,31 +19,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import grpc
-import numpy as np
 import psutil
 
 import kvmeta
 import kvmeta.cluster
-from bench import report
+from bench import replicas, report
 from bench.cluster_load import Load, Lookups
 from bench.table import Answer, Series
 from bench.timing import Progress
 from bench.workers import Worker
 from kvmeta.client.routing import Route
 from kvmeta.errors import KvmetaError, UnavailableError
-from kvmeta.protocol.calls import METHODS, PEER_METHODS
-from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.v1 import peer_pb2 as peer
-from kvmeta_server.cluster.replica import BUCKETS
 from kvmeta_server.dev import DevCluster
 
 COMPARE = "cluster.repair_interval_s=15"
 """Often, so that equality is reached within the benchmark."""
 _SETTLE_S = 600.0
-_GROUP = 64
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ def _death(sizes: Sizes, scratch: Path) -> Iterator[Answer]:
             time.sleep(sizes.death_s)
             seen = load.call("stop")
             end = time.monotonic() + _SETTLE_S
-            while (differing := _differing(cluster)) and time.monotonic() < end:
+            while (differing := replicas.differing(cluster.target)) and time.monotonic() < end:
                 time.sleep(0.5)
             back.append(time.monotonic() - started)
             wrong = load.call("check_all")
@@ -164,7 +156,7 @@ def _growth(sizes: Sizes, scratch: Path) -> Iterator[Answer]:
         load.call("start")
         ratios, spent = [], []
         for step, (name, nodes) in enumerate((("n4", 4), ("n5", 5), ("n4", 4), ("n5", 3))):
-            before = _route(cluster)
+            before = replicas.route(cluster.target)
             started = time.monotonic()
             if step < 2:
                 cluster.add()
@@ -173,14 +165,15 @@ def _growth(sizes: Sizes, scratch: Path) -> Iterator[Answer]:
             _settle(cluster, nodes)
             spent.append(time.monotonic() - started)
             ratios.append(
-                _moved(before, _route(cluster)) / (before.owners.size / max(nodes, nodes + (step >= 2)))
+                _moved(before, replicas.route(cluster.target))
+                / (before.owners.size / max(nodes, nodes + (step >= 2)))
             )
             if step >= 2:
                 cluster.nodes.pop(name).stop()
             progress(step + 1)
         seen = load.call("stop")
         end = time.monotonic() + _SETTLE_S
-        while (differing := _differing(cluster)) and time.monotonic() < end:
+        while (differing := replicas.differing(cluster.target)) and time.monotonic() < end:
             time.sleep(0.5)
         wrong = load.call("check_all")
         for error in seen["errors"]:
@@ -348,54 +341,9 @@ def _settle(cluster: DevCluster, nodes: int) -> None:
     raise RuntimeError(f"{nodes} nodes did not settle within {_SETTLE_S:g} s; logs below {cluster.directory}")
 
 
-def _route(cluster: DevCluster) -> Route:
-    node = next(node for node in cluster.nodes.values() if node.running)
-    with grpc.insecure_channel(node.address) as channel:
-        raw = channel.unary_unary(METHODS["GetMap"].path)(pb.GetMapRequest().SerializeToString(), timeout=10)
-    return Route.of(raw)
-
-
 def _moved(before: Route, after: Route) -> int:
     held = (after.owners[:, :, None] == before.owners[:, None, :]).any(axis=2)
     return int((~held).sum())
-
-
-def _differing(cluster: DevCluster) -> int:
-    """Return how many partitions have replicas with different digests."""
-    route = _route(cluster)
-    with kvmeta.cluster.open(cluster.target) as operator:
-        cluster_id = bytes.fromhex(operator.status().cluster)
-    partitions = len(route.owners)
-    digests: dict[int, Any] = {}
-    repaired = np.zeros(partitions, np.uint64)
-    for cut in (0, (1 << 64) - 1):  # first up to where tombstones may be gone, then everything else
-        digests = {}
-        for slot in np.unique(route.owners).tolist():
-            if slot not in route.addresses:
-                continue
-            mine = np.flatnonzero((route.owners == slot).any(axis=1))
-            with grpc.insecure_channel(
-                route.addresses[slot], [("grpc.max_receive_message_length", 64 << 20)]
-            ) as channel:
-                ask = channel.unary_unary(PEER_METHODS["Digest"].path)
-                out = np.zeros((partitions, BUCKETS), np.uint64)
-                for start in range(0, len(mine), _GROUP):
-                    part = mine[start : start + _GROUP]
-                    request = peer.DigestRequest(
-                        cluster=cluster_id, dataset="default", partitions=part.tolist(), cut=cut,
-                        purged=repaired[part].tolist(),
-                    )  # fmt: skip
-                    reply = peer.DigestResponse.FromString(ask(request.SerializeToString(), timeout=60))
-                    out[part] = np.frombuffer(reply.digests.plain, np.uint64).reshape(-1, BUCKETS)
-                    if not cut:
-                        told = np.frombuffer(reply.repaired.plain, np.uint64)
-                        repaired[part] = np.maximum(repaired[part], told)
-            digests[slot] = out
-    differ = 0
-    for partition, owners in enumerate(route.owners.tolist()):
-        each = [digests[slot][partition] for slot in owners if slot in digests]
-        differ += any((other != each[0]).any() for other in each[1:])
-    return differ
 
 
 if __name__ == "__main__":

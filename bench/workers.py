@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -31,12 +31,15 @@ _STOP_S = 30
 
 
 class Worker:
-    """A process that holds `kind(*arguments)`; `kind` is a class of an importable module."""
+    """A process that holds `kind(*arguments)`; `kind` is a class of an importable module.
 
-    def __init__(self, kind: type, *arguments: Any) -> None:
+    `before`: the words of a command that runs the process somewhere else, such as `ip netns exec NAME`.
+    """
+
+    def __init__(self, kind: type, *arguments: Any, before: Sequence[str] = ()) -> None:
         self._pipe, theirs = Pipe()
         handle = theirs.fileno()
-        command = [sys.executable, "-m", "bench.workers", str(handle)]
+        command = [*before, sys.executable, "-m", "bench.workers", str(handle)]
         self._process = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.DEVNULL, pass_fds=[handle])
         theirs.close()
         try:

@@ -1,0 +1,317 @@
+"""What goes wrong: each fault begins, tells what it is, lasts as long as its block, and is over.
+
+Three lanes at once, a fault of each at most: the network, the processes with their clocks, and the members.
+So nodes join and leave while others are cut off, and both while a third one stands still.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from random import Random
+from signal import SIGCONT, SIGSTOP
+
+from bench.workers import Worker
+from tests.chaos.machines import MAX_SKEW_S, Machines, NodeMachine
+from tests.chaos.network import Host, Network
+
+MOVED_S = 150.0
+"""How long members may take to change, amid faults."""
+_AGAIN_S = 1.0
+
+
+@dataclass
+class Scene:
+    """Where faults happen. `operators` asks the cluster how it is, from the clients' host."""
+
+    network: Network
+    machines: Machines
+    clients: Host
+    operators: Worker
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `kvmeta WORDS --store …` on the clients' host."""
+        line = [sys.executable, "-m", "kvmeta", *words, "--store", self.machines.target]
+        return subprocess.run(self.clients.command(*line), capture_output=True, text=True, check=False)
+
+    def insist(self, *words: str) -> None:
+        """Run a command until it succeeds: other faults may keep it from that for a while."""
+        end = time.monotonic() + MOVED_S
+        while (done := self.command(*words)).returncode:
+            if time.monotonic() > end:
+                raise AssertionError(f"kvmeta {' '.join(words)}: {done.stderr}")
+            time.sleep(_AGAIN_S)
+
+    def expect(self, question: str, *arguments: object) -> None:
+        """Wait for what the operator is asked to wait for."""
+        told = self.operators.call(question, *arguments, MOVED_S)
+        if told:
+            raise AssertionError(f"{question}{arguments}: {told}")
+
+    def joined(self) -> None:
+        """Wait until all nodes there are, and no others, are members, and nothing moves."""
+        self.expect("joined", [machine.node for machine in self.machines.nodes])
+
+
+Fault = Callable[[Scene, Random], AbstractContextManager[str]]
+
+
+# The network
+
+
+@contextmanager
+def _healed(scene: Scene) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        scene.network.heal()
+
+
+@contextmanager
+def split(scene: Scene, random: Random) -> Iterator[str]:
+    """Part two nodes from three; etcd is with the ones or the others, clients reach all."""
+    order = random.sample(scene.machines.nodes, 5)
+    few, many = [m.host for m in order[:2]], [m.host for m in order[2:]]
+    random.choice([few, many]).append(scene.machines.etcd.host)
+    with _healed(scene):
+        for host in few:
+            host.drop(many)
+        for host in many:
+            host.drop(few)
+        yield f"{order[0].name} and {order[1].name} parted from the others"
+
+
+@contextmanager
+def cut_off(scene: Scene, random: Random) -> Iterator[str]:
+    """Part one node from all nodes and etcd, and from clients or not."""
+    machine = random.choice(scene.machines.nodes)
+    others = [host for host in scene.machines.hosts if host is not machine.host]
+    others += [scene.clients] * random.randrange(2)
+    with _healed(scene):
+        machine.host.drop(others)
+        for host in others:
+            host.drop([machine.host])
+        yield f"{machine.name} cut off"
+
+
+@contextmanager
+def part_pairs(scene: Scene, random: Random) -> Iterator[str]:
+    """Part two pairs: each of them reaches all others."""
+    a, b, c, d, _ = random.sample(scene.machines.nodes, 5)
+    with _healed(scene):
+        for one, other in ((a, b), (c, d)):
+            one.host.drop([other.host])
+            other.host.drop([one.host])
+        yield f"{a.name} parted from {b.name}, {c.name} from {d.name}"
+
+
+@contextmanager
+def one_way(scene: Scene, random: Random) -> Iterator[str]:
+    """Let a node send and not receive, or receive and not send, as far as other nodes and etcd go."""
+    machine = random.choice(scene.machines.nodes)
+    others = [host for host in scene.machines.hosts if host is not machine.host]
+    deaf = random.random() < 0.5
+    with _healed(scene):
+        if deaf:
+            machine.host.drop(others)
+        else:
+            for host in others:
+                host.drop([machine.host])
+        yield f"{machine.name} {'receives' if deaf else 'sends'} nothing"
+
+
+@contextmanager
+def resets(scene: Scene, random: Random) -> Iterator[str]:
+    """Reset every connection to two nodes, those of clients, too."""
+    chosen = random.sample(scene.machines.nodes, 2)
+    with _healed(scene):
+        for machine in chosen:
+            machine.host.reset([*(h for h in scene.machines.hosts if h is not machine.host), scene.clients])
+        yield f"connections to {chosen[0].name} and {chosen[1].name} reset"
+
+
+@contextmanager
+def loss(scene: Scene, random: Random) -> Iterator[str]:
+    """Lose packets everywhere."""
+    share = random.uniform(0.02, 0.2)
+    with _healed(scene):
+        for host in scene.machines.hosts:
+            host.lose([other for other in scene.machines.hosts if other is not host], share)
+        yield f"{share:.0%} of all packets lost"
+
+
+@contextmanager
+def slow(scene: Scene, random: Random) -> Iterator[str]:
+    """Let two nodes send a little at a time."""
+    chosen, kbit_s = random.sample(scene.machines.nodes, 2), random.choice([64, 128, 512])
+    for machine in chosen:
+        machine.host.slow(kbit_s)
+    try:
+        yield f"{chosen[0].name} and {chosen[1].name} send {kbit_s} kbit/s"
+    finally:
+        for machine in chosen:
+            machine.host.quicken()
+
+
+# Processes and clocks
+
+
+@contextmanager
+def stand_still(scene: Scene, random: Random) -> Iterator[str]:
+    """Stop a node's process without ending it."""
+    with scene.machines.claim(random) as machine:
+        machine.send(SIGSTOP)
+        try:
+            yield f"{machine.name} stands still"
+        finally:
+            machine.send(SIGCONT)
+
+
+@contextmanager
+def kill(scene: Scene, random: Random) -> Iterator[str]:
+    """Kill a node and start it again."""
+    with scene.machines.claim(random) as machine:
+        machine.kill()
+        try:
+            yield f"{machine.name} killed"
+        finally:
+            machine.start()
+
+
+@contextmanager
+def kill_two(scene: Scene, random: Random) -> Iterator[str]:
+    """Kill two nodes, and start them again one after the other."""
+    with scene.machines.claim(random) as one, scene.machines.claim(random) as other:
+        one.kill()
+        other.kill()
+        try:
+            yield f"{one.name} and {other.name} killed"
+        finally:
+            one.start()
+            other.start()
+
+
+@contextmanager
+def clocks_off(scene: Scene, random: Random) -> Iterator[str]:
+    """Set clocks, one ahead and one back, by less than what is allowed."""
+    ahead, back = random.sample(scene.machines.settable, 2)
+    by_s = random.randrange(2, MAX_SKEW_S // 2)
+    with _clock(ahead, by_s), _clock(back, -by_s):
+        yield f"{ahead.name}'s clock {by_s} s ahead, {back.name}'s back"
+
+
+@contextmanager
+def clock_far_off(scene: Scene, random: Random) -> Iterator[str]:
+    """Set a clock further ahead than what is allowed."""
+    machine = random.choice(scene.machines.settable)
+    by_s = MAX_SKEW_S + random.randrange(5, 15)
+    with _clock(machine, by_s):
+        yield f"{machine.name}'s clock {by_s} s ahead"
+
+
+@contextmanager
+def _clock(machine: NodeMachine, ahead_s: int) -> Iterator[None]:
+    machine.set_clock(ahead_s)
+    try:
+        yield
+    finally:
+        machine.set_clock(0)
+
+
+@contextmanager
+def etcd_stands_still(scene: Scene, _: Random) -> Iterator[str]:
+    """Stop etcd without ending it."""
+    scene.machines.etcd.send(SIGSTOP)
+    try:
+        yield "etcd stands still"
+    finally:
+        scene.machines.etcd.send(SIGCONT)
+
+
+@contextmanager
+def etcd_killed(scene: Scene, _: Random) -> Iterator[str]:
+    """Kill etcd and start it again."""
+    scene.machines.etcd.kill()
+    try:
+        yield "etcd killed"
+    finally:
+        scene.machines.etcd.start()
+
+
+@contextmanager
+def compaction(scene: Scene, random: Random) -> Iterator[str]:
+    """Let a node drop the tombstones it may drop: no fault, but what would show one of tombstones."""
+    with scene.machines.claim(random) as machine:
+        line = [sys.executable, "-m", "kvmeta", "compact", "--store", f"kvmeta://{machine.address}"]
+        with subprocess.Popen(
+            scene.clients.command(*line), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ):
+            yield f"{machine.name} compacts"
+
+
+# Members
+
+
+@contextmanager
+def drain(scene: Scene, random: Random) -> Iterator[str]:
+    """Drain a node, which joins again as a new one."""
+    with scene.machines.claim(random) as machine:
+        yield f"{machine.node} drained"
+        scene.insist("cluster", "drain", machine.node)
+        scene.expect("left", machine.node)
+        machine.stop()
+        machine.lose_data()
+        machine.start()
+        scene.joined()
+
+
+@contextmanager
+def wipe(scene: Scene, random: Random) -> Iterator[str]:
+    """Let a node die and lose its data; it is removed and joins as a new one."""
+    with scene.machines.claim(random) as machine:
+        gone = machine.node
+        machine.kill()
+        machine.lose_data()
+        yield f"{gone} lost its data"
+        scene.insist("cluster", "remove", gone)
+        machine.start()
+        scene.joined()
+
+
+@contextmanager
+def remove(scene: Scene, random: Random) -> Iterator[str]:
+    """Let a node die and remove it; it must not come back with its old data, and joins as a new one."""
+    with scene.machines.claim(random) as machine:
+        machine.kill()
+        yield f"{machine.node} removed"
+        scene.insist("cluster", "remove", machine.node)
+        scene.expect("left", machine.node)
+        machine.launch()
+        if "was taken out" not in (said := machine.end()):
+            raise AssertionError(f"{machine.node} was removed and came back: {said}")
+        machine.lose_data()
+        machine.start()
+        scene.joined()
+
+
+@contextmanager
+def weigh(scene: Scene, random: Random) -> Iterator[str]:
+    """Change a node's share, and then again."""
+    machine, weight = random.choice(scene.machines.nodes), random.choice(["0.5", "2"])
+    yield f"{machine.node} weighs {weight}"
+    for each in (weight, "1"):
+        scene.insist("cluster", "weight", machine.node, each)
+        scene.joined()
+
+
+LANES: dict[str, tuple[Fault, ...]] = {
+    "network": (split, cut_off, part_pairs, one_way, resets, loss, slow),
+    "processes": (
+        stand_still, kill, kill_two, clocks_off, clock_far_off, etcd_stands_still, etcd_killed, compaction,
+    ),
+    "members": (drain, wipe, remove, weigh),
+}  # fmt: skip

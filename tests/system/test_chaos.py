@@ -1,0 +1,29 @@
+"""A cluster in network namespaces, amid every kind of fault at once: nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.faults import LANES
+from tests.chaos.machines import faketime
+from tests.chaos.rounds import Round
+from tests.system.disks import needs
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.timeout(900),
+    needs("ip", "iptables", "tc"),
+    pytest.mark.skipif(faketime() is None, reason="needs faketime"),
+    pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd-server"),
+]
+
+
+def test_amid_every_fault_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    result = Round(1, 0, tmp_path, print).run()
+    assert not result.wrong, "\n\n".join(result.wrong)
+    assert set(result.faults) == {kind.__name__ for kinds in LANES.values() for kind in kinds}
+    for kind in ("put", "delete", "insert", "relocate", "lookup", "fast"):
+        assert result.operations[kind]["done"] > 100, kind
