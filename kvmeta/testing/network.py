@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmeta.errors import KvmetaError
+from kvmeta.protocol.calls import PEER_METHODS
 from kvmeta.testing.loop import Process
 from kvmeta_server.cluster.seams import CallError
 
@@ -84,7 +85,8 @@ class Network:
                 failed = CallError(str(error), answered=True, begun=True)
             back(process.name, result, failed)
 
-        for _ in range(2 if self.rng.random() < self.conditions.doubled else 1):
+        doubled = method in PEER_METHODS and self.rng.random() < self.conditions.doubled
+        for _ in range(2 if doubled else 1):  # a client's call is sent once: it would be another operation
             if self.passes(caller.name, address):
                 loop.call_later(self.delay(), arrive)
         try:

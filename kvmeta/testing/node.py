@@ -7,7 +7,7 @@ import contextvars
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,17 @@ Rows = NDArray[np.uint64]
 START_MS = EPOCH_MS + 200_000_000_000
 RETRY_S = 2.0
 OPTIONS_OF_NODES = replace(OPTIONS, keep_tombstones=True)
-PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0)
-_STAMPED: contextvars.ContextVar[dict[bytes, int] | None] = contextvars.ContextVar("stamped", default=None)
+PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, grace_s=2.0)
+
+
+class Sent(NamedTuple):
+    """What was sent to replicas for a client's write."""
+
+    version: int
+    epoch: int
+
+
+_SENT: contextvars.ContextVar[dict[bytes, Sent] | None] = contextvars.ContextVar("sent", default=None)
 
 
 @dataclass
@@ -58,6 +67,22 @@ class Shared:
     faults: list[str] = field(default_factory=list)
 
 
+class WatchedClock(HybridClock):
+    """A node's clock, over all its lives: what it stamps must rise, whatever became of the wall clock."""
+
+    def __init__(self, node: SimulatedNode, unix_ms: Callable[[], int]) -> None:
+        super().__init__(unix_ms=unix_ms)
+        self._node = node
+
+    def stamp(self, count: int = 1) -> int:
+        """Return a stamp; a fault where it is not above all that the node stamped before."""
+        stamp = super().stamp(count)
+        if stamp <= self._node.stamped:
+            self._node.tell(f"{stamp} is stamped after {self._node.stamped}")
+        self._node.stamped = stamp
+        return stamp
+
+
 class SimulatedNode:
     """A node by name. `engine` is what its last life had, or has, in memory."""
 
@@ -66,6 +91,8 @@ class SimulatedNode:
         self.name = name
         self.zone = zone
         self.skew_ms = 0
+        self.stamped = 0
+        """The last stamp, of all lives."""
         self.syncs_fail = 0.0
         """The share of syncs and writes that fail."""
         self.process: Process | None = None
@@ -116,7 +143,7 @@ class SimulatedNode:
         )
         while True:
             try:
-                clock = HybridClock(unix_ms=self._unix_ms)
+                clock = WatchedClock(self, self._unix_ms)
                 self.engine = MemoryEngine(self._memory, clock, OPTIONS_OF_NODES)
                 member = Member(settings, self.engine, world, PACE)
                 await member.join()
@@ -131,7 +158,7 @@ class SimulatedNode:
         shared.note("up", self.name)
 
     def _adjust(self, member: Member) -> None:
-        """Switch repairs off, and note what is stamped for a client's call."""
+        """Switch repairs off, and note what is sent for a client's call."""
         repairs = self._shared.repairs
         member.coordinator.repairs_reads = repairs.read
         if not repairs.hints:
@@ -139,10 +166,10 @@ class SimulatedNode:
         apply = member.peers.apply
 
         async def noted(slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
-            stamped = _STAMPED.get()
-            if stamped is not None:
+            sent = _SENT.get()
+            if sent is not None:
                 for row in rows:
-                    stamped[row[: LOW + 1].tobytes()] = int(row[VERSION])
+                    sent[row[: LOW + 1].tobytes()] = Sent(int(row[VERSION]), epoch)
             return await apply(slot, dataset, epoch, rows, repair=repair)
 
         member.peers.apply = noted  # type: ignore[method-assign]
@@ -163,6 +190,10 @@ class SimulatedNode:
                 raise UnavailableError("a fault of the server") from error
         return await request(member)
 
+    def tell(self, fault: str) -> None:
+        """Tell of a fault of the program."""
+        self._shared.faults.append(f"{self.name}: {fault}")
+
     def _unix_ms(self) -> int:
         return START_MS + self.skew_ms + int(asyncio.get_running_loop().time() * 1000)
 
@@ -175,13 +206,13 @@ class SimulatedNode:
         )
 
 
-async def stamping(work: Any, stamped: dict[bytes, int]) -> Any:
-    """Return what `work` returns; note in `stamped` the newest version sent of each mixed ID meanwhile."""
-    _STAMPED.set(stamped)
+async def sending(work: Any, sent: dict[bytes, Sent]) -> Any:
+    """Return what `work` returns; note in `sent` what is sent of each mixed ID at last."""
+    _SENT.set(sent)
     try:
         return await work
     finally:
-        _STAMPED.set(None)
+        _SENT.set(None)
 
 
 class _Log:

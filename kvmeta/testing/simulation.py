@@ -21,7 +21,7 @@ from kvmeta.testing.faults import SKEW_MS_MAX, Faults
 from kvmeta.testing.history import Floor, History, Key, Violation
 from kvmeta.testing.loop import Process, SimulatedLoop
 from kvmeta.testing.network import Conditions, Network
-from kvmeta.testing.node import Repairs, Shared, SimulatedNode
+from kvmeta.testing.node import Repairs, Sent, Shared, SimulatedNode
 from kvmeta.testing.workload import DATASET, Clients
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.version import TOMBSTONE
@@ -34,8 +34,8 @@ from kvmeta_server.cluster.placement import NOBODY
 Rows = NDArray[np.uint64]
 MAP_KEY = f"{prefix_of('sim')}/map"
 SETTLE_S = 600.0
-REPAIR_S = 11.0
-ROUNDS = 12
+REPAIR_S = 4.0
+ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Simulation:
         )
         settings = {
             "replicas": replicas, "write_quorum": replicas // 2 + 1, "partitions": self.partitions,
-            "repair_interval_s": rng.choice([8.0, 20.0]) if repairs.anti_entropy else 1e9,
+            "repair_interval_s": rng.choice([4.0, 12.0]) if repairs.anti_entropy else 1e9,
         }  # fmt: skip
         self.replicas = replicas
         self.network = Network(rng)
@@ -194,10 +194,20 @@ class Simulation:
 
     # Checks
 
-    def _check_acknowledged(self, member: Member, rows: Rows, versions: Sequence[int]) -> None:
-        self._check_held(
-            {row[: LOW + 1].tobytes(): Floor(version) for row, version in zip(rows, versions, strict=True)}
-        )
+    def _check_acknowledged(self, member: Member, rows: Rows, sent: Sequence[Sent], last: int) -> None:
+        """Look at rows as they are acknowledged, by their node's map and by the newest.
+
+        `last`: the version of the write's last attempt.
+        """
+        now = member.membership.current
+        for partition, each in zip(now.partition_of(rows[:, HIGH]).tolist(), sent, strict=True):
+            if each.version == last and now.changed[partition] > each.epoch:  # earlier attempts were in time
+                self._violations.append(
+                    f"partition {partition} is acknowledged as of epoch {each.epoch}, and the node knows "
+                    f"that it changed at {int(now.changed[partition])}"
+                )
+        keys = (row[: LOW + 1].tobytes() for row in rows)
+        self._check_held({key: Floor(each.version) for key, each in zip(keys, sent, strict=True)})
 
     def _check_held(self, floors: dict[Key, Floor]) -> None:
         """Note where a read quorum of the newest map could miss a floor."""

@@ -16,7 +16,7 @@ from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT
 from kvmeta.testing.history import Floor, History, Key, Place
 from kvmeta.testing.loop import Process
 from kvmeta.testing.network import Network
-from kvmeta.testing.node import stamping
+from kvmeta.testing.node import Sent, sending
 from kvmeta_server.cluster.coordinator import ANSWERED
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.seams import CallError
@@ -39,7 +39,7 @@ class Clients:
         keys: Rows,
         *,
         reads_settle: bool,
-        acknowledged: Callable[[Member, Rows, Sequence[int]], None],
+        acknowledged: Callable[[Member, Rows, Sequence[Sent], int], None],
     ) -> None:
         self._rng = rng
         self._network = network
@@ -77,30 +77,30 @@ class Clients:
         self._place(rows)
 
         async def put(member: Member) -> Any:
-            stamped: dict[Key, int] = {}
-            written = await stamping(member.coordinator.write(DATASET, rows.copy(), delete=False), stamped)
-            self._check(member, rows, stamped, written.acknowledged)
-            return written.acknowledged, stamped
+            sent: dict[Key, Sent] = {}
+            written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=False), sent)
+            self._check(member, rows, sent, written.acknowledged)
+            return written.acknowledged, sent
 
-        acknowledged, stamped = await self._ask(put)
+        acknowledged, sent = await self._ask(put)
         for key, row, yes in zip(before, rows, acknowledged.tolist(), strict=True):
             if yes:
-                self._history.acknowledge(key, before[key], stamped[key], _place_of(row), "a put")
+                self._history.acknowledge(key, before[key], sent[key].version, _place_of(row), "a put")
 
     async def _delete(self, rows: Rows, before: dict[Key, Floor]) -> None:
         for key in before:
             self._history.attempt_delete(key)
 
         async def delete(member: Member) -> Any:
-            stamped: dict[Key, int] = {}
-            written = await stamping(member.coordinator.write(DATASET, rows.copy(), delete=True), stamped)
-            self._check(member, rows, stamped, written.acknowledged)
-            return written.acknowledged, stamped
+            sent: dict[Key, Sent] = {}
+            written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=True), sent)
+            self._check(member, rows, sent, written.acknowledged)
+            return written.acknowledged, sent
 
-        acknowledged, stamped = await self._ask(delete)
+        acknowledged, sent = await self._ask(delete)
         for key, yes in zip(before, acknowledged.tolist(), strict=True):
             if yes:
-                self._history.deletion(key, before[key], stamped[key])
+                self._history.deletion(key, before[key], sent[key].version)
 
     async def _insert(self, rows: Rows, before: dict[Key, Floor]) -> None:
         self._place(rows)
@@ -159,9 +159,10 @@ class Clients:
             row[WORD3:] = (1, self._places, 0)
             self._history.attempt(row[: LOW + 1].tobytes(), _place_of(row))
 
-    def _check(self, member: Member, rows: Rows, stamped: dict[Key, int], yes: NDArray[np.bool_]) -> None:
+    def _check(self, member: Member, rows: Rows, sent: dict[Key, Sent], yes: NDArray[np.bool_]) -> None:
         acknowledged = rows[yes]
-        self._acknowledged(member, acknowledged, [stamped[key] for key in _keys_of(acknowledged)])
+        last = max((each.version for each in sent.values()), default=0)
+        self._acknowledged(member, acknowledged, [sent[key] for key in _keys_of(acknowledged)], last)
 
 
 def _keys_of(rows: Rows) -> list[Key]:

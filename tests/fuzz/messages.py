@@ -22,7 +22,7 @@ from kvmeta.protocol.frame import Frame, parse
 from kvmeta.protocol.packed import LZ4, PLAIN, STATE, VERSION, pack, unpack, unpack_into, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta_server.cluster.transport import rows_of
+from kvmeta_server.cluster.peers import rows_of
 from tests.fuzz.target import Target
 
 ROWS_MAX = 65_536

@@ -36,11 +36,6 @@ pytestmark = pytest.mark.system
 N = 20_000
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmeta_server.cluster.anti_entropy.GRACE_MS", 0)
-
-
 @pytest.fixture
 def three(tmp_path: Path, etcd: DevEtcd) -> Iterator[LocalCluster]:
     with local_cluster(tmp_path, etcd, 3) as cluster:

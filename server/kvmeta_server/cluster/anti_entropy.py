@@ -27,8 +27,6 @@ from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.replica import BUCKETS
 from kvmeta_server.cluster.seams import Maps, PeerError, Peers
 
-GRACE_MS = 10_000
-"""The cut lies so far back that writes under way are not caught by it."""
 GROUP = 64
 """Partitions compared in one call."""
 PAGE_ROWS = 65_536
@@ -56,12 +54,14 @@ class AntiEntropy:
         peers: Peers,
         clock: HybridClock,
         expired: Callable[[str], int],
+        grace_s: float,
     ) -> None:
         self._slot = slot
         self._maps = maps
         self._peers = peers
         self._clock = clock
         self._expired = expired
+        self._grace_ms = round(grace_s * 1000)
         self._lock = asyncio.Lock()
 
     async def compare(self, dataset: str, rest: float = 0.0) -> Report:
@@ -71,7 +71,7 @@ class AntiEntropy:
         """
         loop = asyncio.get_running_loop()
         report = Report()
-        cut = max(0, self._clock.stamp() - (GRACE_MS << MS_SHIFT))
+        cut = max(0, self._clock.stamp() - (self._grace_ms << MS_SHIFT))
         cluster_map = self._maps.current
         moving = (cluster_map.owners[:, 0] == self._slot) & cluster_map.moving
         report.skipped += int(moving.sum())

@@ -277,7 +277,9 @@ class Member:
             self.hints, self.membership, self.peers, self.coordinator, replica.datasets, world.log,
             pace.hints_s,
         )  # fmt: skip
-        self.anti_entropy = AntiEntropy(slot, self.membership, self.peers, engine.clock, expired)
+        self.anti_entropy = AntiEntropy(
+            slot, self.membership, self.peers, engine.clock, expired, pace.grace_s
+        )
         self.moves = Moves(
             replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
         )

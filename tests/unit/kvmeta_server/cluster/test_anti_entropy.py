@@ -16,11 +16,6 @@ from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows
 N = 2000
 
 
-@pytest.fixture(autouse=True)
-def _up_to_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmeta_server.cluster.anti_entropy.GRACE_MS", 0)
-
-
 @pytest.fixture
 def three(tmp_path: Path) -> Iterator[Replicas]:
     made = Replicas(tmp_path)
@@ -31,7 +26,7 @@ def three(tmp_path: Path) -> Iterator[Replicas]:
 def compare(replicas: Replicas) -> Report:
     total = Report()
     for slot, store in enumerate(replicas.stores):
-        each = AntiEntropy(slot, replicas.maps, replicas, store.engine.clock, lambda _: 0)
+        each = AntiEntropy(slot, replicas.maps, replicas, store.engine.clock, lambda _: 0, grace_s=0)
         report = replicas.run(each.compare("default"))
         total.partitions += report.partitions
         total.rows += report.rows
