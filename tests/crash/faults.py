@@ -79,7 +79,7 @@ class Fault:
 
 
 def bytewise(file: str, data: bytes, stride: int = 1, bits: int = 1) -> Iterator[Fault]:
-    """Yield the faults of each (or `stride`-th) byte: `bits` of it flipped, zeroed, the file cut there."""
+    """Yield the faults of each (or `stride`-th) byte: `bits` of it flipped, it zeroed, the file cut there."""
     for at in range(0, len(data), stride):
         for bit in range(bits):
             yield Fault("flipped", file, at, bit=(at * 5 + at // 8 + bit) % 8)
