@@ -20,7 +20,7 @@ from kvmeta.testing.simulation import simulate
 from kvmeta.version import VERSION_MAX
 from kvmeta_server.cluster import anti_entropy, coordinator, moves, replica
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
-from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE, Coordinator, Read
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.membership import Membership
@@ -147,25 +147,24 @@ def repaired_without_agreement(patch: Patch) -> None:
     patch(AntiEntropy, "_compare", compare)
 
 
-def dropped_without_handing_over(patch: Patch) -> None:
-    async def nothing(self: Any, *args: Any) -> None:
-        return None
+def dropped_while_it_is_read(patch: Patch) -> None:
+    copy = Moves._copy
 
-    async def drop(self: Any) -> None:
-        slot = self._replica.slot
-        await self._drop_here(lambda now: ~now.held_by(slot))
+    async def dropping(self: Any) -> None:
+        await copy(self)
+        now = self._membership.current
+        leaving = (now.owners == self._replica.slot).any(axis=1) & (now.phase == COPYING)
+        leaving &= ~(now.targets == self._replica.slot).any(axis=1)
+        if leaving.any():
+            stretches = tuple(moves._stretches(now, np.flatnonzero(leaving)))
+            for tree in self._replica.engine.trees.values():
+                self._replica.engine.background.drop(tree, stretches)
 
-    patch(Moves, "_hand_over", nothing)
-    patch(Moves, "_drop", drop)
+    patch(Moves, "_copy", dropping)
 
 
-def dropped_what_is_owned_again(patch: Patch) -> None:
-    drop = Moves._drop_here
-
-    async def all_of_it(self: Any, which: Any) -> None:
-        await drop(self, lambda now: np.ones(now.partitions, np.bool_))
-
-    patch(Moves, "_drop_here", all_of_it)
+def what_is_left_over_counts_as_held(patch: Patch) -> None:
+    patch(NodeState, "leftover", lambda self, partitions: np.zeros(partitions, np.bool_))
 
 
 def nothing_fenced(patch: Patch) -> None:
@@ -175,8 +174,14 @@ def nothing_fenced(patch: Patch) -> None:
     patch(replica, "_fenced", never)
 
 
-def map_not_kept(patch: Patch) -> None:
-    patch(NodeState, "set_map", lambda self, cluster_map: None)
+def newer_maps_not_kept(patch: Patch) -> None:
+    set_map = NodeState.set_map
+
+    def only_once(self: Any, cluster_map: Any) -> None:
+        if self.map() is None:
+            set_map(self, cluster_map)
+
+    patch(NodeState, "set_map", only_once)
 
 
 def relocates_on_any_version(patch: Patch) -> None:
@@ -280,10 +285,10 @@ MUTANTS = {
         ("a move goes on before the owners know the step before", steps_without_the_owners_knowing, 0),
         ("what was promised not to come is taken", promises_not_kept, 0),
         ("the repaired version rises without agreement", repaired_without_agreement, 0),
-        ("an ex-owner drops before the owners have it", dropped_without_handing_over, 0),
-        ("an owner drops what it owns again", dropped_what_is_owned_again, 0),
+        ("an owner drops what it is still asked for", dropped_while_it_is_read, 0),
+        ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0),
         ("a replica takes work of an older epoch", nothing_fenced, 0),
-        ("a node does not keep its map", map_not_kept, 0),
+        ("a node keeps its first map alone", newer_maps_not_kept, 0),
         ("a relocate takes effect on any version", relocates_on_any_version, 0),
         ("an insert does not look first", inserts_without_a_look, 0),
         ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 0),
