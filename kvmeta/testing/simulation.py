@@ -284,6 +284,8 @@ class Simulation:
             for member in members
         }
         for partition, owners in enumerate(cluster_map.owners.tolist()):
+            if any(slot != NOBODY and slot not in digests for slot in owners):
+                return False  # the map changed meanwhile
             told = [digests[slot][partition] for slot in owners if slot != NOBODY]
             if any((each != told[0]).any() for each in told[1:]):
                 return False

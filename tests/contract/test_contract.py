@@ -15,7 +15,6 @@ import pytest
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
-from kvmeta.testing.memory_engine import MemoryStore
 from tests.contract.bridge import BridgedStore
 from tests.contract.model import ModelStore
 from tests.serving import served
@@ -544,14 +543,6 @@ class TestModel(StoreContract):
     @pytest.fixture
     def store(self) -> kvmeta.Store:
         return ModelStore()
-
-
-class TestMemory(StoreContract):
-    """The engine's twin in memory, which the simulator uses."""
-
-    @pytest.fixture
-    def store(self) -> kvmeta.Store:
-        return MemoryStore()
 
 
 class TestEmbedded(StoreContract):
