@@ -272,7 +272,7 @@ MUTANTS = {
     plant.__name__: Mutant(rule, plant, seed)
     for rule, plant, seed in (
         ("a target counts for the owners' quorum", targets_count_as_owners, 3),
-        ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 0),
+        ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 37),
         ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 49),
         ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 76),
         ("tombstones go before the repaired version", tombstones_dropped_early, 42),
@@ -289,15 +289,15 @@ MUTANTS = {
         ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0),
         ("a replica takes work of an older epoch", nothing_fenced, 0),
         ("a node keeps its first map alone", newer_maps_not_kept, 0),
-        ("a relocate takes effect on any version", relocates_on_any_version, 0),
+        ("a relocate takes effect on any version", relocates_on_any_version, 16),
         ("an insert does not look first", inserts_without_a_look, 1),
-        ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 0),
+        ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 29),
         ("a read in a move is not brought to the targets", reads_in_a_move_not_brought_to_targets, 0),
         ("a fast miss is not confirmed", fast_misses_believed, 10),
-        ("unavailable is told as absent", unavailable_told_as_absent, 0),
+        ("unavailable is told as absent", unavailable_told_as_absent, 1),
         ("the older version wins a merge", the_older_version_wins_a_copy, 1),
-        ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 0),
-        ("the map is changed without compare-and-swap", map_changed_without_comparing, 0),
+        ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 1),
+        ("the map is changed without compare-and-swap", map_changed_without_comparing, 28),
         ("a removed node comes back by itself", removed_nodes_come_back, 0),
     )
 }
