@@ -192,7 +192,7 @@ class NodePeers:
     async def state(self, slot: int) -> peer.StateResponse:
         """Ask a node how it is."""
         request = peer.StateRequest(cluster=self._cluster)
-        reply = await self._call(slot, "State", self._probe_s * 2, request, even_gone=True)
+        reply = await self._call(slot, "State", max(1.0, 2 * self._probe_s), request, even_gone=True)
         return cast("peer.StateResponse", reply)
 
     @property
