@@ -14,6 +14,7 @@ from kvmeta.testing.network import Conditions
 from kvmeta.v1 import cluster_pb2 as pb
 
 if TYPE_CHECKING:
+    from kvmeta.testing.node import SimulatedNode
     from kvmeta.testing.simulation import Simulation
 
 SKEW_MS_MAX = 90_000
@@ -69,32 +70,31 @@ class Faults:
     def _after(self, work: Callable[[], None], mean_s: float) -> None:
         asyncio.get_running_loop().call_later(self._rng.expovariate(1 / mean_s), work)
 
-    def _some_node(self, *, up: bool = True) -> str | None:
-        names = [name for name, node in self._sim.nodes.items() if node.up == up]
-        return self._rng.choice(names) if names else None
+    def _some_node(self, *, up: bool = True) -> SimulatedNode | None:
+        nodes = [node for node in self._sim.nodes.values() if node.up == up]
+        return self._rng.choice(nodes) if nodes else None
 
     # Processes
 
     def _crash(self) -> bool:
-        name = self._some_node()
-        if name is None:
+        node = self._some_node()
+        if node is None:
             return False
-        node = self._sim.nodes[name]
         node.kill()
         self._after(node.start, 6.0)
         return True
 
     def _restart(self) -> bool:
-        name = self._some_node()
-        if name is None:
+        node = self._some_node()
+        if node is None:
             return False
-        self._sim.nodes[name].kill()
-        self._sim.nodes[name].start()
+        node.kill()
+        node.start()
         return True
 
     def _pause(self) -> bool:
-        name = self._some_node()
-        process = self._sim.nodes[name].process if name else None
+        node = self._some_node()
+        process = node.process if node else None
         if process is None or process.paused:
             return False
         process.pause()
@@ -159,10 +159,9 @@ class Faults:
         return True
 
     def _bad_disk(self) -> bool:
-        name = self._some_node()
-        if name is None:
+        node = self._some_node()
+        if node is None:
             return False
-        node = self._sim.nodes[name]
         node.syncs_fail = self._rng.choice([0.05, 0.3, 1.0])
 
         def mend() -> None:  # its engine takes no writes before it is opened again
@@ -175,8 +174,7 @@ class Faults:
 
     def _purge(self) -> bool:
         """Let a node's merges drop the tombstones that may go."""
-        name = self._some_node()
-        node = self._sim.nodes[name] if name else None
+        node = self._some_node()
         if node is None or node.engine is None or not node.engine.may_write:
             return False
         with suppress(KvmetaError):
@@ -187,16 +185,10 @@ class Faults:
 
     def _wipe(self) -> bool:
         """Lose a node's data for good; an operator removes it, and another joins."""
-        sim = self._sim
-        name = self._some_node(up=False) or self._some_node()
-        if name is None or sim.wiped or not sim.may_lose_a_node():
+        node = self._some_node(up=False) or self._some_node()
+        if node is None or not self._lose(node):
             return False
-        sim.wiped = name
-        node = sim.nodes.pop(name)
-        node.kill()
-        node.wipe()
-        self._operate(pb.CHANGE_REMOVE, name, again=True)
-        sim.add_node()
+        self._sim.add_node()
         return True
 
     def _join(self) -> bool:
@@ -206,7 +198,7 @@ class Faults:
         return True
 
     def _drain(self) -> bool:
-        if len(self._sim.nodes) <= self._sim.nodes_least:
+        if len(self._sim.nodes) <= self._sim.replicas:
             return False
         return self._operate(pb.CHANGE_DRAIN, self._rng.choice(list(self._sim.nodes)))
 
@@ -218,13 +210,17 @@ class Faults:
 
     def _remove(self) -> bool:
         """Remove a node that is down but has its data; it does not come back."""
+        node = self._some_node(up=False)
+        return node is not None and self._lose(node)
+
+    def _lose(self, node: SimulatedNode) -> bool:
+        """Take a node out for good, where the others have all that it has; an operator removes it."""
         sim = self._sim
-        name = self._some_node(up=False)
-        if name is None or sim.wiped or len(sim.nodes) <= sim.nodes_least or not sim.may_lose_a_node():
+        if sim.wiped or not sim.may_lose_a_node():
             return False
-        sim.wiped = name
-        sim.nodes.pop(name).kill()
-        return self._operate(pb.CHANGE_REMOVE, name, again=True)
+        sim.wiped = node.name
+        sim.nodes.pop(node.name).retire()
+        return self._operate(pb.CHANGE_REMOVE, node.name, again=True)
 
     def _operate(self, change: pb.Change, name: str, *, again: bool = False) -> bool:
         self._sim.operator.start(self._sim.operate(change, name, again=again))

@@ -16,7 +16,6 @@ from typing import Any
 from kvmeta.errors import KvmetaError
 
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
-_NOT_STARTED = 0.0
 
 
 class Process:
@@ -75,7 +74,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = _NOT_STARTED
+        self.now = 0.0
         self._selector = _NoSelector(self)
         self._clock_resolution = 1e-9
         self._tasks: list[asyncio.Task[Any]] = []  # held, so that none is collected, and ends, on its own

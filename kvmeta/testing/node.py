@@ -66,6 +66,10 @@ class Shared:
     note: Callable[..., None]
     faults: list[str] = field(default_factory=list)
 
+    def tell(self, where: str, fault: object) -> None:
+        """Take in a fault of the program."""
+        self.faults.append(f"{where}: {fault}")
+
 
 class WatchedClock(HybridClock):
     """A node's clock, over all its lives: what it stamps must rise, whatever became of the wall clock."""
@@ -78,7 +82,7 @@ class WatchedClock(HybridClock):
         """Return a stamp; a fault where it is not above all that the node stamped before."""
         stamp = super().stamp(count)
         if stamp <= self._node.stamped:
-            self._node.tell(f"{stamp} is stamped after {self._node.stamped}")
+            self._node.shared.tell(self._node.name, f"{stamp} is stamped after {self._node.stamped}")
         self._node.stamped = stamp
         return stamp
 
@@ -87,7 +91,7 @@ class SimulatedNode:
     """A node by name. `engine` is what its last life had, or has, in memory."""
 
     def __init__(self, shared: Shared, name: str, zone: str) -> None:
-        self._shared = shared
+        self.shared = shared
         self.name = name
         self.zone = zone
         self.skew_ms = 0
@@ -97,17 +101,13 @@ class SimulatedNode:
         """The share of syncs and writes that fail."""
         self.process: Process | None = None
         self.member: Member | None = None
-        self.engine: Engine | None = None
-        self.wipe()
-
-    def wipe(self) -> None:
-        """Lose all data."""
-        rng = self._shared.rng
+        self._gone = False
+        rng = shared.rng
         self._memory = MemoryDisk(
             rng.randbytes(16), fail=self._failure, keep_failed=lambda: rng.random() < 0.5
         )
         self._disk = SimulatedDisk(rng, self._failure)
-        self.engine = None
+        self.engine: Engine | None = None
 
     @property
     def up(self) -> bool:
@@ -115,8 +115,8 @@ class SimulatedNode:
         return self.process is not None and self.process.alive and self.member is not None
 
     def start(self) -> None:
-        """Begin a life, and another one whenever it ends by itself."""
-        if self.process is None or not self.process.alive:
+        """Begin a life, unless one lasts or there is to be none any more."""
+        if not self._gone and (self.process is None or not self.process.alive):
             self.process = Process(self.name)
             self.process.start(self._live(self.process))
 
@@ -127,8 +127,13 @@ class SimulatedNode:
             self.member = None
             self._disk.lose_power()
 
+    def retire(self) -> None:
+        """End for good."""
+        self.kill()
+        self._gone = True
+
     async def _live(self, process: Process) -> None:
-        shared = self._shared
+        shared = self.shared
         world = World(
             authority=SimulatedEtcd(shared.space, shared.network, process),
             wire=SimulatedWire(shared.network, process),
@@ -159,7 +164,7 @@ class SimulatedNode:
 
     def _adjust(self, member: Member) -> None:
         """Switch repairs off, and note what is sent for a client's call."""
-        repairs = self._shared.repairs
+        repairs = self.shared.repairs
         member.coordinator.repairs_reads = repairs.read
         if not repairs.hints:
             member.hints.add = lambda slot, dataset, rows: None  # type: ignore[method-assign]
@@ -186,19 +191,15 @@ class SimulatedNode:
             except KvmetaError:
                 raise
             except Exception as error:
-                self._shared.faults.append(f"{self.name}, {method}: {error!r}")
+                self.shared.tell(f"{self.name}, {method}", repr(error))
                 raise UnavailableError("a fault of the server") from error
         return await request(member)
-
-    def tell(self, fault: str) -> None:
-        """Tell of a fault of the program."""
-        self._shared.faults.append(f"{self.name}: {fault}")
 
     def _unix_ms(self) -> int:
         return START_MS + self.skew_ms + int(asyncio.get_running_loop().time() * 1000)
 
     def _failure(self) -> KvmetaError | None:
-        rng = self._shared.rng
+        rng = self.shared.rng
         if not self.syncs_fail or rng.random() >= self.syncs_fail:
             return None
         return rng.choice(
@@ -230,4 +231,4 @@ class _Log:
 
     def fault(self, where: str, error: BaseException) -> None:
         if not isinstance(error, KvmetaError):
-            self._shared.faults.append(f"{self._name}, {where}: {error!r}")
+            self._shared.tell(f"{self._name}, {where}", repr(error))

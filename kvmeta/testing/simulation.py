@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS
+from kvmeta.engine.kernels.layout import HIGH, LOW
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.authority import KeySpace
 from kvmeta.testing.faults import SKEW_MS_MAX, Faults
@@ -68,7 +68,6 @@ class Simulation:
         self.events: list[str] = []
         replicas = rng.choice([1, 2, 3, 3, 3, 3, 3, 5])
         self.partitions = rng.choice([4, 8])
-        self.nodes_least = replicas
         self._nodes_first = replicas + rng.choice([0, 0, 1, 2])
         self._zones = rng.choice([1, 1, 2, 3])
         self._pause_s = rng.choice([0.4, 1.0, 2.0])
@@ -93,9 +92,8 @@ class Simulation:
         self._known: set[str] = set()
         self._violations: list[str] = []
         self._numbers = 0
-        self._keys = _some_keys(rng)
         self.clients = Clients(
-            rng, self.network, self.history, lambda: list(self.nodes), self._keys,
+            rng, self.network, self.history, lambda: list(self.nodes), _some_keys(rng),
             reads_settle=repairs.read and replicas != 2, acknowledged=self._check_acknowledged,
         )  # fmt: skip
         self.faults = Faults(self, rng)
@@ -124,7 +122,7 @@ class Simulation:
             self.add_node()
         await self._wait(self._settled, "does not come up")
         work = [
-            self.clients.process.start(self.clients.run(1e9, self._op_pause_s))
+            self.clients.process.start(self.clients.run(self._op_pause_s))
             for _ in range(self._rng.randint(1, 4))
         ]
         await self._watched(self.faults.run(self._fault_count, self._pause_s), work)
@@ -147,7 +145,7 @@ class Simulation:
 
     def may_lose_a_node(self) -> bool:
         """Return whether what one node holds may be lost now: all else is there and in place."""
-        return self.replicas > 1 and len(self.nodes) > self.nodes_least and self._settled()
+        return self.replicas > 1 and len(self.nodes) > self.replicas and self._settled()
 
     async def operate(self, change: pb.Change, name: str, *, again: bool) -> None:
         """Ask some node for a change of members, `again` until it is made."""
@@ -171,10 +169,10 @@ class Simulation:
             return
         self.map = decode(data)
         self.note("map", self.map.epoch)
-        self._known |= {node.name for node in self.map.nodes}
         members = {node.name for node in self.map.nodes}
+        self._known |= members
         for name in [name for name in self.nodes if name in self._known and name not in members]:
-            self.nodes.pop(name).kill()  # drained
+            self.nodes.pop(name).retire()  # drained
         self._check_held(self.history.floors)
 
     def _settled(self) -> bool:
@@ -273,8 +271,7 @@ class Simulation:
     def _equal(self) -> bool:
         cluster_map = self.map
         assert cluster_map is not None
-        cut, nothing = (1 << 64) - 1, np.zeros(self.partitions, np.uint64)
-        purged = nothing
+        cut, purged = (1 << 64) - 1, np.zeros(self.partitions, np.uint64)
         members = [node.member for node in self.nodes.values() if node.member]
         for member in members:
             purged = np.maximum(purged, member.state.ranges(DATASET, self.partitions).repaired)
@@ -293,11 +290,8 @@ class Simulation:
         return True
 
     async def _read_everything(self) -> None:
-        rows = np.zeros((len(self._keys), ROW_WORDS), np.uint64)
-        rows[:, : LOW + 1] = self._keys
         for _ in range(READS):
-            before = self.history.begin(row[: LOW + 1].tobytes() for row in rows)
-            if await self.clients.read_all(rows, before):
+            if await self.clients.read_everything():
                 return
             await asyncio.sleep(REPAIR_S)  # who counts as gone is asked again only now and then
         raise Violation("all is well, and not all can be read")

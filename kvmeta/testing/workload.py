@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,57 +52,52 @@ class Clients:
         self._acknowledged = acknowledged
         self._places = 0
         self.process = Process("client")
-        self.unanswered = 0
 
-    async def run(self, until_s: float, pause_s: float) -> None:
-        """Do one thing after another until a time."""
-        loop = asyncio.get_running_loop()
-        while loop.time() < until_s:
+    async def run(self, pause_s: float) -> None:
+        """Do one thing after another, for ever."""
+        while True:
             await asyncio.sleep(self._rng.expovariate(1 / pause_s))
-            await self.one()
+            await self._one()
 
-    async def one(self) -> None:
-        """Do one thing."""
-        work = self._rng.choices(
-            [self._put, self._delete, self._insert, self._relocate, self._read, self._read_fast],
-            [6, 3, 2, 2, 6, 2],
-        )[0]
+    async def read_everything(self) -> bool:
+        """Read all IDs by quorum; return whether all were answered."""
+        rows = _rows_of(self._keys)
+        return await self._read(rows, self._history.begin(_keys_of(rows)))
+
+    async def _one(self) -> None:
+        works: list[Callable[[Rows, dict[Key, Floor]], Awaitable[Any]]] = [
+            partial(self._write, delete=False),
+            partial(self._write, delete=True),
+            self._insert,
+            self._relocate,
+            self._read,
+            self._read_fast,
+        ]
+        work = self._rng.choices(works, [6, 3, 2, 2, 6, 2])[0]
         picked = self._rng.sample(range(len(self._keys)), self._rng.randint(1, BATCH_MAX))
-        rows = np.zeros((len(picked), ROW_WORDS), np.uint64)
-        rows[:, : LOW + 1] = self._keys[picked]
-        try:
+        rows = _rows_of(self._keys[picked])
+        with suppress(CallError):  # nobody knows what became of it
             await work(rows, self._history.begin(_keys_of(rows)))
-        except CallError:
-            self.unanswered += 1
 
-    async def _put(self, rows: Rows, before: dict[Key, Floor]) -> None:
-        self._place(rows)
+    async def _write(self, rows: Rows, before: dict[Key, Floor], *, delete: bool) -> None:
+        if delete:
+            for key in before:
+                self._history.attempt_delete(key)
+        else:
+            self._place(rows)
 
-        async def put(member: Member) -> Any:
+        async def write(member: Member) -> Any:
             sent: dict[Key, Sent] = {}
-            written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=False), sent)
+            written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=delete), sent)
             self._check(member, rows, sent, written.acknowledged)
             return written.acknowledged, sent
 
-        acknowledged, sent = await self._ask(put)
+        acknowledged, sent = await self._ask(write)
         for key, row, yes in zip(before, rows, acknowledged.tolist(), strict=True):
-            if yes:
-                self._history.acknowledge(key, before[key], sent[key].version, _place_of(row), "a put")
-
-    async def _delete(self, rows: Rows, before: dict[Key, Floor]) -> None:
-        for key in before:
-            self._history.attempt_delete(key)
-
-        async def delete(member: Member) -> Any:
-            sent: dict[Key, Sent] = {}
-            written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=True), sent)
-            self._check(member, rows, sent, written.acknowledged)
-            return written.acknowledged, sent
-
-        acknowledged, sent = await self._ask(delete)
-        for key, yes in zip(before, acknowledged.tolist(), strict=True):
-            if yes:
+            if yes and delete:
                 self._history.deletion(key, before[key], sent[key].version)
+            elif yes:
+                self._history.acknowledge(key, before[key], sent[key].version, _place_of(row), "a put")
 
     async def _insert(self, rows: Rows, before: dict[Key, Floor]) -> None:
         self._place(rows)
@@ -126,10 +123,7 @@ class Clients:
             if outcome == Outcome.RELOCATED:
                 self._history.relocated(key, before[key], int(row[VERSION]), _place_of(row))
 
-    async def _read(self, rows: Rows, before: dict[Key, Floor]) -> None:
-        await self.read_all(rows, before)
-
-    async def read_all(self, rows: Rows, before: dict[Key, Floor]) -> bool:
+    async def _read(self, rows: Rows, before: dict[Key, Floor]) -> bool:
         """Read rows' IDs by quorum; return whether all were answered."""
         mixed = np.ascontiguousarray(rows[:, : LOW + 1])
         got = await self._ask(lambda member: member.coordinator.read(DATASET, mixed))
@@ -163,6 +157,13 @@ class Clients:
         acknowledged = rows[yes]
         last = max((each.version for each in sent.values()), default=0)
         self._acknowledged(member, acknowledged, [sent[key] for key in _keys_of(acknowledged)], last)
+
+
+def _rows_of(keys: Rows) -> Rows:
+    """Return rows u8[n, 6] of mixed IDs u8[n, 2], with nothing else in them."""
+    rows = np.zeros((len(keys), ROW_WORDS), np.uint64)
+    rows[:, : LOW + 1] = keys
+    return rows
 
 
 def _keys_of(rows: Rows) -> list[Key]:
