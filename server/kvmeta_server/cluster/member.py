@@ -218,7 +218,7 @@ class Member:
     def _with_us(self, held: ClusterMap, us: Node) -> ClusterMap:
         for node in held.nodes:
             if node.name == us.name:
-                if node.store_id == us.store_id and node.state != "removed":
+                if node.store_id == us.store_id and node.state == "active":
                     return held  # we were here, and died before we noted it
                 raise InputError(
                     f"cluster {held.name!r} has a node {us.name!r} already, with other data; give this one "
