@@ -23,6 +23,8 @@ from kvmeta.errors import InputError, os_errors
 
 ENVIRONMENT_PREFIX = "KVMETA_SERVE_"
 ROWS_MAX = 65_536
+REPLICAS_MAX = 15
+PARTITIONS_MAX = 65_536
 _ROW_BYTES = 16 + 24 + 8
 _MARGIN_BYTES = 64 << 10
 
@@ -128,13 +130,13 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
     """Its share of the partitions, relative to other nodes."""
 
-    replicas: Annotated[int, Meta(ge=1, le=15)] = 3
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = 3
     """Owners of each partition. Fixed when the cluster is founded, as are the next three."""
 
-    write_quorum: Annotated[int, Meta(ge=1, le=15)] = 2
+    write_quorum: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = 2
     """Owners that must have a write before it is acknowledged: more than half."""
 
-    partitions: Annotated[int, Meta(ge=1, le=65_536)] = 4096
+    partitions: Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)] = 4096
     """Partitions; a power of two, many times the nodes there will ever be."""
 
     max_skew_s: _PositiveSeconds = 60.0

@@ -31,11 +31,10 @@ from kvmeta.errors import CorruptionError, InputError, NotFoundError
 from kvmeta.mixing import DEFAULT_SEED
 from kvmeta.version import SLOT_BITS
 from kvmeta_server.cluster.placement import NOBODY, Candidate, moved, place
+from kvmeta_server.config import PARTITIONS_MAX, REPLICAS_MAX
 
 FORMAT = 1
 PARTITIONS = 4096
-PARTITIONS_MAX = 65_536
-REPLICAS_MAX = 15
 SLOTS_MAX = 1 << SLOT_BITS
 _SIZE_BYTES = 4  # before an LZ4 block
 _Natural = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -344,7 +343,7 @@ def _check(decoded: ClusterMap) -> None:
     """Raise ValueError where a map's parts contradict each other."""
     if decoded.partitions & (decoded.partitions - 1):
         raise ValueError(f"{decoded.partitions} partitions are no power of two")
-    if not decoded.replicas // 2 < decoded.write_quorum <= decoded.replicas:
+    if not _is_majority(decoded.write_quorum, decoded.replicas):
         raise ValueError(f"write quorum {decoded.write_quorum} of {decoded.replicas} replicas")
     if (decoded.phase > SWITCHED).any():
         raise ValueError(f"phase {decoded.phase.max()}")
@@ -364,7 +363,7 @@ def found(
     max_skew_ms: int = 60_000,
 ) -> ClusterMap:
     """Return the first map of a cluster, of one node that owns everything."""
-    if not replicas // 2 < write_quorum <= replicas:
+    if not _is_majority(write_quorum, replicas):
         raise InputError(
             f"write quorum: expected more than half of {replicas} replicas, at most all, got {write_quorum}"
         )
@@ -374,6 +373,10 @@ def found(
         name, cluster_id, 1, replicas, write_quorum, max_skew_ms, (replace(first, slot=0),),
         owners, owners, np.zeros(partitions, np.uint8), epochs,
     )  # fmt: skip
+
+
+def _is_majority(write_quorum: int, replicas: int) -> bool:
+    return replicas // 2 < write_quorum <= replicas
 
 
 def copies(cluster_map: ClusterMap) -> int:
