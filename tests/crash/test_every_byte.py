@@ -101,7 +101,7 @@ def test_a_store_that_did_not_look_at_its_mark_would_be_found_out(
 def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_state, "_read", lambda path: path.read_bytes()[:-8])
+    monkeypatch.setattr(node_state, "_read", lambda disk, name: disk.read(name)[:-8])
     judge = NodeSpecimen(directory).judge()
     with pytest.raises(WrongError):
         judge(Fault("flipped", "node/COPIED", 100))

@@ -40,18 +40,24 @@ def open_(path: Path, mode: str = "a") -> EmbeddedStore:
 
 
 @pytest.fixture
-def damaged(tmp_path: Path) -> Path:
-    """Return a store whose one run has a flipped bit in a row page; a copy of the file lies beside it."""
+def whole(tmp_path: Path) -> Path:
+    """Return a store of one run."""
     path = tmp_path / "catalog"
     with open_(path) as store:
         store.dataset().put(ids(), at(N, 1))
         store.compact()
-    segment = sorted((path / "segments").iterdir())[1]
+    return path
+
+
+@pytest.fixture
+def damaged(whole: Path, tmp_path: Path) -> Path:
+    """Return a store whose one run has a flipped bit in a row page; a copy of the file lies beside it."""
+    segment = sorted((whole / "segments").iterdir())[1]
     shutil.copy(segment, tmp_path / "good.seg")
     data = bytearray(segment.read_bytes())
     data[2 * 4096 + 99] ^= 4
     segment.write_bytes(data)
-    return path
+    return whole
 
 
 def failed_ids(store: EmbeddedStore) -> np.ndarray:
@@ -147,17 +153,13 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 def test_a_probe_finds_what_the_device_cannot_read_and_it_is_remembered(
-    tmp_path: Path, failing: set[int]
+    whole: Path, failing: set[int]
 ) -> None:
-    path = tmp_path / "catalog"
-    with open_(path) as store:
-        store.dataset().put(ids(), at(N, 1))
-        store.compact()
     failing |= {2, 3}
-    with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+    with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
         hit = store.dataset().lookup(ids(), on_error="mask")
         lost = np.flatnonzero(hit.failed)
-        segments = len(list((path / "segments").iterdir()))
+        segments = len(list((whole / "segments").iterdir()))
         assert 0 < len(lost) < 2 * 400 * segments
         assert hit.found[~hit.failed].all()
         report = store.verify()
@@ -165,47 +167,39 @@ def test_a_probe_finds_what_the_device_cannot_read_and_it_is_remembered(
         assert {damage.reason for damage in report.damages} == {"the device cannot read it"}
         with pytest.raises(kvmeta.CorruptionError):
             list(store.dataset().scan())
-    with open_(path) as store:  # a file that is known to be damaged is probed at every open
+    with open_(whole) as store:  # a file that is known to be damaged is probed at every open
         assert (failed_ids(store) == lost).all()
         store.dataset().put(ids(), at(N, 2))
         assert len(failed_ids(store)) == 0
         store.compact()
         assert len(failed_ids(store)) == 0
     failing.clear()
-    with open_(path) as store:
+    with open_(whole) as store:
         assert store.verify().ok
         store.compact()
         assert (store.dataset().lookup(ids()).locations["offset"] == 2).all()
 
 
 def test_a_segment_whose_header_or_directory_cannot_be_read_is_lost_as_a_whole(
-    tmp_path: Path, failing: set[int]
+    whole: Path, failing: set[int]
 ) -> None:
-    path = tmp_path / "catalog"
-    with open_(path) as store:
-        store.dataset().put(ids(), at(N, 1))
-        store.compact()
-    last = sorted((path / "segments").iterdir())[0].stat().st_size // 4096 - 1
+    last = sorted((whole / "segments").iterdir())[0].stat().st_size // 4096 - 1
     for page in (0, last - 1, last):
         failing.clear()
         failing.add(page)
-        with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+        with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
             assert len(failed_ids(store)) > 1000
             assert "cannot be read" in store.verify().damages[0].reason
-        with open_(path) as store:
+        with open_(whole) as store:
             assert len(failed_ids(store)) > 1000
     failing.clear()
-    with open_(path) as store:
+    with open_(whole) as store:
         assert len(failed_ids(store)) == 0
 
 
-def test_what_cannot_be_read_can_be_given_up(tmp_path: Path, failing: set[int]) -> None:
-    path = tmp_path / "catalog"
-    with open_(path) as store:
-        store.dataset().put(ids(), at(N, 1))
-        store.compact()
+def test_what_cannot_be_read_can_be_given_up(whole: Path, failing: set[int]) -> None:
     failing.add(2)
-    with EmbeddedStore(path, "a", replace(OPTIONS, probe=True)) as store:
+    with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
         lost = failed_ids(store)
         store.compact(discard_damaged=True)
         found = store.dataset().lookup(ids()).found
