@@ -64,6 +64,8 @@ class _Tally:
         self.need_owners, self.need_targets = owners[partitions], targets[partitions]
         self.owners = np.zeros(len(partitions), np.int64)
         self.targets = np.zeros(len(partitions), np.int64)
+        self.newer_owners = np.zeros(len(partitions), np.int64)
+        self.newer_targets = np.zeros(len(partitions), np.int64)
         self.stale = np.zeros(len(partitions), np.bool_)
         self.fenced = np.zeros(len(partitions), np.bool_)
         self.newest = 0
@@ -73,6 +75,13 @@ class _Tally:
     def enough(self) -> Mask:
         enough: Mask = (self.owners >= self.need_owners) & (self.targets >= self.need_targets)
         return enough
+
+    @property
+    def settled(self) -> Mask:
+        """Return which rows, or something newer in their stead, enough owners and targets hold."""
+        owners, targets = self.owners + self.newer_owners, self.targets + self.newer_targets
+        settled: Mask = (owners >= self.need_owners) & (targets >= self.need_targets)
+        return settled
 
 
 class _Unsettled:
@@ -152,21 +161,26 @@ class Coordinator:
         return Written(done, reason)
 
     async def repair(self, dataset: str, rows: Rows) -> Mask:
-        """Bring rows with versions to W of their owners; return where that or something newer is held."""
-        acknowledged, tally, _ = await self._attempt(dataset, rows)
-        return acknowledged | tally.stale
+        """Bring rows with versions to W of their owners; return where W hold them or something newer."""
+        _, tally, epoch = await self._attempt(dataset, rows)
+        return tally.settled & ~self._moved_on(rows, epoch)
 
     async def _attempt(self, dataset: str, rows: Rows) -> tuple[Mask, _Tally, int]:
         """Spread rows with versions; return which are acknowledged under the map as it is by then."""
         cluster_map = self._maps.current
         partitions = cluster_map.partition_of(rows[:, HIGH])
         tally = await self._spread(dataset, cluster_map, partitions, rows)
-        now = self._maps.current
-        moved_on = now.changed[partitions] > np.uint64(cluster_map.epoch)
+        moved_on = self._moved_on(rows, cluster_map.epoch)
         tally.fenced |= moved_on
         if tally.newest:
             self._clock.observe(tally.newest)
         return tally.enough & ~moved_on, tally, cluster_map.epoch
+
+    def _moved_on(self, rows: Rows, epoch: int) -> Mask:
+        """Return of which rows the partition has changed since an epoch, as far as is known here."""
+        now = self._maps.current
+        moved_on: Mask = now.changed[now.partition_of(rows[:, HIGH])] > np.uint64(epoch)
+        return moved_on
 
     async def _spread(
         self, dataset: str, cluster_map: ClusterMap, partitions: NDArray[np.int64], rows: Rows
@@ -215,6 +229,8 @@ class Coordinator:
         stale = (outcomes == STALE) | (outcomes == REFUSED)
         if stale.any():
             tally.stale[to] |= stale
+            tally.newer_owners[to] += stale & is_owner
+            tally.newer_targets[to] += stale & is_target
             tally.newest = max(tally.newest, int(versions.max()))
         fenced = outcomes == FENCED
         if fenced.any():
@@ -474,13 +490,14 @@ class Coordinator:
         return outcomes, held
 
     async def _kept(self, dataset: str, rows: Rows, left: Mask) -> Mask:
-        """Bring what an attempt of ours left behind to W owners; return which of those `left` are there now.
+        """Bring what an attempt of ours left behind to W owners; return which of those `left` they hold now.
 
-        The read that found it may have been of one replica.
+        The read that found it may have been of one replica, and what others refuse they do not hold.
         """
         if not left.any():
             return np.zeros(0, np.bool_)
-        return await self.repair(dataset, np.ascontiguousarray(rows[left]))
+        acknowledged, *_ = await self._attempt(dataset, np.ascontiguousarray(rows[left]))
+        return acknowledged
 
     def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:
         """Return why relocates do not take effect, UNACKNOWLEDGED where they may."""

@@ -112,6 +112,28 @@ def test_what_one_replica_alone_has_is_at_w_of_them_before_it_is_answered(three:
     assert sum(held == N for held in three.holding(rows)) >= 2
 
 
+def test_something_newer_at_one_replica_is_no_answer_for_the_others(three: Replicas) -> None:
+    rows, newer = rows_of(1), rows_of(1, value=2)
+    rows[:, 2], newer[:, 2] = (clock.stamp() for clock in [three.stores[1].engine.clock] * 2)
+    three.replicas[1].apply("default", 0, rows)
+    three.replicas[2].apply("default", 0, newer)
+    three.down = {0}
+    assert three.run(three.coordinator.repair("default", rows)).all()  # one has it, one has something newer
+    three.down = {0, 1}
+    assert not three.run(three.coordinator.repair("default", rows)).any()
+
+
+def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
+    rows = rows_of(1)
+    rows[:, 2] = three.stores[0].engine.clock.stamp()
+    three.replicas[0].apply("default", 0, rows)
+    promised = three.stores[1].engine.clock.stamp()
+    everywhere = np.arange(three.maps.current.partitions)
+    for slot in (1, 2):
+        three.replicas[slot].state.ranges("default", len(everywhere)).promise(everywhere, promised)
+    assert not three.run(three.coordinator._kept("default", rows, np.ones(1, np.bool_))).any()
+
+
 def test_a_delete_that_one_replica_missed_is_not_undone_by_it(three: Replicas) -> None:
     rows = rows_of(N)
     write(three, rows)
