@@ -272,11 +272,11 @@ MUTANTS = {
     plant.__name__: Mutant(rule, plant, seed)
     for rule, plant, seed in (
         ("a target counts for the owners' quorum", targets_count_as_owners, 3),
-        ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 37),
+        ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 171),
         ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 49),
         ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 76),
-        ("tombstones go before the repaired version", tombstones_dropped_early, 42),
-        ("a read is answered before it is repaired", reads_not_repaired, 16),
+        ("tombstones go before the repaired version", tombstones_dropped_early, 54),
+        ("a read is answered before it is repaired", reads_not_repaired, 38),
         ("R - W replicas are read", read_quorum_one_short, 1),
         ("W - 1 owners acknowledge", write_quorum_one_short, 1),
         ("a write in a move does not wait for the targets", targets_not_waited_for, 19),

@@ -78,7 +78,6 @@ class FileDisk:
 
     def _made(self, name: str) -> Path:
         path = self._root / name
-        if not path.parent.exists():
-            with os_errors("making", path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
+        with os_errors("making", path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
