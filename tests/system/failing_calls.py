@@ -35,7 +35,7 @@ READS = {"read", "pread64", "readv", "preadv", "getdents64"}
 SEGMENTS_MAX = 200  # more than the workload makes: of mappings, only those of segments count
 FREES = {"unlink", "unlinkat", "rmdir"}  # no call of them needs space
 SHORT = "short write"
-HANGS = "wrong: it hangs"
+HANGS = "wrong it hangs"
 TRIES = 3  # of a point whose fault did not fire, for a thread of RocksDB's came to make fewer calls
 
 
