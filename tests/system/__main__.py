@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system import failing_calls, power_cuts
-from tests.system.disks import MAKE, mount_apart
+from tests.system.disks import MAKE
 from tests.system.failing_calls import Point
 from tests.system.progress import Progress, table
 
@@ -30,7 +30,6 @@ Record = dict[str, Any]
 
 def cut_power(work: Path, total: int) -> Record:
     """Cut the power `total` times, and some times without syncs; return the summary."""
-    mount_apart()  # what others run meanwhile must not keep a file system that was shut down
     synced = _cut(work / "power-cuts.jsonl", total, power_cuts.CUTS_A_DISK)
     control = _cut(work / "power-cuts-control.jsonl", CONTROLS * len(FILE_SYSTEMS), 0)
     rows = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import gc
 import os
@@ -11,17 +10,17 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
-CLONE_NEWNS = 0x00020000
-UNMOUNT_S = 30.0
+UNMOUNT_S, FREE_S = 30.0, 1.0
 MAKE = {"ext4": ("mkfs.ext4", "-q", "-F"), "xfs": ("mkfs.xfs", "-q", "-f")}
 """The file systems that know the call, and how they are made."""
+MOUNT = {"ext4": (), "xfs": ("-o", "nouuid")}
 
 
 def needs(*tools: str) -> pytest.MarkDecorator:
@@ -56,12 +55,6 @@ def unmount(where: Path, *, wait_s: float = 2.5, lazily: bool = True) -> None:
     run("umount", *(["--lazy"] if lazily else []), str(where))
 
 
-def mount_apart() -> None:
-    """Let what this process mounts from now on be mounted for it and its children alone."""
-    assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
-    run("mount", "--make-rprivate", "/")
-
-
 @contextmanager
 def tmpfs(where: Path, size: str) -> Iterator[Path]:
     """Mount a tmpfs of `size` at `where`."""
@@ -92,18 +85,23 @@ class LoopDisk:
     """
 
     def __init__(self, directory: Path, size_mb: int, kind: str) -> None:
-        image = directory / "disk.img"
+        self._kind = kind
+        self._image = directory / "disk-0.img"
         self.path = directory / "disk"
         self.path.mkdir()
-        with open(image, "wb") as file:
+        with open(self._image, "wb") as file:
             file.truncate(size_mb << 20)
-        run(*MAKE[kind], str(image))
-        self._device = run("losetup", "--find", "--show", str(image))
+        run(*MAKE[kind], str(self._image))
+        self._copies = 0
+        self._attach()
         self._mounted = False
+
+    def _attach(self) -> None:
+        self._device = run("losetup", "--find", "--show", str(self._image))
 
     def mount(self) -> None:
         """Mount it."""
-        run("mount", self._device, str(self.path))
+        run("mount", *MOUNT[self._kind], self._device, str(self.path))
         self._mounted = True
 
     def cut_power(self) -> None:
@@ -115,22 +113,34 @@ class LoopDisk:
             os.close(fd)
 
     def unmount(self) -> None:
-        """Unmount it, if it is mounted: really, for else it is not made anew by the next `mount`."""
+        """Unmount it, if it is mounted."""
         if self._mounted:
             unmount(self.path, wait_s=UNMOUNT_S, lazily=False)
             self._mounted = False
-            self._wait_until_free()
+            if not self._is_free():
+                self._go_on_with_a_copy()
 
-    def _wait_until_free(self) -> None:
-        """Wait for the file system's end: a mount namespace made meanwhile has a copy of the mount."""
-        deadline = time.monotonic() + UNMOUNT_S
-        while True:
-            try:
+    def _is_free(self) -> bool:
+        deadline = time.monotonic() + FREE_S
+        while time.monotonic() < deadline:
+            with suppress(OSError):
                 os.close(os.open(self._device, os.O_RDONLY | os.O_EXCL))
-                return
-            except OSError:
-                assert time.monotonic() < deadline, f"{self._device} is mounted in another namespace, too"
-                time.sleep(0.02)
+                return True
+            time.sleep(0.02)
+        return False
+
+    def _go_on_with_a_copy(self) -> None:
+        """Leave the file system to a mount namespace that was made meanwhile and has a copy of the mount.
+
+        As long as it lives the file system does, shut down, and would be what is mounted again. The file has
+        what reached the disk.
+        """
+        run("losetup", "--detach", self._device)
+        self._copies += 1
+        old, self._image = self._image, self._image.with_name(f"disk-{self._copies}.img")
+        run("cp", "--sparse=always", str(old), str(self._image))
+        old.unlink()
+        self._attach()
 
     def detach(self) -> None:
         """Unmount it and let its device go."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,8 +55,9 @@ class Cut:
 class CutStore:
     """A store on a disk whose power is cut, and what is known of it."""
 
-    def __init__(self, disk: LoopDisk, options: EngineOptions) -> None:
+    def __init__(self, disk: LoopDisk, options: EngineOptions, writer: Callable[..., None]) -> None:
         self._disk = disk
+        self._writer = writer
         self._options = options
         self._known = Known()
         self._rounds = 0
@@ -71,7 +72,7 @@ class CutStore:
         self._judged, self._begun = False, {}
         hear, tell = multiprocessing.get_context("forkserver").Pipe(duplex=False)
         where = self._disk.path / "store"
-        process = fresh(work_until_the_power_goes, where, self._known, round_, self._options, tell)
+        process = fresh(self._writer, where, self._known, round_, self._options, tell)
         tell.close()
         try:
             wrong = self._until_its_aim(hear, round_, cut, part)
@@ -157,12 +158,16 @@ class CutStore:
 
 
 def cut_over_and_over(
-    work: Path, filesystem: str, aims: Iterable[tuple[str, float]], options: EngineOptions = TINY
+    work: Path,
+    filesystem: str,
+    aims: Iterable[tuple[str, float]],
+    options: EngineOptions = TINY,
+    writer: Callable[..., None] = work_until_the_power_goes,
 ) -> Iterator[Cut]:
     """Yield each cut on one disk when it is judged, up to the first after which something was wrong."""
     waiting: list[Cut] = []
     with loop_disk(work, filesystem) as disk:
-        store = CutStore(disk, options)
+        store = CutStore(disk, options, writer)
         for aim, part in [*aims, (None, 0.0)]:
             cut = None if aim is None else Cut(filesystem, aim)
             wrong = store.work(cut, part)

@@ -107,13 +107,11 @@ class Teller:
         yield
         self("end", 0, number, what)
 
-    def watch(self, owner: Any, name: str, what: str, unless: Callable[..., bool] | None = None) -> None:
-        """Tell of every call of `owner.name`, but where `unless` of its arguments is true."""
+    def watch(self, owner: Any, name: str, what: str) -> None:
+        """Tell of every call of `owner.name`."""
         real: Callable[..., Any] = getattr(owner, name)
 
         def stand_in(*args: Any, **named: Any) -> Any:
-            if unless is not None and unless(*args):
-                return real(*args, **named)
             with self.under_way(what):
                 return real(*args, **named)
 
@@ -122,7 +120,7 @@ class Teller:
 
 def watch_all(tell: Teller) -> None:
     """Tell of all that this process will do to a store."""
-    flush_oldest, ingest = Background._flush_oldest, Engine.ingest
+    flush_oldest, ingest, durably = Background._flush_oldest, Engine.ingest, Engine._durably
 
     def flush(self: Background, tree: Tree) -> None:
         with self.lock:  # which it takes itself: what waits for it is not under way
@@ -134,14 +132,13 @@ def watch_all(tell: Teller) -> None:
         with self.background.lock, tell.under_way(INGEST):
             ingest(self, *args)
 
-    def no_manifest(_: Engine, batch: Batch) -> bool:
-        return not batch.manifest
+    def write(self: Engine, batch: Batch) -> None:
+        with tell.under_way(MANIFEST if batch.manifest else PUT):
+            durably(self, batch)
 
-    Background._flush_oldest, Engine.ingest = flush, ingest_run  # type: ignore[method-assign]
+    Background._flush_oldest, Engine.ingest, Engine._durably = flush, ingest_run, write  # type: ignore[method-assign]
     tell.watch(Background, "_merge_step", MERGE)
     tell.watch(Background, "drop", DROP)
-    tell.watch(Engine, "_append", PUT)
-    tell.watch(Engine, "_durably", MANIFEST, unless=no_manifest)
     tell.watch(Engine, "load", LOAD)
     tell.watch(node_state, "_write", NODE_FILE)
     tell.watch(Hinting, "replay", HINT_REPLAY)
