@@ -128,7 +128,9 @@ class Coordinator:
         now = self._maps.current
         moved_on = now.changed[partitions] > np.uint64(cluster_map.epoch)
         tally.fenced |= moved_on
-        if tally.newest:
+        # Above what lies further ahead nobody could stamp anything that replicas take: one node's wrong clock
+        # would keep all that meet its rows from writing.
+        if tally.newest and self._clock.ahead_ms(tally.newest) <= cluster_map.max_skew_ms:
             self._clock.observe(tally.newest)
         return tally.enough & ~moved_on, tally, cluster_map.epoch
 

@@ -270,6 +270,15 @@ def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
         three.replicas[1].apply("default", 0, rows)
 
 
+def test_a_node_whose_clock_is_far_ahead_keeps_no_other_from_writing(three: Replicas) -> None:
+    three.set_clock(1, 3600)
+    ahead = rows_of(N)
+    ahead[:, 2] = three.stores[1].engine.clock.stamp()
+    three.replicas[1].apply("default", 0, ahead)
+    assert write(three, rows_of(N, value=2)).all()  # the two others have it; the third has something newer
+    assert write(three, rows_of(N, value=3, seed=1)).all()
+
+
 def test_of_one_version_the_larger_location_stays_whoever_comes_first(three: Replicas) -> None:
     """Two attempts of one relocate, each at another replica: all must end with the same."""
     small, large = rows_of(N, value=1), rows_of(N, value=2)
