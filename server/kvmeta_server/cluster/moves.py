@@ -196,8 +196,11 @@ class Moves:
                 repaired[mine] = np.maximum(repaired[mine], told)
         ranges = self._state.ranges(dataset, cluster_map.partitions)
 
+        owned = (owners == self._replica.slot).any(axis=1)
+
         def reset() -> None:
-            ranges.reset(partitions, repaired, repaired)
+            kept = np.where(owned, ranges.promised[partitions], np.uint64(0))
+            ranges.reset(partitions, np.maximum(repaired, kept), repaired)
             self._replica.allow_purge(dataset)
 
         await self._lane.run(reset)
