@@ -31,8 +31,6 @@ from tests.chaos.operators import Operator
 from tests.chaos.workload import Client
 
 NODES = 5
-SETTABLE = ("n1", "n2")
-"""Whose clocks can be set."""
 CLIENTS = 2
 THREADS = 3
 SETTLE_S = 180.0
@@ -104,10 +102,7 @@ class Round:
         with Network() as network:
             etcd = EtcdMachine(network.add("etcd"), self._directory)
             names = [f"n{i + 1}" for i in range(NODES)]
-            nodes = [
-                NodeMachine(name, network.add(name), self._directory, etcd.url, settable=name in SETTABLE)
-                for name in names
-            ]
+            nodes = [NodeMachine(name, network.add(name), self._directory, etcd.url) for name in names]
             machines, clients = Machines(etcd, nodes), network.add("clients")
             try:
                 machines.start()
