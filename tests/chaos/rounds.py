@@ -85,6 +85,7 @@ class Round:
             self._disturb(scene)
             for client in clients:
                 client.call("stop")
+            stopped = time.monotonic_ns()
             self._settle(scene)
             if unread := clients[0].call("read_all", SETTLE_S):
                 self._result.wrong.append(f"{unread} IDs are not answered at the end")
@@ -93,6 +94,7 @@ class Round:
         np.save(self._directory / "history.npy", rows)
         self._result.errors = dict(sum((errors for _, errors, _ in told), Counter()))
         self._result.wrong += [fault for *_, faults in told for fault in faults]
+        self._count(rows, stopped)
         self._judge(rows)
         self._result.seconds = time.monotonic() - self._started
         return self._result
@@ -177,7 +179,8 @@ class Round:
 
     # The verdict
 
-    def _judge(self, rows: NDArray[Any]) -> None:
+    def _count(self, rows: NDArray[Any], stopped: int) -> None:
+        """Count operations, and how long nothing succeeded while faults went on."""
         result = self._result
         result.ids = len(np.unique(rows["id"]))
         for kind in Kind:
@@ -187,8 +190,12 @@ class Round:
             }
         writes = rows["kind"] <= Kind.RELOCATE
         for name, which in (("writes", writes), ("reads", ~writes)):
-            ends = np.unique(rows["ended"][which & (rows["told"] != Told.UNKNOWN)])
+            answered = which & (rows["told"] != Told.UNKNOWN) & (rows["began"] < stopped)
+            ends = np.unique(rows["ended"][answered])
             result.longest_wait_s[name] = float(np.diff(ends).max(initial=0)) / 1e9
+
+    def _judge(self, rows: NDArray[Any]) -> None:
+        result = self._result
         verdict = history.check(rows)
         for violation in verdict.violations[:20]:
             lines = "\n    ".join(history.explain(rows, violation.id))
