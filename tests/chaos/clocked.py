@@ -1,7 +1,7 @@
 """`kvmeta` with a wall clock of its own: `python clocked.py FILE serve …`; FILE has the seconds it is ahead.
 
-Only what kvmeta itself reads is moved. libfaketime would move it for gRPC's threads, too, and a node whose
-clock it had stepped did not answer any more; Python's time.sleep fails under it.
+Only what kvmeta itself reads is moved. Under libfaketime, which moves it for all of the process, a node takes
+three times the CPU, and Python's time.sleep fails.
 """
 
 from __future__ import annotations
