@@ -121,7 +121,7 @@ class Round:
     def _disturb(self, scene: Scene) -> None:
         seeds = {name: self._random.random() for name in LANES}
         lanes = [
-            threading.Thread(target=self._lane, args=(scene, kinds, Random(seeds[name])))
+            threading.Thread(target=self._lane, args=(scene, kinds, Random(seeds[name])), daemon=True)
             for name, kinds in LANES.items()
         ]
         for lane in lanes:
