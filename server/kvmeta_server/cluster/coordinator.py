@@ -424,12 +424,11 @@ class Coordinator:
             if not len(open_):
                 break
             acknowledged, tally, epoch = await self._attempt(dataset, np.ascontiguousarray(moved[open_]))
-            outcomes[open_[acknowledged & ~tally.stale]] = Outcome.RELOCATED
-            outcomes[open_[tally.stale]] = Outcome.CHANGED
-            open_ = open_[~acknowledged & ~tally.stale]
+            outcomes[open_[acknowledged]] = Outcome.RELOCATED  # what is newer somewhere came after it
+            open_ = open_[~acknowledged]
             if not len(open_):
                 break
-            await self._before_next(turn, tally, epoch)
+            await self._before_next(turn, tally, epoch)  # then judge again: one replica may have taken it
         return outcomes, held
 
     def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:

@@ -257,6 +257,24 @@ def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas)
     assert (decide(three, "relocate", absent)[0] == Outcome.ABSENT).all()
 
 
+@pytest.mark.parametrize("half_written", [1, 2])
+def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half_written: int) -> None:
+    """A put that died at one replica: the others take the relocate, so it took effect before that put."""
+    write(three, rows_of(N))
+    _, seen = read(three, rows_of(N))
+    newer = rows_of(N, value=2)
+    newer[:, 2] = three.stores[0].engine.clock.stamp()
+    three.replicas[half_written].apply("default", 0, newer)
+    moved = seen.copy()
+    moved[:, 3] = 3
+    outcomes, _ = decide(three, "relocate", moved)
+    _, got = read(three, rows_of(N))
+    took_effect = outcomes == Outcome.RELOCATED
+    assert took_effect.any()
+    assert not took_effect.all()  # where the quorum met the newer one
+    assert (got[~took_effect, 3] == 2).all()
+
+
 def test_what_could_not_be_decided_is_told_as_such(three: Replicas) -> None:
     three.down = {1, 2}
     outcomes, _ = decide(three, "insert", rows_of(N))
