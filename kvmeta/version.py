@@ -140,6 +140,10 @@ class HybridClock:
         with self._lock:
             self._last = max(self._last, int(version) >> COUNTER_SHIFT)
 
+    def ahead_ms(self, version: int) -> int:
+        """Return by how much a version is ahead of the wall clock."""
+        return (int(version) >> MS_SHIFT) + EPOCH_MS - self._unix_ms()
+
     def now_ms(self) -> int:
         """Return the wall clock in Unix milliseconds."""
         return self._unix_ms()

@@ -3,8 +3,9 @@
     began ├──────── an operation on one ID ────────┤ ended        (one monotonic clock for all clients)
 
 A write is ordered before another where it had ended, acknowledged, before the other began. A write of unknown
-outcome may take effect at any time from its beginning on. A write is *settled* from when it was acknowledged
-or a quorum had read it. Judged, ID by ID:
+outcome may take effect at any time from its beginning on, and so may one that the SDK sent twice
+(docs/operating.md: "a put may be done twice"). A write is *settled* from when it was acknowledged or a quorum
+had read it. Judged, ID by ID:
 
     invented   a read returns what nobody had attempted to write
     lost       a read returns a write, or nothing, that is ordered before a write settled when the read began
@@ -68,6 +69,8 @@ class Told(IntEnum):
     """A relocate found the ID absent."""
     CHANGED = 4
     """A relocate found another version than the one seen before."""
+    TWICE = 5
+    """A put or delete is acknowledged, and was sent before without an answer: it may take effect again."""
 
 
 class Violation(NamedTuple):
@@ -124,9 +127,10 @@ class _Life:
     def __init__(self, rows: NDArray[Any]) -> None:
         kind, told = rows["kind"], rows["told"]
         done = told == Told.DONE
-        is_write = (kind <= Kind.RELOCATE) & (done | (told == Told.UNKNOWN))
+        is_write = (kind <= Kind.RELOCATE) & (done | (told == Told.UNKNOWN) | (told == Told.TWICE))
         self.id = int(rows["id"][0])
         self.writes = rows[is_write]
+        self.acknowledged = np.where(told[is_write] == Told.UNKNOWN, FOREVER, self.writes["ended"])
         self.latest = np.where(done[is_write], self.writes["ended"], FOREVER)
         self.puts = self.writes["wrote"] != 0
         # What a quorum saw. An insert that succeeded saw nothing, whatever it tells as its version.
@@ -169,7 +173,7 @@ class _Life:
         return np.where(known, at, -1)
 
     def _lost(self, hits: NDArray[Any], source: NDArray[np.int64]) -> Iterator[Any]:
-        settled = self.latest.copy()
+        settled = self.acknowledged.copy()
         np.minimum.at(settled, source, hits["ended"])
         ends, begun = _running_max(settled, self.writes["began"])
 

@@ -32,9 +32,7 @@ SETTINGS = (
 )
 
 
-def faketime() -> Path | None:
-    """Return the library that sets a process's clock (Debian's faketime), None where it is missing."""
-    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+_CLOCKED = Path(__file__).with_name("clocked.py")
 
 
 class Machine:
@@ -86,11 +84,18 @@ class Machine:
         if self._process is not None:
             self._process.stop(signal.SIGKILL)
 
-    def end(self) -> str:
-        """Wait until the process ends by itself; return what it said."""
-        assert self._process is not None
-        self._process.end()
-        return self._said()
+    def refused(self, reason: str) -> None:
+        """Start the process until it ends for `reason`: without etcd a node goes on with the map it has."""
+        end = time.monotonic() + _READY_S
+        while True:
+            self.launch()
+            while self.running and not self.ready(self._said()):
+                time.sleep(0.1)
+            self.kill()
+            if reason in self._said():
+                return
+            if "etcd does not answer" not in self._said() or time.monotonic() > end:
+                raise AssertionError(f"{self.name} is not refused: {self._said()[-2000:]}")
 
     def stop(self) -> None:
         """End the process in order."""
@@ -127,24 +132,14 @@ class EtcdMachine(Machine):
 
 
 class NodeMachine(Machine):
-    """The machine of a node. After its data is lost it joins under a new name: NAME-2, NAME-3 and so on.
+    """The machine of a node. After its data is lost it joins under a new name: NAME-2, NAME-3 and so on."""
 
-    `settable`: whether its clock can be set, which makes all it does slower.
-    """
-
-    def __init__(self, name: str, host: Host, directory: Path, etcd: str, *, settable: bool) -> None:
+    def __init__(self, name: str, host: Host, directory: Path, etcd: str) -> None:
         super().__init__(name, host, directory / f"{name}.log")
         self._data, self._etcd = directory / name, etcd
         self._clock = directory / f"{name}.clock"
         self._lives = 1
-        self.settable = settable
-        self._before: tuple[str, ...] = ()
-        if settable:
-            self.set_clock(0)
-            self._before = (
-                "env", f"LD_PRELOAD={faketime()}", f"FAKETIME_TIMESTAMP_FILE={self._clock}",
-                "FAKETIME_CACHE_DURATION=1", "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1",
-            )  # fmt: skip
+        self.set_clock(0)
 
     @property
     def node(self) -> str:
@@ -159,7 +154,7 @@ class NodeMachine(Machine):
     def command(self) -> list[str]:
         """Return what is started on the host."""
         return [
-            *self._before, sys.executable, "-m", "kvmeta", "serve", "--data", str(self._data),
+            sys.executable, str(_CLOCKED), str(self._clock), "serve", "--data", str(self._data),
             "--listen", self.address, "--log-format", "json", "--cluster", "chaos",
             "--etcd", self._etcd, "--node", self.node,
             *(word for setting in SETTINGS for word in ("--set", setting)),
@@ -172,7 +167,7 @@ class NodeMachine(Machine):
     def set_clock(self, ahead_s: int) -> None:
         """Set the clock so far ahead of the true time, from now on."""
         fresh = self._clock.with_suffix(".new")
-        fresh.write_text(f"{ahead_s:+d}\n")
+        fresh.write_text(str(ahead_s))
         fresh.rename(self._clock)  # whole at every moment
 
     def lose_data(self) -> None:
@@ -198,11 +193,6 @@ class Machines:
     def hosts(self) -> list[Host]:
         """Return the hosts of etcd and the nodes."""
         return [self.etcd.host, *(machine.host for machine in self.nodes)]
-
-    @property
-    def settable(self) -> list[NodeMachine]:
-        """Return the machines whose clocks can be set."""
-        return [machine for machine in self.nodes if machine.settable]
 
     @contextmanager
     def claim(self, random: Random) -> Iterator[NodeMachine]:

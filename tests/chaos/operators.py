@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import cycle
 
 import kvmeta
 import kvmeta.cluster
 from bench.replicas import differing
+from kvmeta.client.options import addresses_of
 from kvmeta.cluster import Status
 from kvmeta.errors import KvmetaError
 
 
 class Operator:
-    """Asks any node; while none answers, it asks again."""
+    """Asks one node after the other, until one answers."""
 
     def __init__(self, target: str) -> None:
         self._target = target
-        options = kvmeta.ClientOptions(timeout_s=5, connect_timeout_s=2)
-        self._cluster = kvmeta.cluster.open(target, options=options)
+        options = kvmeta.ClientOptions(timeout_s=3, connect_timeout_s=1)
+        nodes = [f"kvmeta://{address}" for address in addresses_of(target)]
+        self._views = cycle([kvmeta.cluster.open(node, options=options) for node in nodes])
 
     def joined(self, names: list[str], timeout_s: float) -> str:
         """Wait until these nodes, and no others, are members and nothing moves; return what is not so."""
@@ -63,7 +66,7 @@ class Operator:
         end = time.monotonic() + timeout_s
         while True:
             try:
-                told = fault(self._cluster.status())
+                told = fault(next(self._views).status())
             except KvmetaError as error:
                 told = str(error)
             if not told or time.monotonic() > end:

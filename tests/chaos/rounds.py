@@ -31,8 +31,6 @@ from tests.chaos.operators import Operator
 from tests.chaos.workload import Client
 
 NODES = 5
-SETTABLE = ("n1", "n2")
-"""Whose clocks can be set."""
 CLIENTS = 2
 THREADS = 3
 SETTLE_S = 180.0
@@ -87,6 +85,7 @@ class Round:
             self._disturb(scene)
             for client in clients:
                 client.call("stop")
+            stopped = time.monotonic_ns()
             self._settle(scene)
             if unread := clients[0].call("read_all", SETTLE_S):
                 self._result.wrong.append(f"{unread} IDs are not answered at the end")
@@ -95,6 +94,7 @@ class Round:
         np.save(self._directory / "history.npy", rows)
         self._result.errors = dict(sum((errors for _, errors, _ in told), Counter()))
         self._result.wrong += [fault for *_, faults in told for fault in faults]
+        self._count(rows, stopped)
         self._judge(rows)
         self._result.seconds = time.monotonic() - self._started
         return self._result
@@ -104,10 +104,7 @@ class Round:
         with Network() as network:
             etcd = EtcdMachine(network.add("etcd"), self._directory)
             names = [f"n{i + 1}" for i in range(NODES)]
-            nodes = [
-                NodeMachine(name, network.add(name), self._directory, etcd.url, settable=name in SETTABLE)
-                for name in names
-            ]
+            nodes = [NodeMachine(name, network.add(name), self._directory, etcd.url) for name in names]
             machines, clients = Machines(etcd, nodes), network.add("clients")
             try:
                 machines.start()
@@ -124,7 +121,7 @@ class Round:
     def _disturb(self, scene: Scene) -> None:
         seeds = {name: self._random.random() for name in LANES}
         lanes = [
-            threading.Thread(target=self._lane, args=(scene, kinds, Random(seeds[name])))
+            threading.Thread(target=self._lane, args=(scene, kinds, Random(seeds[name])), daemon=True)
             for name, kinds in LANES.items()
         ]
         for lane in lanes:
@@ -182,7 +179,8 @@ class Round:
 
     # The verdict
 
-    def _judge(self, rows: NDArray[Any]) -> None:
+    def _count(self, rows: NDArray[Any], stopped: int) -> None:
+        """Count operations, and how long nothing succeeded while faults went on."""
         result = self._result
         result.ids = len(np.unique(rows["id"]))
         for kind in Kind:
@@ -192,8 +190,12 @@ class Round:
             }
         writes = rows["kind"] <= Kind.RELOCATE
         for name, which in (("writes", writes), ("reads", ~writes)):
-            ends = np.unique(rows["ended"][which & (rows["told"] != Told.UNKNOWN)])
+            answered = which & (rows["told"] != Told.UNKNOWN) & (rows["began"] < stopped)
+            ends = np.unique(rows["ended"][answered])
             result.longest_wait_s[name] = float(np.diff(ends).max(initial=0)) / 1e9
+
+    def _judge(self, rows: NDArray[Any]) -> None:
+        result = self._result
         verdict = history.check(rows)
         for violation in verdict.violations[:20]:
             lines = "\n    ".join(history.explain(rows, violation.id))

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.faults import LANES
-from tests.chaos.machines import faketime
 from tests.chaos.rounds import Round
 from tests.system.disks import needs
 
 pytestmark = [
     pytest.mark.system,
     pytest.mark.timeout(900),
-    needs("ip", "iptables", "tc"),
-    pytest.mark.skipif(faketime() is None, reason="needs faketime"),
-    pytest.mark.skipif(shutil.which("etcd") is None, reason="needs etcd-server"),
+    needs("ip", "iptables", "tc", "etcd"),
 ]
 
 

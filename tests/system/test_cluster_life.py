@@ -264,6 +264,57 @@ def test_a_dead_node_is_removed_and_its_share_copied(three: LocalCluster) -> Non
             three.run(dead.start())
 
 
+def test_a_node_at_the_address_of_a_removed_one_does_not_answer_for_it(
+    three: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one holds nothing yet: its answers as the old one would make a quorum that misses entries."""
+    apply_at(three, "n2", "n3")
+    dead = three.nodes["n3"]
+    with monkeypatch.context() as patched, open_at(three, "n1") as store:
+        patched.setattr(moves.Moves, "_copy_chunk", never)
+        remove_dead(three, "n3")
+        three.nodes["n4"] = dead  # its address
+        three.start("n4")
+        until(lambda: three.nodes["n1"].node.peers.state_of(3) is not None, "its successor")
+        assert store.dataset().lookup(some_ids()).found.all()
+    three.settle()
+    with open_at(three, "n1") as store:
+        assert store.dataset().lookup(some_ids()).found.all()
+    three.run(dead.stop())
+
+
+def test_where_fewer_owners_are_left_each_has_what_the_others_acknowledged(three: LocalCluster) -> None:
+    """Of two owners one is read; what was acknowledged by the two others of three must be there by then."""
+    apply_at(three, "n2", "n3")
+    dead = three.nodes["n3"]
+    remove_dead(three, "n3")
+    three.settle()
+    with open_at(three, "n1") as store:
+        assert store.dataset().lookup(some_ids()).found.all()
+    three.run(dead.stop())
+
+
+def apply_at(cluster: LocalCluster, *names: str) -> None:
+    """Put the test's entries at some replicas: with two of three they could have been acknowledged."""
+    rows = np.zeros((N, 6), np.uint64)
+    mixed = np.empty((N, 2), np.uint64)
+    engine = cluster.nodes["n1"].local.engine
+    hashing.mix(some_ids().view(np.uint64).reshape(-1, 2), engine.keys, mixed)
+    rows[:, :2], rows[:, 2] = mixed, engine.clock.stamp()
+    for name in names:
+        cluster.nodes[name].node.replica.apply("default", 0, rows)
+
+
+def remove_dead(cluster: LocalCluster, name: str) -> None:
+    """Kill a node and take it out."""
+    slot = cluster.nodes[name].node.slot
+    cluster.kill(name)
+    del cluster.nodes[name]
+    until(lambda: not cluster.nodes["n1"].node.peers.likely(slot), "its absence")
+    with kvmeta.cluster.open(cluster.target) as operator:
+        operator.remove(name)
+
+
 def test_a_move_whose_target_dies_waits_and_is_undone_by_removing_it(
     three: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +337,7 @@ def test_a_move_whose_target_dies_waits_and_is_undone_by_removing_it(
         three.run(gone.stop())
 
 
-async def never(_: object) -> None:
+async def never(*_: object) -> None:
     """Copy nothing."""
 
 

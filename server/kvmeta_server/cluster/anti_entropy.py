@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,11 +137,12 @@ class AntiEntropy:
         *,
         promise: bool,
     ) -> list[tuple[Words, Words]]:
-        calls = [
-            self._peers.digests(owner, dataset, partitions, cut, purged, expired, promise=promise)
-            for owner in owners
-        ]
-        return list(await asyncio.gather(*calls))
+        def ask(owner: int) -> Awaitable[tuple[Words, Words]]:
+            return self._peers.digests(owner, dataset, partitions, cut, purged, expired, promise=promise)
+
+        told = await asyncio.gather(*(ask(owner) for owner in owners[1:]))
+        # This node last: where its clock is far ahead the others refuse, and it has promised nothing either.
+        return [await ask(owners[0]), *told]
 
     async def _exchange(
         self,

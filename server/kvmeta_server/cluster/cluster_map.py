@@ -3,7 +3,7 @@
 The map lies in etcd under one key; each change is a compare-and-swap of the whole. A partition is in a phase:
 
     STABLE     owners read and written
-    COPYING    owners read; owners and targets written (W of each); targets that are no owners copy
+    COPYING    owners read; owners and targets written (W of each); targets copy (`incoming`)
     SWITCHED   targets read; owners and targets written
     STABLE     the targets are the owners
 
@@ -171,9 +171,13 @@ class ClusterMap:
         return held
 
     def incoming(self, slot: int) -> Mask:
-        """Return bool[P]: what a node has to copy."""
+        """Return bool[P]: what a node has to copy: what it is to own and does not.
+
+        Where there are to be fewer owners than before, fewer of them are read: then those that own it already
+        copy, too, what the others acknowledged without them.
+        """
         to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
-        to_own &= ~(self.owners == slot).any(axis=1)
+        to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
         return to_own
 
     def node(self, name: str) -> Node:

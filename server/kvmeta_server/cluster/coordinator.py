@@ -172,7 +172,9 @@ class Coordinator:
         tally = await self._spread(dataset, cluster_map, partitions, rows)
         moved_on = self._moved_on(rows, cluster_map.epoch)
         tally.fenced |= moved_on
-        if tally.newest:
+        # Above what lies further ahead nobody could stamp anything that replicas take: one node's wrong clock
+        # would keep all that meet its rows from writing.
+        if tally.newest and self._clock.ahead_ms(tally.newest) <= cluster_map.max_skew_ms:
             self._clock.observe(tally.newest)
         return tally.enough & ~moved_on, tally, cluster_map.epoch
 
@@ -481,12 +483,11 @@ class Coordinator:
             if not len(open_):
                 break
             acknowledged, tally, epoch = await self._attempt(dataset, np.ascontiguousarray(moved[open_]))
-            outcomes[open_[acknowledged & ~tally.stale]] = Outcome.RELOCATED
-            outcomes[open_[tally.stale]] = Outcome.CHANGED
-            open_ = open_[~acknowledged & ~tally.stale]
+            outcomes[open_[acknowledged]] = Outcome.RELOCATED  # what is newer somewhere came after it
+            open_ = open_[~acknowledged]
             if not len(open_):
                 break
-            await self._before_next(turn, tally, epoch)
+            await self._before_next(turn, tally, epoch)  # then judge again: one replica may have taken it
         return outcomes, held
 
     async def _kept(self, dataset: str, rows: Rows, left: Mask) -> Mask:

@@ -191,9 +191,11 @@ class Moves:
                 _, told = await self._peers.digests(slot, dataset, asked, 0, nothing, 0, promise=False)
                 repaired[mine] = np.maximum(repaired[mine], told)
         ranges = self._state.ranges(dataset, cluster_map.partitions)
+        owned = (owners == self._replica.slot).any(axis=1)
 
         def reset() -> None:
-            ranges.reset(partitions, repaired, repaired)
+            kept = np.where(owned, ranges.promised[partitions], np.uint64(0))
+            ranges.reset(partitions, np.maximum(repaired, kept), repaired)
             self._replica.allow_purge(dataset)
 
         await self._lane.run(reset)
@@ -225,7 +227,7 @@ class Moves:
             self._log.info("moves done", epoch=now.epoch)
 
     def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
-        """Return bool[P]: whether all targets of a partition that were no owners have copied it."""
+        """Return bool[P]: whether all of a partition that have to copy it have done so."""
         done = np.ones(cluster_map.partitions, np.bool_)
         for node in cluster_map.nodes:
             incoming = cluster_map.incoming(node.slot)

@@ -22,6 +22,7 @@ from kvmeta.protocol.frame import Frame, parse
 from kvmeta.protocol.packed import LZ4, PLAIN, VERSION, unpack, unpack_up_to
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.cluster.cluster_map import Node
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.replica import BUCKETS, Applied, Fetched, Page, Replica
 from kvmeta_server.cluster.seams import CallError, Lane, Maps, NotReachedError, PeerError, World
@@ -71,7 +72,7 @@ class NodePeers:
 
     def likely(self, slot: int) -> bool:
         """Return whether a node will probably answer."""
-        return slot == self._replica.slot or (slot not in self._gone and slot in self._maps.current.by_slot)
+        return slot == self._replica.slot or (slot not in self._gone and self._member(slot) is not None)
 
     def state_of(self, slot: int) -> peer.StateResponse | None:
         """Return what a node last said of itself; None where it does not answer."""
@@ -215,7 +216,7 @@ class NodePeers:
         even_gone: bool = False,
         **columns: NDArray[Any],
     ) -> Any:
-        node = self._maps.current.by_slot.get(slot)
+        node = self._member(slot)
         if node is None:
             raise NotReachedError(f"node {slot} is no member any more")
         if slot in self._gone and not even_gone:
@@ -235,6 +236,11 @@ class NodePeers:
             ) from None
         self._gone.pop(slot, None)
         return parsed
+
+    def _member(self, slot: int) -> Node | None:
+        """Return a node; None where it was removed: at its address there may be another by now."""
+        node = self._maps.current.by_slot.get(slot)
+        return None if node is None or node.state == "removed" else node
 
     async def _probe(self) -> None:
         loop = asyncio.get_running_loop()

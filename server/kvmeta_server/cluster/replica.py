@@ -23,7 +23,6 @@ from kvmeta.engine.kernels.layout import HIGH, VERSION
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.window import merged_rows, window_end
 from kvmeta.errors import UnavailableError
-from kvmeta.version import EPOCH_MS, MS_SHIFT
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.node_state import NodeState
 
@@ -113,7 +112,8 @@ class Replica:
         `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older
         than a promise, unless for `repair`.
         """
-        self._check_clock(rows)
+        if len(rows):
+            self._check_clock(int(rows[:, VERSION].max()), "rows are stamped")
         with self._let_in() as (cluster_map, held):
             partitions = cluster_map.partition_of(rows[:, HIGH])
             fenced = _fenced(cluster_map, held, partitions, epoch)
@@ -174,6 +174,8 @@ class Replica:
         asked = np.fromiter(partitions, np.int64)
         ranges = self.state.ranges(dataset, cluster_map.partitions)
         if promise:
+            # Up to then nobody could write here: stamps above it would be refused for being so far ahead.
+            self._check_clock(cut_at, "a comparison's cut lies")
             ranges.promise(asked, cut_at)
             self.engine.settle()  # what was weighed before the promise is visible now
         tree = self.tree(dataset)
@@ -232,13 +234,11 @@ class Replica:
                 del self._under_way[epoch]
             self._changed.notify_all()
 
-    def _check_clock(self, rows: Rows) -> None:
-        if not len(rows):
-            return
-        ahead_ms = (int(rows[:, VERSION].max()) >> MS_SHIFT) + EPOCH_MS - self.engine.clock.now_ms()
+    def _check_clock(self, version: int, what: str) -> None:
+        ahead_ms = self.engine.clock.ahead_ms(version)
         if ahead_ms > self._map.max_skew_ms:
             raise UnavailableError(
-                f"rows are stamped {ahead_ms / 1000:.0f} s ahead of this node's clock, and at most "
+                f"{what} {ahead_ms / 1000:.0f} s ahead of this node's clock, and at most "
                 f"{self._map.max_skew_ms / 1000:g} s are taken; set the clocks right (chrony, ntpd)"
             )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.history import GARBLED, ROW, Kind, Told, Verdict, check, explain
 
 PUT, DELETE, INSERT, RELOCATE, LOOKUP, FAST = Kind
-DONE, UNKNOWN, HELD, ABSENT, CHANGED = Told
+DONE, UNKNOWN, HELD, ABSENT, CHANGED, TWICE = Told
 Operation = tuple[Any, ...]
 
 
@@ -71,6 +71,12 @@ def test_a_write_of_unknown_outcome_may_take_effect_at_any_time_and_never() -> N
     assert not rules(unknown, put, op(LOOKUP, 90, 91, saw=1, version=9))
     assert not rules(unknown, put, op(LOOKUP, 90, 91, saw=2, version=5))
     assert not rules(op(DELETE, 0, 1, told=UNKNOWN), put, op(LOOKUP, 90, 91))
+
+
+def test_a_write_sent_twice_is_acknowledged_and_may_take_effect_again() -> None:
+    twice, put = op(PUT, 0, 1, told=TWICE, wrote=1), op(PUT, 2, 3, wrote=2)
+    assert rules(twice, op(LOOKUP, 4, 5)) == ["lost"]
+    assert not rules(twice, put, op(LOOKUP, 4, 5, saw=1, version=9))
 
 
 def test_what_a_quorum_has_read_stays_even_if_its_writer_never_knew() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+import time
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +13,7 @@ import numpy as np
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
+from kvmeta.errors import KvmetaError
 from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.disk import FileDisk
@@ -90,7 +93,8 @@ class Replicas:
     ) -> Applied:
         """As of `Replica.apply`."""
         await asyncio.sleep(0)
-        return self._asked(slot, "apply").apply(dataset, epoch, rows, repair=repair)
+        with _as_peer_errors():
+            return self._asked(slot, "apply").apply(dataset, epoch, rows, repair=repair)
 
     async def fetch(
         self, slot: int, dataset: str, epoch: int, mixed: np.ndarray, *, versions_only: bool = False
@@ -110,7 +114,9 @@ class Replicas:
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """As of `Replica.digests`."""
         asked = list(partitions)
-        return self._asked(slot, "digests").digests(dataset, asked, cut_at, purged, expired, promise=promise)
+        with _as_peer_errors():
+            replica = self._asked(slot, "digests")
+            return replica.digests(dataset, asked, cut_at, purged, expired, promise=promise)
 
     async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
         """As of `Replica.repaired`."""
@@ -128,6 +134,11 @@ class Replicas:
         for slot in slots or self.replicas:
             self.replicas[slot].adopt(cluster_map)
 
+    def set_clock(self, slot: int, ahead_s: int) -> None:
+        """Set a node's clock so far ahead."""
+        clock = self.stores[slot].engine.clock
+        clock._unix_ms = lambda: time.time_ns() // 1_000_000 + 1000 * ahead_s
+
     def holding(self, rows: np.ndarray) -> list[int]:
         """Return how many of `rows` each node holds, with their versions where they have some."""
         out = []
@@ -142,6 +153,14 @@ class Replicas:
         self.loop.close()
         for store in self.stores:
             store.close()
+
+
+@contextmanager
+def _as_peer_errors() -> Iterator[None]:
+    try:
+        yield
+    except KvmetaError as error:
+        raise PeerError(str(error)) from error
 
 
 def rows_of(n: int, value: int = 1, seed: int = 0) -> np.ndarray:

@@ -96,6 +96,13 @@ def test_a_relocate_of_a_held_entry_passes_a_promise(three: Replicas) -> None:
     assert (three.replicas[0].apply("default", 0, moved).outcomes == 0).all()
 
 
+def test_a_node_whose_clock_is_far_ahead_is_promised_nothing(three: Replicas) -> None:
+    three.set_clock(1, 3600)
+    compare(three)
+    assert put(three, rows_of(N), 0, 1, 2).any()
+    assert three.holding(rows_of(N)) == [N] * 3
+
+
 def test_merged_takes_the_largest_of_each_id() -> None:
     a = rows_of(100)
     a = a[np.lexsort((a[:, 1], a[:, 0]))]

@@ -279,6 +279,24 @@ def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas)
     assert (decide(three, "relocate", absent)[0] == Outcome.ABSENT).all()
 
 
+@pytest.mark.parametrize("half_written", [1, 2])
+def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half_written: int) -> None:
+    """A put that died at one replica: the others take the relocate, so it took effect before that put."""
+    write(three, rows_of(N))
+    _, seen = read(three, rows_of(N))
+    newer = rows_of(N, value=2)
+    newer[:, 2] = three.stores[0].engine.clock.stamp()
+    three.replicas[half_written].apply("default", 0, newer)
+    moved = seen.copy()
+    moved[:, 3] = 3
+    outcomes, _ = decide(three, "relocate", moved)
+    _, got = read(three, rows_of(N))
+    took_effect = outcomes == Outcome.RELOCATED
+    assert took_effect.any()
+    assert not took_effect.all()  # where the quorum met the newer one
+    assert (got[~took_effect, 3] == 2).all()
+
+
 def test_what_could_not_be_decided_is_told_as_such(three: Replicas) -> None:
     three.down = {1, 2}
     outcomes, _ = decide(three, "insert", rows_of(N))
@@ -290,6 +308,15 @@ def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
     rows[:, 2] = three.stores[0].engine.clock.stamp() + (120_000 << MS_SHIFT)
     with pytest.raises(Exception, match="ahead of this node's clock"):
         three.replicas[1].apply("default", 0, rows)
+
+
+def test_a_node_whose_clock_is_far_ahead_keeps_no_other_from_writing(three: Replicas) -> None:
+    three.set_clock(1, 3600)
+    ahead = rows_of(N)
+    ahead[:, 2] = three.stores[1].engine.clock.stamp()
+    three.replicas[1].apply("default", 0, ahead)
+    assert write(three, rows_of(N, value=2)).all()  # the two others have it; the third has something newer
+    assert write(three, rows_of(N, value=3, seed=1)).all()
 
 
 def test_of_one_version_the_larger_location_stays_whoever_comes_first(three: Replicas) -> None:
