@@ -27,6 +27,7 @@ class KeySpace:
     compacted: int = 0
     values: dict[str, Value] = field(default_factory=dict)
     history: list[Changed] = field(default_factory=list)
+    _granted: int = 0
     _leases: dict[int, tuple[float, int]] = field(default_factory=dict)  # its end, and for how long it is
     _held: dict[str, int] = field(default_factory=dict)  # keys that hang on a lease
 
@@ -47,7 +48,8 @@ class KeySpace:
     def grant(self, ttl_s: int) -> int:
         """Return a new lease."""
         self.expire()
-        lease = len(self._leases) + self.revision * 1000 + 1
+        self._granted += 1
+        lease = self._granted
         self._leases[lease] = (self.now() + ttl_s, ttl_s)
         return lease
 

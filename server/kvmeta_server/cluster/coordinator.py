@@ -31,7 +31,7 @@ from kvmeta_server.cluster.seams import Events, Hints, Maps, PeerError, Peers
 
 ANSWERED, UNAVAILABLE = 0, 3
 """A read's states: 0, FAILED (damaged at every replica asked), UNAVAILABLE (too few answered)."""
-TRIES = 6
+TRIES = 7
 """How often a batch's open IDs are tried before they are told to have failed."""
 FIRST_PAUSE_S = 0.05
 MAP_WAIT_S = 1.0
@@ -155,7 +155,7 @@ class Coordinator:
             if done.all():
                 break
             reason = tally.reason or "owners hold something newer again and again"
-            await self._before_next(turn, tally, epoch)
+            await self._before_next(turn, epoch, tally.fenced, tally.stale)
         if not done.all() and self._log is not None:
             self._log.warning("not acknowledged", dataset=dataset, ids=int((~done).sum()), reason=reason)
         return Written(done, reason)
@@ -239,10 +239,13 @@ class Coordinator:
             tally.fenced[to] |= fenced
             tally.reason = tally.reason or f"node {slot} works under another map"
 
-    async def _before_next(self, turn: int, tally: _Tally, epoch: int) -> None:
-        if tally.fenced.any():
+    async def _before_next(self, turn: int, epoch: int, fenced: Mask | bool, at_once: Mask | bool) -> None:
+        """Wait before the next try, if there is one: for a newer map, or twice as long as the last time."""
+        if turn + 1 == TRIES:
+            return
+        if np.any(fenced):
             await self._maps.newer_than(epoch, MAP_WAIT_S)
-        elif not tally.stale.any():
+        elif not np.any(at_once):
             await self._sleep(FIRST_PAUSE_S * 2**turn)
 
     # Reads
@@ -267,10 +270,7 @@ class Coordinator:
             states[open_] = got
             if part is not rows:
                 rows[open_] = part
-            if fenced:
-                await self._maps.newer_than(epoch, MAP_WAIT_S)
-            elif (got == UNAVAILABLE).any():
-                await self._sleep(FIRST_PAUSE_S * 2**turn)
+            await self._before_next(turn, epoch, fenced, bool((got != UNAVAILABLE).all()))
         return Read(states, rows, reason)
 
     async def _read_one(self, dataset: str, states: NDArray[np.uint8], rows: Rows) -> None:
@@ -463,7 +463,8 @@ class Coordinator:
             open_ = open_[~acknowledged]
             if not len(open_):
                 break
-            await self._before_next(turn, tally, epoch)  # then decide again: a put may have come between
+            # Then decide again: a put may have come between.
+            await self._before_next(turn, epoch, tally.fenced, tally.stale)
         return outcomes, held
 
     async def _relocate(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
@@ -487,7 +488,8 @@ class Coordinator:
             open_ = open_[~acknowledged]
             if not len(open_):
                 break
-            await self._before_next(turn, tally, epoch)  # then judge again: one replica may have taken it
+            # Then judge again: one replica may have taken it.
+            await self._before_next(turn, epoch, tally.fenced, tally.stale)
         return outcomes, held
 
     async def _kept(self, dataset: str, rows: Rows, left: Mask) -> Mask:
