@@ -3,14 +3,20 @@
 Every task belongs to a `Process`, by its context. Timers are where a process touches the world (the network,
 lanes and the authority answer by timers, too), so there it is paused and killed: a paused process's timers
 wait, a dead one's never fire, and nothing of it is cleaned up, as after kill -9.
+
+A seed is some ten thousand turns of this loop, so it is a loop of its own: a heap of timers and a queue,
+without the files, threads and signals of asyncio's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
+from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from heapq import heappop, heappush
 from typing import Any
 
 from kvmeta.errors import KvmetaError
@@ -27,7 +33,7 @@ class Process:
         self.paused = False
         self.context = contextvars.copy_context()
         self.context.run(_PROCESS.set, self)
-        self._stalled: list[Callable[[], None]] = []
+        self._stalled: list[Handle] = []
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as a task of this process."""
@@ -46,27 +52,47 @@ class Process:
         """Go on; what should have happened meanwhile happens now."""
         self.paused = False
         stalled, self._stalled = self._stalled, []
-        for fire in stalled:
-            fire()
+        for handle in stalled:
+            if self.admit(handle):
+                handle.run()
 
-    def admit(self, fire: Callable[[], None]) -> bool:
+    def admit(self, handle: Handle) -> bool:
         """Return whether a timer of this process may fire now; where it is paused, it fires later."""
         if self.alive and self.paused:
-            self._stalled.append(fire)
+            self._stalled.append(handle)
         return self.alive and not self.paused
 
 
-class _NoSelector:
-    """Stands in for the selector that the base loop waits in: waiting makes time pass."""
+class Handle:
+    """A call that is to be made; what asyncio knows of a handle."""
 
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
+    __slots__ = ("_args", "_callback", "_cancelled", "_context", "_when")
 
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise RuntimeError("nothing will ever happen: every task waits for another")
-        self._loop.now += timeout
-        return []
+    def __init__(
+        self, callback: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context, when: float
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._context = context
+        self._cancelled = False
+        self._when = when
+
+    def cancel(self) -> None:
+        """Do not make the call."""
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        """Return whether the call is not to be made."""
+        return self._cancelled
+
+    def when(self) -> float:
+        """Return the time at which a timer fires."""
+        return self._when
+
+    def run(self) -> None:
+        """Make the call."""
+        if not self._cancelled:
+            self._context.run(self._callback, *self._args)
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -75,29 +101,89 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self._selector = _NoSelector(self)
-        self._clock_resolution = 1e-9
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Process | None, Handle]] = []
+        self._timers_made = 0
         self._tasks: list[asyncio.Task[Any]] = []  # held, so that none is collected, and ends, on its own
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # which has no name for its type
 
     def time(self) -> float:
         """Return the simulated time, in seconds."""
         return self.now
 
+    def run_until_complete(self, future: Any) -> Any:
+        """Run until a task is done; return its result."""
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(finalizer=lambda _: None)  # one of a dead process is not ended in order
+        asyncio._set_running_loop(self)
+        try:
+            while not future.done():
+                self._turn()
+        finally:
+            asyncio._set_running_loop(None)
+            sys.set_asyncgen_hooks(*hooks)
+        return future.result()
+
+    def _turn(self) -> None:
+        """Make the calls that are due; where there is none, time passes until there is."""
+        ready, timers = self._ready, self._timers
+        while timers and timers[0][3]._cancelled:
+            heappop(timers)
+        if not ready:
+            if not timers:
+                raise RuntimeError("nothing will ever happen: every task waits for another")
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            _, _, process, handle = heappop(timers)
+            if not handle._cancelled and (process is None or process.admit(handle)):
+                ready.append(handle)
+        for _ in range(len(ready)):  # what these bring about comes in the next turn
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._context.run(handle._callback, *handle._args)
+
+    # What tasks, futures and coroutines ask of a loop
+
+    def call_soon(  # type: ignore[override]  # asyncio's is variadic in its types
+        self, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> Any:
+        """Call back in the next turn."""
+        handle = Handle(callback, args, context or contextvars.copy_context(), self.now)
+        self._ready.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None
+    ) -> Any:
+        """Call back after a while."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    ) -> Any:
         """Call back at a time, if the process to which the context belongs lives then."""
-        process = _PROCESS.get() if context is None else context.get(_PROCESS)
-        if process is None:
-            return super().call_at(when, callback, *args, context=context)
-
-        def fire() -> None:
-            if not handle.cancelled() and process.admit(fire):
-                callback(*args)
-
-        handle = super().call_at(when, fire, context=context)
+        if context is None:
+            context = contextvars.copy_context()
+        handle = Handle(callback, args, context, when)
+        self._timers_made += 1  # timers of one time fire in the order in which they were made
+        heappush(self._timers, (when, self._timers_made, context.get(_PROCESS), handle))
         return handle
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> asyncio.Task[Any]:
+        """Return a task of this loop."""
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks.append(task)
+        return task
+
+    def get_debug(self) -> bool:
+        """Return that nothing is looked at more closely."""
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Do nothing: `fault` finds what tasks raised."""
 
     def fault(self) -> BaseException | None:
         """Return what a task raised that is no typed error: a fault of the program, whoever took it."""
@@ -110,25 +196,13 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return None
 
     def end(self) -> None:
-        """Close the loop and every task, wherever it waits."""
-        self.set_exception_handler(lambda loop, context: None)
+        """Close every task, wherever it waits."""
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # as it was meant
             if not task.done():
                 with suppress(RuntimeError, asyncio.CancelledError):  # it would not end; nobody asks it again
                     task.get_coro().close()
         self._tasks.clear()
+        self._ready.clear()
+        self._timers.clear()
         self.close()
-
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **named: Any
-    ) -> asyncio.Task[Any]:
-        task = asyncio.Task(work, loop=loop, **named)
-        self._tasks.append(task)
-        return task
-
-    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
-        """Do nothing: a generator of a dead process is not ended in order."""
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        """Do nothing: there are no files to wait for."""

@@ -85,18 +85,22 @@ class Network:
                 failed = CallError(str(error), answered=True, begun=True)
             back(process.name, result, failed)
 
+        def give_up() -> None:
+            if not answer.done():
+                answer.set_exception(CallError("no answer in time", answered=False, begun=True))
+                for task in served:  # as gRPC does at a call's deadline, wherever the server is by then
+                    if self.passes(caller.name, address):
+                        loop.call_later(self.delay(), task.cancel)
+
         doubled = method in PEER_METHODS and self.rng.random() < self.conditions.doubled
         for _ in range(2 if doubled else 1):  # a client's call is sent once: it would be another operation
             if self.passes(caller.name, address):
                 loop.call_later(self.delay(), arrive)
+        patience = loop.call_later(timeout_s, give_up)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await answer
-        except TimeoutError:
-            for task in served:  # as gRPC does at a call's deadline, wherever the server is by then
-                if self.passes(caller.name, address):
-                    loop.call_later(self.delay(), task.cancel)
-            raise CallError("no answer in time", answered=False, begun=True) from None
+            return await answer
+        finally:
+            patience.cancel()
 
 
 class SimulatedWire:

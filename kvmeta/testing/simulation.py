@@ -100,7 +100,6 @@ class Simulation:
 
     def run(self) -> Result:
         """Live through it."""
-        asyncio.set_event_loop(self.loop)
         violation = ""
         try:
             self.loop.run_until_complete(self.loop.create_task(self._live()))
@@ -114,7 +113,6 @@ class Simulation:
             self.history.read, self.loop.time(), violation, self.events,
         )  # fmt: skip
         self.loop.end()
-        asyncio.set_event_loop(None)
         return result
 
     async def _live(self) -> None:

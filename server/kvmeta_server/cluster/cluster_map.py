@@ -18,7 +18,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal
 
 import lz4.block
@@ -92,6 +92,12 @@ class ClusterMap:
         return {node.slot: node for node in self.nodes}
 
     @cached_property
+    def holders(self) -> tuple[int, ...]:
+        """Return the slots of all that own something or are to own it."""
+        named = np.unique(np.concatenate([self.owners.ravel(), self.targets.ravel()]))
+        return tuple(named[named != NOBODY].tolist())
+
+    @cached_property
     def moving(self) -> Mask:
         """Return bool[P]: whether a partition is on its way to other owners."""
         moving: Mask = self.phase != STABLE
@@ -152,6 +158,14 @@ class ClusterMap:
     def _read_alone(self) -> dict[int, Mask]:
         return {}
 
+    @cached_property
+    def _held_by(self) -> dict[int, Mask]:
+        return {}
+
+    @cached_property
+    def _incoming(self) -> dict[int, Mask]:
+        return {}
+
     def partition_of(self, high: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return i8[n]: the partitions of high halves of mixed IDs."""
         return (
@@ -166,9 +180,11 @@ class ClusterMap:
 
     def held_by(self, slot: int) -> Mask:
         """Return bool[P]: whether a node owns a partition or is to own it."""
-        held: Mask = (self.owners == slot).any(axis=1)
-        held |= self.moving & (self.targets == slot).any(axis=1)
-        return held
+        if slot not in self._held_by:
+            held: Mask = (self.owners == slot).any(axis=1)
+            held |= self.moving & (self.targets == slot).any(axis=1)
+            self._held_by[slot] = held
+        return self._held_by[slot]
 
     def incoming(self, slot: int) -> Mask:
         """Return bool[P]: what a node has to copy: what it is to own and does not.
@@ -176,9 +192,11 @@ class ClusterMap:
         Where there are to be fewer owners than before, fewer of them are read: then those that own it already
         copy, too, what the others acknowledged without them.
         """
-        to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
-        to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
-        return to_own
+        if slot not in self._incoming:
+            to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
+            to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
+            self._incoming[slot] = to_own
+        return self._incoming[slot]
 
     def node(self, name: str) -> Node:
         """Return a node by name; NotFoundError if there is none."""
@@ -201,7 +219,7 @@ class ClusterMap:
             for node in self.nodes
             if node.state == "active"
         ]
-        return place(stay, self.partitions, self.replicas)
+        return _placed(tuple(stay), self.partitions, self.replicas)
 
     # Changes: each returns the next map
 
@@ -252,8 +270,7 @@ class ClusterMap:
 
     def _without_idle(self) -> ClusterMap:
         """Return the map without the nodes that are to go and own nothing any more."""
-        used = set(np.unique(np.concatenate([self.owners, self.targets])).tolist())
-        nodes = tuple(node for node in self.nodes if node.state == "active" or node.slot in used)
+        nodes = tuple(node for node in self.nodes if node.state == "active" or node.slot in self.holders)
         return replace(self, nodes=nodes)
 
     def _stepped(self, which: Iterable[int], before: int, after: int) -> ClusterMap:
@@ -314,6 +331,7 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
     changed: str
 
 
+@lru_cache(maxsize=4)  # a node meets each map several times: as its change, as news, as what it remembers
 def decode(raw: bytes) -> ClusterMap:
     """Return the map in `raw`; CorruptionError where it is none, or of a newer format."""
     try:
@@ -381,6 +399,13 @@ def found(
 
 def _is_majority(write_quorum: int, replicas: int) -> bool:
     return replicas // 2 < write_quorum <= replicas
+
+
+@lru_cache(maxsize=4)  # most maps differ in the phases of their partitions, and not in their nodes
+def _placed(candidates: tuple[Candidate, ...], partitions: int, replicas: int) -> NDArray[np.uint16]:
+    owners = place(candidates, partitions, replicas)
+    owners.flags.writeable = False
+    return owners
 
 
 def copies(cluster_map: ClusterMap) -> int:

@@ -26,6 +26,7 @@ from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.preference import Preference
 from kvmeta_server.cluster.replica import FAILED, FENCED, Fetched
 from kvmeta_server.cluster.seams import Events, Hints, Maps, PeerError, Peers
 
@@ -137,6 +138,7 @@ class Coordinator:
         self._log = log
         self._sleep = sleep
         self._deciding: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._preference: Preference | None = None
         self._behind: set[asyncio.Task[None]] = set()  # answers nobody waits for, but for their hints
 
     # Writes
@@ -276,7 +278,7 @@ class Coordinator:
     async def _read_one(self, dataset: str, states: NDArray[np.uint8], rows: Rows) -> None:
         """Answer what the nearest replica holds; leave the others UNAVAILABLE."""
         cluster_map = self._maps.current
-        nearest = self.preference(cluster_map)[cluster_map.partition_of(rows[:, HIGH]), 0]
+        nearest = self.preference(cluster_map).readers[cluster_map.partition_of(rows[:, HIGH]), 0]
         calls = []
         for slot in _slots(nearest):
             to = np.flatnonzero(nearest == slot)
@@ -296,7 +298,7 @@ class Coordinator:
         """Fill in rows; return their states, whether some were fenced, a reason and the epoch asked under."""
         cluster_map = self._maps.current
         partitions = cluster_map.partition_of(rows[:, HIGH])
-        order = self.preference(cluster_map)[partitions]
+        order = self.preference(cluster_map).readers[partitions]
         need = cluster_map.read_quorum[partitions]
         n, ranks = order.shape
         answers = np.zeros(n, np.int64)
@@ -373,22 +375,13 @@ class Coordinator:
     ) -> Fetched:
         return await self._peers.fetch(slot, dataset, epoch, mixed, versions_only=versions_only)
 
-    def preference(self, cluster_map: ClusterMap, *, by_slot: bool = False) -> NDArray[np.uint16]:
-        """Return u2[P, R]: each partition's readers, this node first, then who will probably answer.
-
-        Otherwise in the map's order, which spreads the load, or `by_slot`, so that neighbours have the same;
-        while a partition is copied, those first that stay: what they answer need not be brought to targets.
-        """
-        readers = cluster_map.readers
-        ranks = np.tile(np.arange(readers.shape[1]), (len(readers), 1))
-        cost = readers.astype(np.int64) if by_slot else ranks
-        cost[readers == self.slot] = -1
-        cost[cluster_map.leaving] += 1000
-        cost[readers == NOBODY] = 1_000_000
-        for slot in _slots(readers):
-            if not self._peers.likely(slot):
-                cost[readers == slot] += 100_000
-        return np.take_along_axis(readers, np.argsort(cost, axis=1, kind="stable"), axis=1)
+    def preference(self, cluster_map: ClusterMap) -> Preference:
+        """Return whom to ask first under a map, as it looks now."""
+        unlikely = frozenset(slot for slot in cluster_map.holders if not self._peers.likely(slot))
+        known = self._preference
+        if known is None or known.map is not cluster_map or known.unlikely != unlikely:
+            known = self._preference = Preference(cluster_map, self.slot, unlikely)
+        return known
 
     # Insert and relocate
 
@@ -405,7 +398,7 @@ class Coordinator:
             if not len(open_):
                 break
             cluster_map, reason = self._maps.current, ""
-            first = self._deciders(cluster_map)[cluster_map.partition_of(rows[open_, HIGH])]
+            first = self.preference(cluster_map).deciders[cluster_map.partition_of(rows[open_, HIGH])]
             calls = []
             for slot in _slots(first):
                 to = open_[first == slot]
@@ -518,28 +511,18 @@ class Coordinator:
         gone: Mask = (versions == 0) | (versions & np.uint64(TOMBSTONE) != 0)
         return gone | (versions < np.uint64(self.expired(dataset)))
 
-    def _deciders(self, cluster_map: ClusterMap) -> NDArray[np.uint16]:
-        """Return u2[P]: the first owner of each partition that will probably answer, else the first."""
-        owners = cluster_map.owners
-        first = owners[:, 0].copy()
-        open_ = np.ones(len(first), np.bool_)
-        likely = {slot for slot in _slots(owners) if self._peers.likely(slot)}
-        for rank in range(owners.shape[1]):
-            take = open_ & np.isin(owners[:, rank], list(likely))
-            first[take] = owners[take, rank]
-            open_ &= ~take
-        return first
-
 
 FENCED_OUTCOME = 8
 """An outcome between nodes: not begun, for the map is another by now."""
+_FEW = 1024  # slots; a count of them all walks over every number that a slot may have
 
 
 def _slots(*columns: NDArray[np.uint16]) -> list[int]:
     """Return the nodes named, in order."""
     named: set[int] = set()
     for column in columns:
-        named.update(np.flatnonzero(np.bincount(column.reshape(-1), minlength=1)).tolist())
+        few = column.size < _FEW
+        named.update((column if few else np.flatnonzero(np.bincount(column.reshape(-1)))).ravel().tolist())
     return sorted(named - {NOBODY})
 
 

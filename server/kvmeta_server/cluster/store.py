@@ -288,7 +288,7 @@ class CoordinatedDataset(Dataset):
         for turn in range(_SCAN_TRIES):
             cluster_map = self._store.maps.current
             partition = first >> cluster_map.shift
-            order = self._store.coordinator.preference(cluster_map, by_slot=True)
+            order = self._store.coordinator.preference(cluster_map).neighbours
             need = int(cluster_map.read_quorum[partition])
             same = (order[partition:, :need] == order[partition, :need]).all(axis=1)
             same &= cluster_map.read_quorum[partition:] == need
