@@ -55,17 +55,17 @@ class Faults:
 
     async def run(self, count: int, pause_s: float) -> None:
         """Make `count` faults."""
+        names = list(self.kinds)
         while self.made < count:
             await asyncio.sleep(self._rng.expovariate(1 / pause_s))
-            if not any(self.weights):
-                self.weights = [1.0] * len(self.weights)
-            name = self._rng.choices(list(self.kinds), self.weights)[0]
-            if self.kinds[name]():
-                self.made += 1
-                self.counts[name] += 1
-                self._sim.note("fault", name)
+            for name in self._rng.choices(names, self.weights, k=len(names)):
+                if self.kinds[name]():  # else it cannot happen now: the next one
+                    self.made += 1
+                    self.counts[name] += 1
+                    self._sim.note("fault", name)
+                    break
             else:
-                self.weights[list(self.kinds).index(name)] *= 0.7  # it cannot happen now, maybe never
+                self.weights = [weight + 0.1 for weight in self.weights]  # a mix of what cannot happen
 
     def _after(self, work: Callable[[], None], mean_s: float) -> None:
         asyncio.get_running_loop().call_later(self._rng.expovariate(1 / mean_s), work)

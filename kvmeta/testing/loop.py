@@ -34,15 +34,26 @@ class Process:
         self.context = contextvars.copy_context()
         self.context.run(_PROCESS.set, self)
         self._stalled: list[Handle] = []
+        self.when_killed: dict[Callable[[], None], None] = {}  # a set that keeps its order
+        """What others notice of its end: a connection that is reset, say."""
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run a coroutine as a task of this process."""
         return asyncio.get_running_loop().create_task(work, context=self.context.copy())
 
+    def soon(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call back in this process: now, or where it is paused when it goes on."""
+        handle = Handle(callback, args, self.context, 0.0)
+        if self.admit(handle):
+            handle.run()
+
     def kill(self) -> None:
         """End without a word."""
         self.alive = False
         self._stalled.clear()
+        for notice in list(self.when_killed):
+            notice()
+        self.when_killed.clear()
 
     def pause(self) -> None:
         """Stand still."""
@@ -116,28 +127,27 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         sys.set_asyncgen_hooks(finalizer=lambda _: None)  # one of a dead process is not ended in order
         asyncio._set_running_loop(self)
         try:
-            while not future.done():
-                self._turn()
+            self._run(future.done)
         finally:
             asyncio._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
         return future.result()
 
-    def _turn(self) -> None:
-        """Make the calls that are due; where there is none, time passes until there is."""
+    def _run(self, done: Callable[[], bool]) -> None:
+        """Make the calls that are due, one by one; where there is none, time passes until there is."""
         ready, timers = self._ready, self._timers
-        while timers and timers[0][3]._cancelled:
-            heappop(timers)
-        if not ready:
-            if not timers:
-                raise RuntimeError("nothing will ever happen: every task waits for another")
-            self.now = max(self.now, timers[0][0])
-        while timers and timers[0][0] <= self.now:
-            _, _, process, handle = heappop(timers)
-            if not handle._cancelled and (process is None or process.admit(handle)):
-                ready.append(handle)
-        for _ in range(len(ready)):  # what these bring about comes in the next turn
-            handle = ready.popleft()
+        while not done():
+            if ready:
+                handle = ready.popleft()
+            else:
+                if not timers:
+                    raise RuntimeError("nothing will ever happen: every task waits for another")
+                when, _, process, handle = heappop(timers)
+                if handle._cancelled:
+                    continue
+                self.now = max(self.now, when)
+                if process is not None and not process.admit(handle):
+                    continue
             if not handle._cancelled:
                 handle._context.run(handle._callback, *handle._args)
 
@@ -146,7 +156,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]  # asyncio's is variadic in its types
         self, callback: Callable[..., Any], *args: Any, context: Any = None
     ) -> Any:
-        """Call back in the next turn."""
+        """Call back as soon as what is due before is done."""
         handle = Handle(callback, args, context or contextvars.copy_context(), self.now)
         self._ready.append(handle)
         return handle

@@ -32,7 +32,7 @@ Rows = NDArray[np.uint64]
 START_MS = EPOCH_MS + 200_000_000_000
 RETRY_S = 2.0
 OPTIONS_OF_NODES = replace(OPTIONS, keep_tombstones=True)
-PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, grace_s=2.0)
+PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, long_s=12.0, grace_s=2.0)
 
 
 class Sent(NamedTuple):

@@ -70,7 +70,7 @@ class Simulation:
         self.partitions = rng.choice([4, 8])
         self._nodes_first = replicas + rng.choice([0, 0, 1, 2])
         self._zones = rng.choice([1, 1, 2, 3])
-        self._pause_s = rng.choice([0.4, 1.0, 2.0])
+        self._pause_s = rng.choice([0.3, 0.8, 1.6])
         self._op_pause_s = rng.choice([0.2, 0.5, 1.0])
         repairs = Repairs(
             read=rng.random() < 0.75, hints=rng.random() < 0.75, anti_entropy=rng.random() < 0.75

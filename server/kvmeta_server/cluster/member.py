@@ -263,7 +263,7 @@ class Member:
         engine, settings, world, pace = self._engine, self._settings, self._world, self._pace
         self.slot = slot
         replica = self._replica = Replica(engine, self.state, slot, cluster_map)
-        self.peers = NodePeers(replica, self.membership, world, pace.probe_s)
+        self.peers = NodePeers(replica, self.membership, world, pace)
         self.hints = HintFiles(world.disk, settings.hints_bytes_max)
 
         def expired(dataset: str) -> int:

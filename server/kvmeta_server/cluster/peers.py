@@ -25,7 +25,7 @@ from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import Node
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.replica import BUCKETS, Applied, Fetched, Page, Replica
-from kvmeta_server.cluster.seams import CallError, Lane, Maps, NotReachedError, PeerError, World
+from kvmeta_server.cluster.seams import CallError, Lane, Maps, NotReachedError, Pace, PeerError, World
 
 ROW: np.dtype[Any] = np.dtype("V48")
 MIXED: np.dtype[Any] = np.dtype("V16")
@@ -37,7 +37,6 @@ APPLY_ROWS = 65_536
 
 FETCH_S = 2.0
 APPLY_S = 5.0
-LONG_S = 60.0
 OPERATIONS = {"insert": pb.OPERATION_INSERT, "relocate": pb.OPERATION_RELOCATE}
 
 T = TypeVar("T")
@@ -48,12 +47,12 @@ Words = NDArray[np.uint64]
 class NodePeers:
     """The replicas of all nodes. `coordinator` is set once there is one: it decides inserts sent here."""
 
-    def __init__(self, replica: Replica, maps: Maps, world: World, probe_s: float) -> None:
+    def __init__(self, replica: Replica, maps: Maps, world: World, pace: Pace) -> None:
         self._replica = replica
         self._maps = maps
         self._reads, self._writes = world.reads, world.writes
         self._wire = world.wire
-        self._probe_s = probe_s
+        self._pace = pace
         self._gone: dict[int, str] = {}
         self._states: dict[int, peer.StateResponse] = {}
         self._probing: asyncio.Task[None] | None = None
@@ -137,7 +136,7 @@ class NodePeers:
             cluster=self._cluster, dataset=dataset, epoch=epoch, first=first, last=last, page_rows=page_rows,
             reply_compression=LZ4,
         )  # fmt: skip
-        reply = await self._call(slot, "Rows", LONG_S, head)
+        reply = await self._call(slot, "Rows", self._pace.long_s, head)
         return Page(rows_of(reply.rows), reply.until)
 
     async def digests(
@@ -162,7 +161,7 @@ class NodePeers:
             cluster=self._cluster, dataset=dataset, partitions=asked, cut=cut_at, purged=purged.tolist(),
             expired=expired, promise=promise,
         )  # fmt: skip
-        reply = await self._call(slot, "Digest", LONG_S, head)
+        reply = await self._call(slot, "Digest", self._pace.long_s, head)
         digests = unpack(reply.digests, VERSION, len(asked) * BUCKETS, "digests")
         return digests.reshape(-1, BUCKETS), unpack(reply.repaired, VERSION, len(asked), "repaired")
 
@@ -193,7 +192,7 @@ class NodePeers:
     async def state(self, slot: int) -> peer.StateResponse:
         """Ask a node how it is."""
         request = peer.StateRequest(cluster=self._cluster)
-        reply = await self._call(slot, "State", max(1.0, 2 * self._probe_s), request, even_gone=True)
+        reply = await self._call(slot, "State", max(1.0, 2 * self._pace.probe_s), request, even_gone=True)
         return cast("peer.StateResponse", reply)
 
     @property
@@ -250,7 +249,7 @@ class NodePeers:
             await asyncio.gather(*(self._probe_one(slot) for slot in others))
             for slot in set(self._gone) - set(others):
                 del self._gone[slot]
-            await asyncio.sleep(max(0.05, self._probe_s - (loop.time() - started)))
+            await asyncio.sleep(max(0.05, self._pace.probe_s - (loop.time() - started)))
 
     async def _probe_one(self, slot: int) -> None:
         try:

@@ -248,6 +248,8 @@ class Pace:
     """Between two looks at whether hints can go."""
     renew_s: float = 1.0
     """Between two renewals of the lease."""
+    long_s: float = 60.0
+    """How long a peer may take for a page of rows or a comparison."""
     grace_s: float = 10.0
     """How far back a comparison's cut lies, so that writes under way are not caught by it."""
 
