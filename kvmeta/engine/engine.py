@@ -68,14 +68,18 @@ class Engine:
     """An open store. `mode`: "a" writes (made if missing), "x" makes, "r" reads the state at open."""
 
     def __init__(
-        self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None
+        self,
+        path: str | os.PathLike[str],
+        mode: str = "a",
+        options: EngineOptions | None = None,
+        clock: HybridClock | None = None,
     ) -> None:
         if mode not in ("a", "r", "x"):
             raise InputError(f'mode: expected "a", "r" or "x", got {mode!r}')
         self.path = Path(path).absolute()
         self.options = options or EngineOptions()
         self.read_only = mode == "r"
-        self.clock = HybridClock()
+        self.clock = clock or HybridClock()
         self.trees: dict[int, Tree] = {}
         self.manifest = Manifest()
         self._stopped: KvmetaError | None = None

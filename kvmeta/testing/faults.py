@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmeta.testing.simulation import Simulation
 
 SKEW_MS_MAX = 90_000
+FEW_KINDS_SHARE = 0.4
 
 
 class Faults:
@@ -50,6 +51,9 @@ class Faults:
             "purge": self._purge,
         }
         weights = [rng.choice([0, 1, 1, 3, 8]) for _ in self.kinds]
+        if rng.random() < FEW_KINDS_SHARE:  # some meet seldom in a mix of all
+            few = rng.sample(range(len(weights)), rng.randint(3, 6))
+            weights = [3 if i in few else 0 for i in range(len(weights))]
         self.weights: list[float] = [*weights] if any(weights) else [1.0] * len(weights)
         self.counts = dict.fromkeys(self.kinds, 0)
 
@@ -144,8 +148,9 @@ class Faults:
         return self._cut({(each, HOST) for each in names} | {(HOST, each) for each in names}, 8.0)
 
     def _etcd_out_of_reach(self) -> bool:
-        name = self._rng.choice(list(self._sim.nodes))
-        return self._cut({(name, HOST), (HOST, name)}, 8.0)
+        names = list(self._sim.nodes)
+        some = self._rng.sample(names, self._rng.randint(1, max(1, len(names) // 2)))
+        return self._cut({(name, HOST) for name in some} | {(HOST, name) for name in some}, 8.0)
 
     def _compaction(self) -> bool:
         self._sim.space.compact()
@@ -209,9 +214,12 @@ class Faults:
         return bool(going) and self._operate(pb.CHANGE_UNDRAIN, self._rng.choice(going))
 
     def _remove(self) -> bool:
-        """Remove a node that is down but has its data; it does not come back."""
+        """Remove a node that is down but has its data; where it comes back later, it is refused."""
         node = self._some_node(up=False)
-        return node is not None and self._lose(node)
+        if node is None or not self._lose(node):
+            return False
+        self._sim.removed[node.name] = node
+        return True
 
     def _lose(self, node: SimulatedNode) -> bool:
         """Take a node out for good, where the others have all that it has; an operator removes it."""

@@ -13,8 +13,9 @@ A write that is not acknowledged, or of which nobody knows, may take effect at a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmeta.version import MOVE_BITS, TOMBSTONE
 
@@ -24,6 +25,13 @@ Place = tuple[int, int, int]
 
 class Violation(AssertionError):  # noqa: N818 - what was violated is said by its message
     """A promise that was broken."""
+
+
+class Sent(NamedTuple):
+    """What was sent to replicas of an ID at last for a client's write."""
+
+    version: int
+    epoch: int
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,8 @@ class History:
     def __init__(self) -> None:
         self.floors: dict[Key, Floor] = {}
         self.written: dict[Key, set[Place]] = {}
-        self.deletes: dict[Key, int] = {}
-        """Deletes that began and are not acknowledged, by ID; those nobody knows of stay for ever."""
+        self.deletes: dict[Key, list[Mapping[Key, Sent]]] = {}
+        """What deletes that are not acknowledged have sent to replicas so far, by ID."""
         self.deleted: dict[Key, int] = {}
         """The newest version of an acknowledged delete, by ID."""
         self.acknowledged = 0
@@ -63,20 +71,26 @@ class History:
         """Note that somebody tries to write a location."""
         self.written.setdefault(key, set()).add(place)
 
-    def attempt_delete(self, key: Key) -> None:
-        """Note that somebody tries to delete an ID."""
-        self.deletes[key] = self.deletes.get(key, 0) + 1
+    def attempt_delete(self, key: Key, sent: Mapping[Key, Sent]) -> None:
+        """Note that somebody tries to delete an ID; `sent` fills while they do."""
+        self.deletes.setdefault(key, []).append(sent)
+
+    def may_be_gone(self, key: Key, version: int) -> bool:
+        """Return whether a delete above a version was acknowledged, or may take effect though it was not.
+
+        Its tombstone may have been dropped since: then nothing at all is held, in the version's place.
+        """
+        tried = (sent[key].version for sent in self.deletes.get(key, ()) if key in sent)
+        return max(tried, default=0) > version or self.deleted.get(key, 0) > version
 
     def deletion(self, key: Key, before: Floor, version: int) -> None:
         """Take in an acknowledged delete."""
-        self.deletes[key] -= 1
         self.deleted[key] = max(version, self.deleted.get(key, 0))
         self.acknowledge(key, before, version, None, "a delete")
 
     def inserted(self, key: Key, before: Floor, version: int, place: Place) -> None:
         """Take in an insert that took effect."""
-        gone = self.deletes.get(key) or self.deleted.get(key, 0) > before.version
-        if not before.absent and not gone:
+        if not before.absent and not self.may_be_gone(key, before.version):
             raise Violation(f"an insert of {key.hex()} took effect, and {before.version} was known before")
         self.acknowledge(key, before, version, place, "an insert")
 
@@ -97,7 +111,8 @@ class History:
         `settles`: whether it repaired what differed, so that later reads return nothing older.
         """
         self.read += 1
-        if version < before.version and not (version == 0 and before.absent):
+        gone = version == 0 and (before.absent or self.may_be_gone(key, before.version))
+        if version < before.version and not gone:
             raise Violation(f"{what} of {key.hex()} returns {version}, and {before.version} was known before")
         if version and not version & TOMBSTONE:
             self._check_written(key, place, what)
@@ -110,7 +125,8 @@ class History:
         """Take in a fast read: a hit may be old, a miss is a quorum's."""
         self.read += 1
         if not version or version & TOMBSTONE:
-            if not before.absent and version < before.version:
+            gone = before.absent or self.may_be_gone(key, before.version)
+            if not gone and version < before.version:
                 raise Violation(f"a fast read misses {key.hex()}, and {before.version} was known before")
         else:
             self._check_written(key, place, "a fast read")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,27 +21,21 @@ from kvmeta.protocol.calls import PEER_METHODS
 from kvmeta.protocol.frame import parse
 from kvmeta.testing.authority import KeySpace, SimulatedEtcd
 from kvmeta.testing.disk import SimulatedDisk, SimulatedLane
+from kvmeta.testing.history import Sent
 from kvmeta.testing.loop import Process
-from kvmeta.testing.memory_engine import OPTIONS, MemoryDisk, MemoryEngine
 from kvmeta.testing.network import Network, SimulatedWire
+from kvmeta.testing.storage import DirectoryStorage, MemoryStorage, Storage
 from kvmeta.version import EPOCH_MS, HybridClock
+from kvmeta_server.cluster.hints import Hint
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.replica import Applied
-from kvmeta_server.cluster.seams import Pace, World
+from kvmeta_server.cluster.seams import Pace, PeerError, World
 from kvmeta_server.config import ClusterSettings
 
 Rows = NDArray[np.uint64]
 START_MS = EPOCH_MS + 200_000_000_000
 RETRY_S = 2.0
-OPTIONS_OF_NODES = replace(OPTIONS, keep_tombstones=True)
 PACE = Pace(probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, long_s=12.0, grace_s=2.0)
-
-
-class Sent(NamedTuple):
-    """What was sent to replicas for a client's write."""
-
-    version: int
-    epoch: int
 
 
 _SENT: contextvars.ContextVar[dict[bytes, Sent] | None] = contextvars.ContextVar("sent", default=None)
@@ -64,6 +60,14 @@ class Shared:
     repairs: Repairs
     settings: dict[str, Any]
     note: Callable[..., None]
+    hinted: Callable[[Member, int, list[Hint]], None]
+    """Called when a node's hints for a slot count as taken."""
+    directory: Path | None = None
+    """Where the nodes' stores lie; None: in memory."""
+    left_out: float = 0.0
+    """How often an owner that a write can do without never hears of it, so that quorums are minimal."""
+    purges_at_once: bool = False
+    """Whether tombstones go as soon as they may."""
     faults: list[str] = field(default_factory=list)
 
     def tell(self, where: str, fault: object) -> None:
@@ -102,9 +106,13 @@ class SimulatedNode:
         self.process: Process | None = None
         self.member: Member | None = None
         self._gone = False
+        self._removed = False
+        self._left_out: dict[int, int] = {}  # owners that a write, by its version, was not sent to
         rng = shared.rng
-        self._memory = MemoryDisk(
-            rng.randbytes(16), fail=self._failure, keep_failed=lambda: rng.random() < 0.5
+        self._storage: Storage = (
+            MemoryStorage(rng, self._failure)
+            if shared.directory is None
+            else DirectoryStorage(shared.directory / name)
         )
         self._disk = SimulatedDisk(rng, self._failure)
         self.engine: Engine | None = None
@@ -126,11 +134,17 @@ class SimulatedNode:
             self.process.kill()
             self.member = None
             self._disk.lose_power()
+            self._storage.crash()
 
     def retire(self) -> None:
         """End for good."""
         self.kill()
         self._gone = True
+
+    def come_back(self) -> None:
+        """Begin a life after an operator removed the node: it must be told so."""
+        self._gone, self._removed = False, True
+        self.start()
 
     async def _live(self, process: Process) -> None:
         shared = self.shared
@@ -149,13 +163,15 @@ class SimulatedNode:
         while True:
             try:
                 clock = WatchedClock(self, self._unix_ms)
-                self.engine = MemoryEngine(self._memory, clock, OPTIONS_OF_NODES)
+                self.engine = self._storage.open(clock)
                 member = Member(settings, self.engine, world, PACE)
                 await member.join()
                 break
             except KvmetaError as error:
                 shared.note("does not start", self.name, str(error))
                 await asyncio.sleep(RETRY_S)
+        if self._removed and member.membership.answers:
+            shared.tell(self.name, "was removed, and is a member again")
         self._adjust(member)
         shared.network.listen(self.name, process, self._serve)
         self.member = member
@@ -163,21 +179,53 @@ class SimulatedNode:
         shared.note("up", self.name)
 
     def _adjust(self, member: Member) -> None:
-        """Switch repairs off, and note what is sent for a client's call."""
-        repairs = self.shared.repairs
+        """Switch repairs off, leave owners out, purge early, and note what is sent and what is taken."""
+        shared, repairs, hints = self.shared, self.shared.repairs, member.hints
         member.coordinator.repairs_reads = repairs.read
         if not repairs.hints:
-            member.hints.add = lambda slot, dataset, rows: None  # type: ignore[method-assign]
-        apply = member.peers.apply
+            hints.add = lambda slot, dataset, rows: None  # type: ignore[method-assign]
+        apply, read, done, repaired = member.peers.apply, hints.read, hints.done, member.replica.repaired
+        taken: dict[int, list[Hint]] = {}
 
         async def noted(slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
             sent = _SENT.get()
             if sent is not None:
                 for row in rows:
                     sent[row[: LOW + 1].tobytes()] = Sent(int(row[VERSION]), epoch)
+                if self._leaves_out(int(rows[0, VERSION])):
+                    raise PeerError("never heard of")
             return await apply(slot, dataset, epoch, rows, repair=repair)
 
+        def noted_read(slot: int, start: int = 0) -> Iterator[Hint]:
+            for hint in read(slot, start):
+                taken.setdefault(slot, []).append(hint)
+                yield hint
+
+        def noted_done(slot: int, end: int) -> bool:
+            all_taken = done(slot, end)
+            if all_taken:
+                shared.hinted(member, slot, taken.pop(slot, []))
+            return all_taken
+
+        def purging(dataset: str, partitions: Iterable[int], version: int) -> None:
+            repaired(dataset, partitions, version)
+            with suppress(KvmetaError):
+                member.replica.engine.background.compact()
+
         member.peers.apply = noted  # type: ignore[method-assign]
+        hints.read, hints.done = noted_read, noted_done  # type: ignore[method-assign]
+        if shared.purges_at_once:
+            member.replica.repaired = purging  # type: ignore[method-assign]
+
+    def _leaves_out(self, version: int) -> bool:
+        """Return whether a write leaves out the owner it is being sent to: no more than it can spare."""
+        shared = self.shared
+        spare = shared.settings["replicas"] - shared.settings["write_quorum"]
+        count = self._left_out.get(version, 0)
+        if count >= spare or shared.rng.random() >= shared.left_out:
+            return False
+        self._left_out[version] = count + 1
+        return True
 
     async def _serve(self, method: str, request: Any) -> Any:
         member = self.member

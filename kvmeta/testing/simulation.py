@@ -8,24 +8,27 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvmeta.engine.kernels.layout import HIGH, LOW
+from kvmeta.engine.kernels.layout import HIGH, LOW, VERSION
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.authority import KeySpace
 from kvmeta.testing.faults import SKEW_MS_MAX, Faults
-from kvmeta.testing.history import Floor, History, Key, Violation
+from kvmeta.testing.history import Floor, History, Key, Sent, Violation
 from kvmeta.testing.loop import Process, SimulatedLoop
 from kvmeta.testing.network import Conditions, Network
-from kvmeta.testing.node import Repairs, Sent, Shared, SimulatedNode
+from kvmeta.testing.node import Repairs, Shared, SimulatedNode
 from kvmeta.testing.workload import DATASET, Clients
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+from kvmeta_server.cluster.hints import Hint
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.membership import prefix_of
 from kvmeta_server.cluster.operators import Operators
@@ -35,8 +38,11 @@ Rows = NDArray[np.uint64]
 MAP_KEY = f"{prefix_of('sim')}/map"
 SETTLE_S = 600.0
 REPAIR_S = 4.0
+COME_BACK_S = 4.0
 ROUNDS = 20
 READS = 4
+REAL_EVERY = 20
+"""Of so many seeds one runs over the real engine."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,16 @@ class Simulation:
         self.replicas = replicas
         self.network = Network(rng)
         self.space = KeySpace(self.loop.time, self._changed)
-        self.shared = Shared(rng, self.network, self.space, repairs, settings, self.note)
+        self._directory = TemporaryDirectory(dir=_memory()) if not seed % REAL_EVERY else None
+        self.shared = Shared(
+            rng, self.network, self.space, repairs, settings, self.note, self._check_hinted,
+            directory=Path(self._directory.name) if self._directory else None,
+            left_out=rng.choice([0, 0, 0.4, 0.8]), purges_at_once=rng.random() < 0.3,
+        )  # fmt: skip
         self.history = History()
         self.nodes: dict[str, SimulatedNode] = {}
+        self.removed: dict[str, SimulatedNode] = {}
+        """Nodes that operators remove, and that will try to come back."""
         self.wiped = ""
         """The one node whose data a seed may lose."""
         self.operator = Process("operator")
@@ -113,6 +126,8 @@ class Simulation:
             self.history.read, self.loop.time(), violation, self.events,
         )  # fmt: skip
         self.loop.end()
+        if self._directory is not None:
+            self._directory.cleanup()
         return result
 
     async def _live(self) -> None:
@@ -171,6 +186,10 @@ class Simulation:
         self._known |= members
         for name in [name for name in self.nodes if name in self._known and name not in members]:
             self.nodes.pop(name).retire()  # drained
+        active = {node.name for node in self.map.nodes if node.state != "removed"}
+        for name in [name for name in self.removed if name not in active]:
+            come_back = self.removed.pop(name).come_back
+            self.loop.call_later(self._rng.expovariate(1 / COME_BACK_S), come_back)
         self._check_held(self.history.floors)
 
     def _settled(self) -> bool:
@@ -217,7 +236,9 @@ class Simulation:
         holders = np.zeros(len(mixed), np.int64)
         unknown = np.zeros(len(mixed), np.bool_)
         least = np.array([floor.version for floor in floors.values()], np.uint64)
-        absent = np.array([floor.absent for floor in floors.values()])
+        absent = np.array(
+            [each.absent or self.history.may_be_gone(key, each.version) for key, each in floors.items()]
+        )
         for each in cluster_map.nodes:
             reads = (readers == each.slot).any(axis=1)
             node = self.nodes.get(each.name)
@@ -237,12 +258,26 @@ class Simulation:
                 f"{int(count[i])} hold it"
             )
 
+    def _check_hinted(self, member: Member, slot: int, hints: list[Hint]) -> None:
+        """Look at hints that count as taken: who they were for has them, or else whoever owns them now."""
+        state = member.state.ranges(DATASET, self.partitions)
+        name = next((node.name for node in member.membership.current.nodes if node.slot == slot), "")
+        node = self.nodes.get(name)
+        for rows in (hint.rows for hint in hints if hint.dataset == DATASET):
+            partitions = member.membership.current.partition_of(rows[:, HIGH])
+            open_ = rows[:, VERSION] > state.repaired[partitions]
+            if node is not None and node.engine is not None:
+                held = node.engine.tree(DATASET).held(np.ascontiguousarray(rows[:, : LOW + 1])).versions
+                open_ &= held < rows[:, VERSION]
+            self._check_held({row[: LOW + 1].tobytes(): Floor(int(row[VERSION])) for row in rows[open_]})
+
     # The end
 
     def _heal(self) -> None:
         self.note("heal")
         self.network.cut.clear()
         self.network.conditions = Conditions()
+        self.removed.clear()
         for node in self.nodes.values():
             node.skew_ms = SKEW_MS_MAX  # all clocks agree again, and nothing is stamped ahead of them
             node.syncs_fail = 0.0
@@ -333,6 +368,11 @@ class Simulation:
 def simulate(seed: int, faults: int = 25, *, keep_events: bool = False) -> Result:
     """Return what becomes of a seed with so many faults."""
     return Simulation(seed, faults, keep_events=keep_events).run()
+
+
+def _memory() -> str | None:
+    """Return where files lie in memory; None where no place is known."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def _some_keys(rng: random.Random) -> Rows:

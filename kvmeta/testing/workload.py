@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from kvmeta.batch import Outcome
 from kvmeta.engine.kernels.layout import LOW, ROW_WORDS, VERSION, WORD3
 from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT
-from kvmeta.testing.history import Floor, History, Key, Place
+from kvmeta.testing.history import Floor, History, Key, Place, Sent
 from kvmeta.testing.loop import Process
 from kvmeta.testing.network import Network
-from kvmeta.testing.node import Sent, sending
+from kvmeta.testing.node import sending
 from kvmeta_server.cluster.coordinator import ANSWERED
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.seams import CallError
@@ -80,19 +80,19 @@ class Clients:
             await work(rows, self._history.begin(_keys_of(rows)))
 
     async def _write(self, rows: Rows, before: dict[Key, Floor], *, delete: bool) -> None:
+        sent: dict[Key, Sent] = {}
         if delete:
             for key in before:
-                self._history.attempt_delete(key)
+                self._history.attempt_delete(key, sent)
         else:
             self._place(rows)
 
         async def write(member: Member) -> Any:
-            sent: dict[Key, Sent] = {}
             written = await sending(member.coordinator.write(DATASET, rows.copy(), delete=delete), sent)
             self._check(member, rows, sent, written.acknowledged)
-            return written.acknowledged, sent
+            return written.acknowledged
 
-        acknowledged, sent = await self._ask(write)
+        acknowledged = await self._ask(write)
         for key, row, yes in zip(before, rows, acknowledged.tolist(), strict=True):
             if yes and delete:
                 self._history.deletion(key, before[key], sent[key].version)

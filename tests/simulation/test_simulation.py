@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from kvmeta.testing.__main__ import main
-from kvmeta.testing.history import NOTHING, Floor, History, Violation
+from kvmeta.testing.history import NOTHING, Floor, History, Sent, Violation
 from kvmeta.testing.simulation import simulate
 from kvmeta.version import TOMBSTONE
 
@@ -69,7 +69,7 @@ class TestHistory:
     def test_a_deleted_entry_that_comes_back_is_a_violation(self) -> None:
         history = History()
         history.attempt(KEY, PLACE)
-        history.attempt_delete(KEY)
+        history.attempt_delete(KEY, {KEY: Sent(1024 | TOMBSTONE, 1)})
         history.deletion(KEY, NOTHING, 1024 | TOMBSTONE)
         history.answer(KEY, history.floors[KEY], 0, (0, 0, 0), "a read")
         with pytest.raises(Violation, match="was known before"):
@@ -89,7 +89,7 @@ class TestHistory:
         history = History()
         with pytest.raises(Violation, match="an insert"):
             history.inserted(KEY, Floor(512, PLACE), 1024, OTHER)
-        history.attempt_delete(KEY)
+        history.attempt_delete(KEY, {KEY: Sent(1024 | TOMBSTONE, 1)})
         history.inserted(KEY, Floor(512, PLACE), 1024, OTHER)
 
     def test_a_relocate_from_another_version_is_a_violation(self) -> None:

@@ -1,0 +1,70 @@
+"""What outlives a simulated node's engine: a disk in memory, in a share of seeds the real engine's files."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from kvmeta.engine.engine import Engine
+from kvmeta.errors import KvmetaError
+from kvmeta.testing.memory_engine import OPTIONS, MemoryDisk, MemoryEngine
+from kvmeta.version import HybridClock
+
+_OPTIONS = replace(OPTIONS, keep_tombstones=True, background=False)
+
+
+class Storage(Protocol):
+    """A node's store."""
+
+    def open(self, clock: HybridClock) -> Engine:
+        """Open the store again as its last life left it."""
+
+    def crash(self) -> None:
+        """End the life that has it open, without a word; its engine can still be looked into."""
+
+
+class MemoryStorage:
+    """The twin's: cheap, and its syncs can fail."""
+
+    def __init__(self, rng: random.Random, fail: Callable[[], KvmetaError | None]) -> None:
+        self._disk = MemoryDisk(rng.randbytes(16), fail=fail, keep_failed=lambda: rng.random() < 0.5)
+
+    def open(self, clock: HybridClock) -> Engine:
+        """Open the store again."""
+        return MemoryEngine(self._disk, clock, _OPTIONS)
+
+    def crash(self) -> None:
+        """Do nothing: what was not synced was never on the disk."""
+
+
+class DirectoryStorage:
+    """The real engine's. A killed process leaves its files as they are: a copy of them is opened next."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._lives = 0
+        self._engine: Engine | None = None
+
+    def open(self, clock: HybridClock) -> Engine:
+        """Open the store again."""
+        if self._engine is not None:
+            if self._engine.path == self._path:  # the life before did not get so far as to be killed
+                self.crash()
+            self._engine.close()
+            shutil.rmtree(self._engine.path)
+        self._engine = Engine(self._path, options=_OPTIONS, clock=clock)
+        return self._engine
+
+    def crash(self) -> None:
+        """Keep what the directory holds now for the next life."""
+        if self._engine is not None and self._engine.path == self._path:
+            self._lives += 1
+            shutil.copytree(self._engine.path, self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / str(self._lives)
