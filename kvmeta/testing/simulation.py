@@ -259,13 +259,20 @@ class Simulation:
             )
 
     def _check_hinted(self, member: Member, slot: int, hints: list[Hint]) -> None:
-        """Look at hints that count as taken: who they were for has them, or else whoever owns them now."""
-        state = member.state.ranges(DATASET, self.partitions)
+        """Look at hints that count as taken: who they were for has them, or else whoever owns them now.
+
+        What some owner promised not to take any more need not be taken: it was never acknowledged.
+        """
+        promised = np.zeros(self.partitions, np.uint64)
+        for each in self.nodes.values():
+            if each.member is not None:
+                ranges = each.member.state.ranges(DATASET, self.partitions)
+                promised = np.maximum(promised, ranges.promised)
         name = next((node.name for node in member.membership.current.nodes if node.slot == slot), "")
         node = self.nodes.get(name)
         for rows in (hint.rows for hint in hints if hint.dataset == DATASET):
             partitions = member.membership.current.partition_of(rows[:, HIGH])
-            open_ = rows[:, VERSION] > state.repaired[partitions]
+            open_ = rows[:, VERSION] > promised[partitions]
             if node is not None and node.engine is not None:
                 held = node.engine.tree(DATASET).held(np.ascontiguousarray(rows[:, : LOW + 1])).versions
                 open_ &= held < rows[:, VERSION]

@@ -9,19 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kvmeta.engine import wal
 from kvmeta.engine.commit import ACCEPTED, STALE
 from kvmeta.engine.engine import Engine
+from kvmeta.engine.kernels.layout import VERSION
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.simulation import simulate
-from kvmeta.version import VERSION_MAX
+from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
 from kvmeta_server.cluster import anti_entropy, coordinator, moves, replica
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE, Coordinator, Read
+from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.moves import Moves
@@ -268,6 +272,70 @@ def removed_nodes_come_back(patch: Patch) -> None:
     patch(Member, "_check_membership", lambda self, cluster_map: None)
 
 
+def hints_counted_for_the_quorum(patch: Patch) -> None:
+    send = Coordinator._send
+
+    async def counting(self: Any, tally: Any, slot: int, *rest: Any) -> None:
+        before, tally.reason = tally.reason, ""
+        await send(self, tally, slot, *rest)
+        if tally.reason:
+            to, is_owner, is_target = rest[-3:]
+            tally.owners[to] += is_owner
+            tally.targets[to] += is_target
+        tally.reason = tally.reason or before
+
+    patch(Coordinator, "_send", counting)
+
+
+def hints_for_ex_owners_dropped(patch: Patch) -> None:
+    async def taken(dataset: str, rows: Any) -> Any:
+        return np.ones(len(rows), np.bool_)
+
+    send = Handoff._send
+
+    async def careless(self: Any, slot: int) -> None:
+        coordinator, self._coordinator = self._coordinator, SimpleNamespace(repair=taken)
+        try:
+            await send(self, slot)
+        finally:
+            self._coordinator = coordinator
+
+    patch(Handoff, "_send", careless)
+
+
+def copied_without_tombstones(patch: Patch) -> None:
+    merged = anti_entropy.merged
+
+    def living(parts: list[Any]) -> Any:
+        rows = merged(parts)
+        return rows[rows[:, VERSION] & np.uint64(TOMBSTONE) == 0]
+
+    patch(moves, "merged", living)
+
+
+def repaired_versions_do_not_travel(patch: Patch) -> None:
+    async def nothing(self: Any, cluster_map: Any, dataset: str, partitions: Any) -> None:
+        pass
+
+    patch(Moves, "_take_over_ranges", nothing)
+
+
+def the_log_loses_its_end(patch: Patch) -> None:
+    replay = wal.replay
+
+    def short(*args: Any) -> Any:
+        return iter(list(replay(*args))[:-1])
+
+    patch(wal, "replay", short)
+
+
+def writes_not_stamped_again(patch: Patch) -> None:
+    def still(self: Any, count: int = 1) -> int:
+        return self.now_ms() - EPOCH_MS << MS_SHIFT | 1 << SLOT_SHIFT
+
+    patch(HybridClock, "stamp", still)
+
+
 MUTANTS = {
     plant.__name__: Mutant(rule, plant, seed)
     for rule, plant, seed in (
@@ -299,6 +367,12 @@ MUTANTS = {
         ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 1),
         ("the map is changed without compare-and-swap", map_changed_without_comparing, 28),
         ("a removed node comes back by itself", removed_nodes_come_back, 0),
+        ("a hint counts for the quorum", hints_counted_for_the_quorum, 0),
+        ("a hint for an ex-owner is dropped", hints_for_ex_owners_dropped, 0),
+        ("a copy leaves tombstones out", copied_without_tombstones, 0),
+        ("the repaired version does not travel with a move", repaired_versions_do_not_travel, 0),
+        ("a restart forgets the end of the log", the_log_loses_its_end, 0),
+        ("stamps follow the wall clock alone", writes_not_stamped_again, 0),
     )
 }
 """By name."""
