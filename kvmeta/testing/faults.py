@@ -74,8 +74,8 @@ class Faults:
     def _after(self, work: Callable[[], None], mean_s: float) -> None:
         asyncio.get_running_loop().call_later(self._rng.expovariate(1 / mean_s), work)
 
-    def _some_node(self, *, up: bool = True) -> SimulatedNode | None:
-        nodes = [node for node in self._sim.nodes.values() if node.up == up]
+    def _some_node(self) -> SimulatedNode | None:
+        nodes = [node for node in self._sim.nodes.values() if node.up]
         return self._rng.choice(nodes) if nodes else None
 
     # Processes
@@ -190,7 +190,7 @@ class Faults:
 
     def _wipe(self) -> bool:
         """Lose a node's data for good; an operator removes it, and another joins."""
-        node = self._some_node(up=False) or self._some_node()
+        node = self._some_node()
         if node is None or not self._lose(node):
             return False
         self._sim.add_node()
@@ -214,8 +214,8 @@ class Faults:
         return bool(going) and self._operate(pb.CHANGE_UNDRAIN, self._rng.choice(going))
 
     def _remove(self) -> bool:
-        """Remove a node that is down but has its data; where it comes back later, it is refused."""
-        node = self._some_node(up=False)
+        """Remove a node that died and has its data; where it comes back later, it is refused."""
+        node = self._some_node()
         if node is None or not self._lose(node):
             return False
         self._sim.removed[node.name] = node

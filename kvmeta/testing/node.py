@@ -28,6 +28,7 @@ from kvmeta.testing.storage import DirectoryStorage, MemoryStorage, Storage
 from kvmeta.version import EPOCH_MS, HybridClock
 from kvmeta_server.cluster.hints import Hint
 from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.replica import Applied
 from kvmeta_server.cluster.seams import Pace, PeerError, World
 from kvmeta_server.config import ClusterSettings
@@ -122,6 +123,14 @@ class SimulatedNode:
         """Return whether it takes part."""
         return self.process is not None and self.process.alive and self.member is not None
 
+    @property
+    def epoch(self) -> int:
+        """Return the epoch of the map that it works under, or will when it starts again without etcd."""
+        if self.member is not None:
+            return self.member.replica.persisted
+        remembered = NodeState(self._disk).map()
+        return 0 if remembered is None else remembered.epoch
+
     def start(self) -> None:
         """Begin a life, unless one lasts or there is to be none any more."""
         if not self._gone and (self.process is None or not self.process.alive):
@@ -169,6 +178,8 @@ class SimulatedNode:
                 break
             except KvmetaError as error:
                 shared.note("does not start", self.name, str(error))
+                if self._removed:
+                    return
                 await asyncio.sleep(RETRY_S)
         if self._removed and member.membership.answers:
             shared.tell(self.name, "was removed, and is a member again")

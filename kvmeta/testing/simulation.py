@@ -27,7 +27,7 @@ from kvmeta.testing.node import Repairs, Shared, SimulatedNode
 from kvmeta.testing.workload import DATASET, Clients
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.version import TOMBSTONE
-from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+from kvmeta_server.cluster.cluster_map import COPYING, STABLE, SWITCHED, ClusterMap, decode
 from kvmeta_server.cluster.hints import Hint
 from kvmeta_server.cluster.member import Member
 from kvmeta_server.cluster.membership import prefix_of
@@ -180,8 +180,10 @@ class Simulation:
         """Look at each new map: whatever was acknowledged must be seen by every read quorum of it."""
         if key != MAP_KEY or data is None:
             return
-        self.map = decode(data)
+        before, self.map = self.map, decode(data)
         self.note("map", self.map.epoch)
+        if before is not None:
+            self._check_step(before, self.map)
         members = {node.name for node in self.map.nodes}
         self._known |= members
         for name in [name for name in self.nodes if name in self._known and name not in members]:
@@ -233,7 +235,8 @@ class Simulation:
         mixed = np.frombuffer(b"".join(floors), np.uint64).reshape(-1, 2)
         partitions = cluster_map.partition_of(mixed[:, HIGH])
         readers = cluster_map.readers[partitions]
-        holders = np.zeros(len(mixed), np.int64)
+        holders, without = np.zeros(len(mixed), np.int64), np.zeros(len(mixed), np.int64)
+        stale = np.zeros(len(mixed), np.bool_)
         unknown = np.zeros(len(mixed), np.bool_)
         least = np.array([floor.version for floor in floors.values()], np.uint64)
         absent = np.array(
@@ -246,8 +249,11 @@ class Simulation:
                 unknown |= reads  # it lost its data: what is left must do
                 continue
             held = node.engine.tree(DATASET).held(mixed).versions
-            gone = (held == 0) | (held & np.uint64(TOMBSTONE) != 0)
-            holders += reads & ((held >= least) | (absent & gone))
+            alive = (held != 0) & (held & np.uint64(TOMBSTONE) == 0)
+            holders += reads & (held >= least)
+            without += reads & (held < least) & ~alive
+            stale |= reads & (held < least) & alive
+        holders += np.where(absent & ~stale, without, 0)  # nothing left that a dropped tombstone must hide
         count = (readers != NOBODY).sum(axis=1)
         missed = (holders < count - cluster_map.read_quorum[partitions] + 1) & ~unknown
         if missed.any():
@@ -257,6 +263,22 @@ class Simulation:
                 f"{list(floors)[i].hex()}, acknowledged with {int(least[i])}: {int(holders[i])} of "
                 f"{int(count[i])} hold it"
             )
+
+    def _check_step(self, before: ClusterMap, now: ClusterMap) -> None:
+        """Note where a partition goes on and a quorum of its owners may not know of the step before."""
+        epochs = {node.slot: self.nodes[node.name].epoch for node in before.nodes if node.name in self.nodes}
+        switched = (before.phase == COPYING) & (now.phase == SWITCHED)
+        finished = (before.phase == SWITCHED) & (now.phase == STABLE)
+        for partition in np.flatnonzero(switched | finished).tolist():
+            owners = [slot for slot in before.owners[partition].tolist() if slot != NOBODY]
+            write = min(before.write_quorum, len(owners))
+            changed = int(before.changed[partition])
+            ignorant = [slot for slot in owners if epochs.get(slot, changed) < changed]
+            if len(ignorant) >= min(write, len(owners) - write + 1):
+                self._violations.append(
+                    f"epoch {now.epoch}: partition {partition} goes on, and owners {ignorant} of {owners} "
+                    f"do not know of epoch {changed}"
+                )
 
     def _check_hinted(self, member: Member, slot: int, hints: list[Hint]) -> None:
         """Look at hints that count as taken: who they were for has them, or else whoever owns them now.
