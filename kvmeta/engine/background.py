@@ -169,7 +169,9 @@ class Background:
         merge = self._open_merge(tree, *_alone(run, lost.segment))
         try:
             advance = None
-            while advance is None or not advance.done:  # the run is quarantined, so nothing moves it meanwhile
+            while (
+                advance is None or not advance.done
+            ):  # the run is quarantined, so nothing moves it meanwhile
                 self._engine.check_writable()
                 advance = merge.step(0, 0)
                 if advance is not None and advance.segment is not None:
@@ -337,9 +339,7 @@ class Background:
         Whatever fails, the open merge is dropped: what it knows beyond the manifest may be half true. The
         next step opens it again at the manifest's frontier.
         """
-        merge = self._merges.get(record.output) or self._open_merge(
-            tree, record, self._inputs(tree, record)
-        )
+        merge = self._merges.get(record.output) or self._open_merge(tree, record, self._inputs(tree, record))
         self._merges[record.output] = merge
         try:
             inside = {*record.inputs, record.output}

@@ -1,4 +1,4 @@
-"""What is lost of a tree's segments: their damaged pages, and the stretches of the hash order that those may hold.
+"""What is lost of a tree's segments: damaged pages, and the stretches of the hash order that they may hold.
 
 `verify.py` looks for damage; this tells of what has been found, by whatever touched it.
 """

@@ -1,7 +1,7 @@
 """A member of a cluster: an engine, and all that makes it one of several. It knows no gRPC, files or threads.
 
 join      who am I, does the authority know me, may I come (back)?
-start     replica ─ coordinator ─ peers ─ membership; then in the background: moves, handoff, anti-entropy, mending
+start     replica ─ coordinator ─ peers ─ membership; then by itself: moves, handoff, anti-entropy, mending
 stop      give the lease up; what was acknowledged is on disk anyway
 """
 
@@ -285,9 +285,7 @@ class Member:
         self.moves = Moves(
             replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
         )
-        self.mending = Mending(
-            replica, self.peers, world.background, world.log, pace.mend_s, pace.settled_s
-        )
+        self.mending = Mending(replica, self.peers, world.background, world.log, pace.mend_s, pace.settled_s)
         self.answers = PeerAnswers(
             replica, self.coordinator, self.membership, world, self.how_it_is, self.make_datasets
         )

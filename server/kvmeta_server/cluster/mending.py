@@ -1,18 +1,18 @@
 """Mending: what is damaged of this node's segments is brought back from the other owners, then given up here.
 
     look      what lookups, merges and opens have found damaged, once it is old enough to be settled
-    bring     of each partition that it touches: what R - W + 1 of the *other* owners hold and is lacking here
-    give up   the segment is written anew without its damaged pages; from then on its IDs are answered here again
+    bring     of each partition that it touches: what R - W + 1 of the *other* owners hold and this one lacks
+    give up   the segment is written anew without its damaged pages; then its IDs are answered here again
 
 An acknowledged write is at W - 1 other owners at least, so R - W + 1 of the R - 1 others have it among them.
 Each step may be repeated, so a crash between them costs nothing but doing them again.
 
-Two things a damaged page may have held that no longer come from others:
+Two things that a damaged page may have held do not come from the others:
 
 - A write that this node took and whose coordinator still counts: pages are immutable, so damage that is older
   than a call between nodes lasts holds none.
-- A tombstone that the others have purged. What it hid here, in another run, would come back. Others purge only
-  up to the repaired version, up to where all owners once held the same: so what is held here up to there, and
+- A tombstone that the others have purged. What it hid here, in another run, would come back. Others purge
+  only up to the repaired version, where all owners once held the same: so what is held here up to there, and
   of which they hold nothing, was deleted, and is marked so.
 """
 

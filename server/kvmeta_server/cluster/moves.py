@@ -147,9 +147,7 @@ class Moves:
         first, last = cluster_map.stretch(partition)
         loop = asyncio.get_running_loop()
         started = loop.time()
-        async for rows, _ in quorum_rows(
-            self._peers, dataset, cluster_map.epoch, owners, need, first, last
-        ):
+        async for rows, _ in quorum_rows(self._peers, dataset, cluster_map.epoch, owners, need, first, last):
             if len(rows):
                 out.append(rows)
                 spent = loop.time() - started

@@ -1,4 +1,4 @@
-"""Mending over real replicas: a damaged range is brought back from the others, and nothing else comes with it."""
+"""Mending over real replicas: what is damaged is brought back from the others, and nothing else with it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from kvmeta.engine.damage import lost
 from kvmeta.engine.window import HASH_MAX
 from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
-from kvmeta_server.cluster.cluster_map import Node
 from kvmeta_server.cluster.mending import Mending, lacking
 from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
 
@@ -111,8 +112,8 @@ def test_a_damaged_page_is_mended_and_replicas_are_equal_again(three: Replicas) 
     newer = put(three, rows_of(N // 2, value=5), 1, 2)  # missed here
     three.stores[0].flush()
     damage(three, 3, 7)
-    lost = failed(three, old)
-    assert 0 < lost < N // 2
+    unanswered = failed(three, old)
+    assert 0 < unanswered < N // 2
     each = mending(three)
     assert look(three, each) == ""
     assert (each.damaged, each.mended) == (0, 2)
@@ -120,7 +121,7 @@ def test_a_damaged_page_is_mended_and_replicas_are_equal_again(three: Replicas) 
     assert failed(three, old) == 0
     assert three.stores[0].verify().ok
     assert live(three, old) == N
-    assert 0 < three.holding(newer)[0] <= lost  # mended to what the others hold by now
+    assert 0 < three.holding(newer)[0] <= unanswered  # mended to what the others hold by now
     agree(three)
     assert three.holding(newer) == [N // 2] * 3
     assert agree(three) == 0
@@ -259,29 +260,33 @@ def test_a_crash_after_rows_are_brought_costs_nothing(three: Replicas) -> None:
     assert three.holding(rows) == [N] * 3
 
 
-def hooked(replicas: Replicas, after_rows: Callable[[], None]) -> None:
-    """Do something each time rows were read from a replica."""
-    rows = replicas.rows
+def hooked(replicas: Replicas, call: str, after: int, work: Callable[[], None]) -> None:
+    """Do something as soon as replicas have answered a call so many times."""
+    plain, answered = getattr(replicas, call), iter(range(1, 1000))
 
-    async def then(*args: Any) -> Any:
-        page = await rows(*args)
-        after_rows()
-        return page
+    async def then(*args: Any, **named: Any) -> Any:
+        answer = await plain(*args, **named)
+        if next(answered) == after:
+            work()
+        return answer
 
-    replicas.rows = then  # type: ignore[method-assign]
+    setattr(replicas, call, then)
 
 
-def test_partitions_that_change_owners_meanwhile_are_brought_again(three: Replicas) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_partitions_that_change_owners_meanwhile_are_brought_again(three: Replicas, last: bool) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
     held = three.maps.current
     epoch = held.epoch + 1
     three.maps.current = replace(held, epoch=epoch, changed=np.full(PARTITIONS, epoch, np.uint64))
-    changes = iter([lambda: three.adopt(three.maps.current)])
-    hooked(three, lambda: next(changes, lambda: None)())
+    ((start, end),) = lost(three.replicas[0].tree("default"))[0].stretches
+    touched = (end >> held.shift) - (start >> held.shift) + 1
+    call, after = ("digests", 4 * touched) if last else ("rows", 2)  # before and after, each of two others
+    hooked(three, call, after, lambda: three.adopt(three.maps.current))
     each = mending(three)
-    assert look(three, each) != ""
+    assert "changed their owners" in look(three, each)
     assert failed(three, rows) > 0
     assert look(three, each) == ""
     assert three.holding(rows) == [N] * 3
@@ -292,7 +297,8 @@ def test_what_others_agree_on_meanwhile_is_looked_at_again(three: Replicas) -> N
     three.stores[0].flush()
     damage(three, 3)
     version = int(rows[0, 2])
-    hooked(three, lambda: three.replicas[1].repaired("default", range(PARTITIONS), version))
+    agreed = partial(three.replicas[1].repaired, "default", range(PARTITIONS), version)
+    hooked(three, "rows", 2, agreed)
     each = mending(three)
     assert "agreed on more" in look(three, each)
     assert failed(three, rows) > 0
