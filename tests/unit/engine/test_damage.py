@@ -303,3 +303,18 @@ def test_a_tree_with_a_damaged_run_refuses_to_drop_before_it_rewrites_anything(d
         with pytest.raises(kvmeta.CorruptionError, match="nothing was dropped"):
             store.engine.background.drop(store.engine.tree("default"), ((0, 1 << 60),))
         assert sorted((damaged / "segments").iterdir()) == files
+
+
+def test_what_the_device_cannot_read_is_left_out_of_what_is_written_anew(
+    whole: Path, failing: set[int]
+) -> None:
+    failing.add(2)
+    with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
+        before = store.dataset().lookup(ids(), on_error="mask")
+        for each in lost_of(store):
+            assert give_up(store, each)
+        assert lost_of(store) == []
+        assert store.stats().datasets[0].quarantined_runs == 0
+        after = store.dataset().lookup(ids())
+        assert not after.found.all()
+        assert after.found[~before.failed].all()
