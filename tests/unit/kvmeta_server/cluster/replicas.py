@@ -14,6 +14,7 @@ import numpy as np
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import KvmetaError
+from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.disk import FileDisk
@@ -177,3 +178,11 @@ def rows_of(n: int, value: int = 1, seed: int = 0) -> np.ndarray:
     out[:, :2] = np.random.default_rng(seed).integers(0, 1 << 64, (n, 2), np.uint64)
     out[:, 3] = value
     return out
+
+
+def put(replicas: Replicas, rows: np.ndarray, *slots: int, delete: bool = False) -> np.ndarray:
+    """Have some nodes take rows, stamped now; return them."""
+    rows[:, 2] = replicas.stores[0].engine.clock.stamp() | (TOMBSTONE if delete else 0)
+    for slot in slots:
+        replicas.replicas[slot].apply("default", 0, rows)
+    return rows

@@ -18,7 +18,7 @@ from kvmeta.engine.window import HASH_MAX
 from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.mending import Mending, lacking
-from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, put, rows_of
 
 N = 2000
 PAGE = 4096
@@ -62,13 +62,6 @@ def mending(replicas: Replicas, slot: int = 0, settled_s: float = 0.0) -> Mendin
 
 def look(replicas: Replicas, each: Mending) -> str:
     return replicas.run(each.look())
-
-
-def put(replicas: Replicas, rows: np.ndarray, *slots: int, delete: bool = False) -> np.ndarray:
-    rows[:, 2] = replicas.stores[0].engine.clock.stamp() | (TOMBSTONE if delete else 0)
-    for slot in slots:
-        replicas.replicas[slot].apply("default", 0, rows)
-    return rows
 
 
 def agree(replicas: Replicas) -> int:
