@@ -168,14 +168,13 @@ class Background:
         written: list[SegmentRecord] = []
         merge = self._open_merge(tree, *_alone(run, lost.segment))
         try:
-            advance = None
-            while (
-                advance is None or not advance.done
-            ):  # the run is quarantined, so nothing moves it meanwhile
+            done = False
+            while not done:  # the run is quarantined, so nothing moves it meanwhile
                 self._engine.check_writable()
                 advance = merge.step(0, 0)
-                if advance is not None and advance.segment is not None:
-                    written.append(advance.segment)
+                if advance is not None:
+                    written += () if advance.segment is None else (advance.segment,)
+                    done = advance.done
             filenames.sync_directory(filenames.segments(self._engine.path))
             with self.lock:
                 now = self._idle_run(tree, lost)  # a page that went bad meanwhile was left out, too
