@@ -48,6 +48,8 @@ class Member:
     clock_ms: int
     rows_copied: int
     repaired: int
+    damaged: int
+    mended: int
 
 
 @dataclass(frozen=True)

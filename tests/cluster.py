@@ -25,7 +25,7 @@ from kvmeta_server.serving import Server
 
 T = TypeVar("T")
 _numbers = itertools.count()
-QUICK = Pace(probe_s=0.05, step_s=0.02, hints_s=0.1, grace_s=0)
+QUICK = Pace(probe_s=0.05, step_s=0.02, hints_s=0.1, grace_s=0, mend_s=0.1, settled_s=0.5)
 
 
 @pytest.fixture(scope="session")

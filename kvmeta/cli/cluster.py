@@ -214,6 +214,8 @@ def _show_nodes(told: Status) -> None:
         "to copy",
         "to drop",
         "hinted rows",
+        "damaged",
+        "mended",
         "clock ms",
     ]
     rows: list[list[Any]] = []
@@ -221,7 +223,8 @@ def _show_nodes(told: Status) -> None:
         state = member.state if member.answered else f"{member.state}, no answer"
         rows.append([
             member.name, member.address, member.zone or "-", f"{member.weight:g}", state, member.owned,
-            member.incoming, member.leftover, render.count(member.hinted), member.clock_ms,
+            member.incoming, member.leftover, render.count(member.hinted), member.damaged,
+            member.mended, member.clock_ms,
         ])  # fmt: skip
     render.table(titles, rows)
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from kvmeta.engine import compaction, filenames
 from kvmeta.engine import load as bulk
 from kvmeta.engine.compaction import Choice, RunShape
-from kvmeta.engine.manifest import MergeRecord, RunRecord
+from kvmeta.engine.damage import Lost
+from kvmeta.engine.manifest import MergeRecord, RunRecord, TreeRecord
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.merge import Advance, Merge, advanced
 from kvmeta.engine.run import Run
+from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
@@ -140,15 +142,58 @@ class Background:
 
         Nobody may write there meanwhile.
         """
+        self._refuse_damaged(tree)  # before all else is rewritten for nothing
         self.flush()
         self._merge_all(tree, None, drop=stretches)
+        self._refuse_damaged(tree)
+
+    def _refuse_damaged(self, tree: Tree) -> None:
+        """Raise where a run is quarantined: it is not merged, so what it holds cannot be dropped."""
         damaged = [segment for run in tree.runs if run.quarantined for segment in run.segments]
-        if damaged:  # such runs are not merged: what they hold of the stretches is still there
+        if damaged:
             raise CorruptionError(
                 f"{damaged[0].path} and what belongs to it is damaged, so nothing was dropped from it; "
                 "restore it, or compact with discard_damaged",
                 damaged[0].path,
             )
+
+    def give_up(self, tree: Tree, lost: Lost) -> bool:
+        """Write a segment anew without what is lost of it, so that its IDs are answered from what is left.
+
+        Return False where that has to wait: a merge is at the run, or more of the segment is damaged by now.
+        """
+        run = self._idle_run(tree, lost)
+        if run is None:
+            return False
+        written: list[SegmentRecord] = []
+        merge = self._open_merge(tree, *_alone(run, lost.segment))
+        try:
+            done = False
+            while not done:  # the run is quarantined, so nothing moves it meanwhile
+                self._engine.check_writable()
+                advance = merge.step(0, 0)
+                if advance is not None:
+                    written += () if advance.segment is None else (advance.segment,)
+                    done = advance.done
+            filenames.sync_directory(filenames.segments(self._engine.path))
+            with self.lock:
+                now = self._idle_run(tree, lost)  # a page that went bad meanwhile was left out, too
+                if now is not None:
+                    instead = tuple(written)
+                    written.clear()  # from here on the manifest may name them
+                    self._engine.set_tree(tree, _with_segment(tree.record, now, lost.segment, instead))
+        finally:
+            merge.abandon()
+            self._engine.remove_segments(segment.number for segment in written)
+        self.notify()
+        return now is not None
+
+    def _idle_run(self, tree: Tree, lost: Lost) -> Run | None:
+        """Return the run of which just that is lost, if no merge is at it."""
+        with self.lock:
+            self._engine.check_tree(tree)
+            idle = tree.idle_runs(damaged=True)
+            return next((run for run in idle if run.damage().get(lost.segment) == lost.pages), None)
 
     def _merge_all(
         self,
@@ -272,13 +317,13 @@ class Background:
             record = MergeRecord(choice.inputs, number, choice.bottom, discard=discard, drop=drop)
             self._engine.set_tree(tree, replace(tree.record, merges=(*tree.record.merges, record)))
 
-    def _open_merge(self, tree: Tree, record: MergeRecord) -> Merge:
+    def _open_merge(self, tree: Tree, record: MergeRecord, inputs: tuple[Run, ...]) -> Merge:
         options = self._engine.options
         filtered = not record.bottom or tree.dataset.bottom_filter
         filter_bits = options.filter_bits_per_row if filtered else 0
         return Merge(
             record,
-            self._inputs(tree, record),
+            inputs,
             self._engine.files,
             filter_bits=filter_bits,
             step_rows=options.merge_step_rows,
@@ -293,7 +338,7 @@ class Background:
         Whatever fails, the open merge is dropped: what it knows beyond the manifest may be half true. The
         next step opens it again at the manifest's frontier.
         """
-        merge = self._merges.get(record.output) or self._open_merge(tree, record)
+        merge = self._merges.get(record.output) or self._open_merge(tree, record, self._inputs(tree, record))
         self._merges[record.output] = merge
         try:
             inside = {*record.inputs, record.output}
@@ -330,3 +375,21 @@ class Background:
             record = replace(tree.record, runs=runs, merges=merges)
             if record != tree.record:
                 self._engine.set_tree(tree, record)
+
+
+def _alone(run: Run, segment: int) -> tuple[MergeRecord, tuple[Run, ...]]:
+    """Return a merge of one segment of a run that leaves its damaged pages out."""
+    inside = tuple(each for each in run.segments if each.record.number == segment)
+    record = replace(run.record, segments=tuple(each.record for each in inside))
+    return MergeRecord((record.number,), 0, record.bottom, discard=True), (Run(record, inside),)
+
+
+def _with_segment(tree: TreeRecord, run: Run, segment: int, instead: tuple[SegmentRecord, ...]) -> TreeRecord:
+    """Return a tree's record with others instead of a run's segment; a run without any goes."""
+    segments: list[SegmentRecord] = []
+    for each in run.record.segments:
+        segments += instead if each.number == segment else (each,)
+    damaged = {number: pages for number, pages in run.damage().items() if number != segment}
+    fresh = replace(run.record, segments=tuple(segments), damaged=damaged)
+    runs = (fresh if each.number == fresh.number else each for each in tree.runs)
+    return replace(tree, runs=tuple(each for each in runs if each.segments))

@@ -467,7 +467,7 @@ class Engine:
             with self.all_or_stop():
                 self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
                 self.trees = {n: t for n, t in self.trees.items() if n != number}
-                self._unlink(s.record.number for s in tree.view.segments)
+                self.remove_segments(s.record.number for s in tree.view.segments)
 
     # Writing
 
@@ -562,9 +562,10 @@ class Engine:
         self.check_tree(tree)
         with self.all_or_stop():
             self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
-            self._unlink(tree.replace_runs(record, self.files, flushed))
+            self.remove_segments(tree.replace_runs(record, self.files, flushed))
 
-    def _unlink(self, numbers: Iterable[int]) -> None:
+    def remove_segments(self, numbers: Iterable[int]) -> None:
+        """Remove files that the manifest does not name."""
         for number in numbers:
             path = filenames.segment(self.path, number)
             with os_errors("removing", path):

@@ -158,7 +158,7 @@ class StateRequest(_message.Message):
     def __init__(self, cluster: _Optional[bytes] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied")
+    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied", "damaged", "mended")
     class HintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -174,6 +174,8 @@ class StateResponse(_message.Message):
     UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     REPAIRED_FIELD_NUMBER: _ClassVar[int]
     ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    MENDED_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     copied: _containers.RepeatedScalarFieldContainer[int]
@@ -182,4 +184,6 @@ class StateResponse(_message.Message):
     unix_ms: int
     repaired: int
     rows_copied: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ...) -> None: ...
+    damaged: int
+    mended: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ...) -> None: ...

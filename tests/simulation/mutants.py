@@ -21,7 +21,7 @@ from kvmeta.engine.kernels.layout import VERSION
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.simulation import simulate
 from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
-from kvmeta_server.cluster import anti_entropy, coordinator, moves, replica
+from kvmeta_server.cluster import anti_entropy, coordinator, moves, quorum_rows, replica
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE, Coordinator, Read
@@ -242,7 +242,7 @@ def the_older_version_wins_a_copy(patch: Patch) -> None:
         first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(axis=1)
         return rows[first]
 
-    patch(moves, "merged", older)
+    patch(quorum_rows, "merged", older)
     patch(anti_entropy, "merged", older)
 
 
@@ -310,7 +310,7 @@ def copied_without_tombstones(patch: Patch) -> None:
         rows = merged(parts)
         return rows[rows[:, VERSION] & np.uint64(TOMBSTONE) == 0]
 
-    patch(moves, "merged", living)
+    patch(quorum_rows, "merged", living)
 
 
 def repaired_versions_do_not_travel(patch: Patch) -> None:

@@ -201,6 +201,51 @@ def test_a_promise_keeps_a_late_hint_from_bringing_back_what_was_deleted(three: 
         assert not store.dataset().lookup(some_ids(10)).found.any()
 
 
+def flip_bits(file: Path, pages: tuple[int, ...]) -> None:
+    data = bytearray(file.read_bytes())
+    for page in pages:
+        data[page * 4096 + 99] ^= 4
+    file.write_bytes(data)
+
+
+def digests(cluster: LocalCluster, name: str) -> list[int]:
+    nothing = np.zeros(16, np.uint64)
+    replica = cluster.nodes[name].node.replica
+    told, _ = replica.digests("default", range(16), (1 << 64) - 1, nothing, 0, promise=False)
+    return told.reshape(-1).tolist()
+
+
+def test_a_damaged_range_is_repaired_from_replicas_by_itself(three: LocalCluster) -> None:
+    with open_at(three) as store, kvmeta.cluster.open(three.target) as cluster:
+        ds = store.dataset()
+        ds.put(some_ids(), places())
+        until(lambda: all(held_by(three, name) == N for name in three.nodes), "writes")
+        three.nodes["n1"].local.flush()
+        three.stop("n1")
+        (file,) = (three.path / "n1" / "segments").iterdir()
+        flip_bits(file, (5, 6, 90))
+        ds.put(some_ids(1000), places(1000, volume=2))
+        ds.delete(some_ids(1000, start=1000))
+        three.start("n1")
+        n1 = three.nodes["n1"].local
+        with open_at(three, "n1", consistency="fast", timeout_s=20) as fast:
+            assert fast.dataset().lookup(some_ids()[2000:]).found.all()  # which meets the damage
+        until(lambda: not n1.dataset().lookup(some_ids(), on_error="mask").failed.any(), "mending")
+        until(lambda: digests(three, "n1") == digests(three, "n2") == digests(three, "n3"), "hints")
+        mended = {member.name: (member.damaged, member.mended) for member in cluster.status().members}
+        assert mended == {"n1": (0, 3), "n2": (0, 0), "n3": (0, 0)}
+        assert n1.verify().ok
+        assert n1.stats().datasets[0].quarantined_runs == 0
+        assert held_by(three, "n1") == N - 1000
+        for consistency in ("quorum", "fast"):
+            with open_at(three, "n1", consistency=consistency) as other:
+                hit = other.dataset().lookup(some_ids())
+                assert (hit.found == ~np.isin(np.arange(N), np.arange(1000, 2000))).all()
+                assert (hit.locations["volume"][:1000] == 2).all()
+                assert (hit.locations["offset"][2000:] == np.arange(2000, N)).all()
+        assert cluster.repair().rows == 0
+
+
 # Growing and shrinking
 
 

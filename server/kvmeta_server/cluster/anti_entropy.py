@@ -174,7 +174,7 @@ class AntiEntropy:
                 tombstones = everything[:, VERSION] & np.uint64(TOMBSTONE) != 0
                 counts &= ~(tombstones & (everything[:, VERSION] <= np.uint64(purged)))
                 for owner, own in zip(owners, each, strict=True):
-                    lacking = everything[counts & ~_in(everything, own)]
+                    lacking = everything[counts & ~among(everything, own)]
                     if len(lacking):
                         await self._peers.apply(owner, dataset, 0, lacking, repair=True)
                         sent += len(lacking)
@@ -191,10 +191,12 @@ def merged(parts: list[Rows]) -> Rows:
     return out[: merge(rows, heads, ends, np.uint64(0), np.uint64(0), out)]
 
 
-def _in(rows: Rows, held: Rows) -> NDArray[np.bool_]:
-    """Return bool[n]: whether each of `rows` is one of `held`, version and all."""
-    kind = np.dtype((np.void, rows.itemsize * ROW_WORDS))
-    inside: NDArray[np.bool_] = np.isin(
-        np.ascontiguousarray(rows).view(kind).reshape(-1), np.ascontiguousarray(held).view(kind).reshape(-1)
-    )
+def among(rows: Rows, held: Rows, words: int = ROW_WORDS) -> NDArray[np.bool_]:
+    """Return bool[n]: whether each of `rows` is one of `held`, by its first `words`, or version and all."""
+    kind = np.dtype((np.void, rows.itemsize * words))
+
+    def whole(column: Rows) -> NDArray[np.void]:
+        return np.ascontiguousarray(column[:, :words]).view(kind).reshape(-1)
+
+    inside: NDArray[np.bool_] = np.isin(whole(rows), whole(held))
     return inside

@@ -1,7 +1,7 @@
 """A member of a cluster: an engine, and all that makes it one of several. It knows no gRPC, files or threads.
 
 join      who am I, does the authority know me, may I come (back)?
-start     replica ─ coordinator ─ peers ─ membership; then in the background: moves, handoff, anti-entropy
+start     replica ─ coordinator ─ peers ─ membership; then by itself: moves, handoff, anti-entropy, mending
 stop      give the lease up; what was acknowledged is on disk anyway
 """
 
@@ -32,6 +32,7 @@ from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.membership import LEASE_S, NO_DATASETS, Membership, local_name, number_of
+from kvmeta_server.cluster.mending import Mending
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import Identity, NodeState
 from kvmeta_server.cluster.peer_answers import PeerAnswers
@@ -104,6 +105,7 @@ class Member:
         work = (
             self.moves.run(),
             self.handoff.run(),
+            self.mending.run(),
             self._compare_now_and_then(),
             self._follow_datasets_once(),
         )
@@ -283,6 +285,7 @@ class Member:
         self.moves = Moves(
             replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
         )
+        self.mending = Mending(replica, self.peers, world.background, world.log, pace.mend_s, pace.settled_s)
         self.answers = PeerAnswers(
             replica, self.coordinator, self.membership, world, self.how_it_is, self.make_datasets
         )
@@ -318,6 +321,8 @@ class Member:
             unix_ms=self._engine.clock.now_ms(),
             repaired=int((repaired[held] > 0).sum()),
             rows_copied=self.moves.rows_copied,
+            damaged=self.mending.damaged,
+            mended=self.mending.mended,
         )
 
     # Datasets

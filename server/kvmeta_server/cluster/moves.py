@@ -20,17 +20,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.engine.kernels.layout import HIGH
 from kvmeta.errors import KvmetaError
-from kvmeta_server.cluster.anti_entropy import merged
 from kvmeta_server.cluster.cluster_map import COPYING, SWITCHED, ClusterMap
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.quorum_rows import PAGE_ROWS, quorum_rows
 from kvmeta_server.cluster.replica import BUCKETS, Replica
 from kvmeta_server.cluster.seams import PeerError, Peers, World
 
-PAGE_ROWS = 131_072
 INGEST_ROWS = 1 << 20
 CHUNK = 64
 """Partitions copied before they are noted as copied."""
@@ -147,28 +145,14 @@ class Moves:
                 f"partition {partition}: {len(owners)} owners answer, and it takes {need} to copy it"
             )
         first, last = cluster_map.stretch(partition)
-        turn, loop = 0, asyncio.get_running_loop()
-        while first <= last:
-            started = loop.time()
-            calls = (
-                self._peers.rows(slot, dataset, cluster_map.epoch, first, last, PAGE_ROWS)
-                for slot in owners[:need]
-            )
-            try:
-                pages = await asyncio.gather(*calls)
-            except PeerError:
-                turn += 1
-                if turn >= len(owners):
-                    raise
-                owners = [*owners[1:], owners[0]]  # one of them may have damaged pages
-                continue
-            until = min(page.until for page in pages)
-            rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        async for rows, _ in quorum_rows(self._peers, dataset, cluster_map.epoch, owners, need, first, last):
             if len(rows):
                 out.append(rows)
                 spent = loop.time() - started
                 await asyncio.sleep(max(0.0, AT_ONCE * len(rows) / self._rows_s_max - spent))
-            first = until + 1
+            started = loop.time()
         return out
 
     async def _ingest(self, dataset: str, parts: list[Rows]) -> None:

@@ -45,6 +45,7 @@ class Operators:
                     state.rows_copied,
                 )
                 member.hinted, member.repaired = sum(state.hints.values()), state.repaired
+                member.damaged, member.mended = state.damaged, state.mended
                 member.clock_ms = int(state.unix_ms) - now_ms
             members.append(member)
         return pb.GetStatusResponse(

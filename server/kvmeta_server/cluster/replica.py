@@ -79,6 +79,11 @@ class Replica:
         """Return the map that new work is held against."""
         return self._map
 
+    def holding(self) -> tuple[ClusterMap, NDArray[np.bool_]]:
+        """Return the map and bool[P]: of which partitions this node holds what it is asked for."""
+        with self._changed:
+            return self._map, self._held
+
     def adopt(self, cluster_map: ClusterMap) -> None:
         """Work under a newer map from now on; return when it is on disk and nothing older is under way."""
         with self._changed:

@@ -229,7 +229,7 @@ class World:
     """For what peers ask to read."""
     writes: Lane
     background: Lane
-    """For moves."""
+    """For moves and mending."""
     control: Lane
     """For maps and datasets: a few threads that nothing else keeps busy."""
     log: Events
@@ -252,6 +252,11 @@ class Pace:
     """How long a peer may take for a page of rows or a comparison."""
     grace_s: float = 10.0
     """How far back a comparison's cut lies, so that writes under way are not caught by it."""
+    mend_s: float = 5.0
+    """Between two looks at what is damaged."""
+    settled_s: float = 10.0
+    """How old damage must be to be mended: twice what a call lasts that writes to a replica, so that whatever
+    a damaged page holds is acknowledged by now, or never will be on this replica's word."""
 
 
 class Maps(Protocol):

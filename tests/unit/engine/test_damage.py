@@ -13,7 +13,11 @@ import pytest
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine.damage import Lost, lost
+from kvmeta.engine.kernels import hashing
+from kvmeta.engine.manifest import MergeRecord
 from kvmeta.engine.options import EngineOptions
+from kvmeta.engine.window import within
 
 OPTIONS = EngineOptions(
     batch_rows_max=1000,
@@ -206,3 +210,111 @@ def test_what_cannot_be_read_can_be_given_up(whole: Path, failing: set[int]) -> 
         assert set(np.flatnonzero(~found)) <= set(lost)
         assert not found.all()
         assert store.stats().datasets[0].quarantined_runs == 0
+
+
+def lost_of(store: EmbeddedStore) -> list[Lost]:
+    return lost(store.engine.tree("default"))
+
+
+def give_up(store: EmbeddedStore, what: Lost) -> bool:
+    return store.engine.background.give_up(store.engine.tree("default"), what)
+
+
+def test_what_is_lost_is_told_as_stretches_that_hold_every_failed_id(damaged: Path) -> None:
+    with open_(damaged) as store:
+        failed = failed_ids(store)
+        (what,) = lost_of(store)
+        assert (what.pages, what.ranges) == ((1,), 1)
+        mixed = np.empty((N, 2), np.uint64)
+        hashing.mix(ids().view(np.uint64).reshape(-1, 2), store.engine.keys, mixed)
+        inside = within(mixed, np.array(what.stretches, np.uint64))
+        assert inside[failed].all()
+        assert inside.sum() < 400
+
+
+@pytest.mark.parametrize("lost_file", [False, True])
+def test_only_the_damaged_segment_is_written_anew_and_then_answers(damaged: Path, lost_file: bool) -> None:
+    if lost_file:
+        sorted((damaged / "segments").iterdir())[1].unlink()
+    with open_(damaged) as store:
+        before = store.dataset().lookup(ids(), on_error="mask")
+        (what,) = lost_of(store)
+        files = {file.name for file in (damaged / "segments").iterdir()}
+        store.verify()
+        assert give_up(store, what)
+        assert lost_of(store) == []
+        assert store.verify().ok
+        assert store.stats().datasets[0].quarantined_runs == 0
+        now = {file.name for file in (damaged / "segments").iterdir()}
+        assert len(files - now) == (0 if lost_file else 1)
+        assert len(now - files) == (0 if lost_file else 1)
+        after = store.dataset().lookup(ids())
+        assert after.found[before.found].all()
+        assert (after.versions == before.versions)[~before.failed].all()
+        assert 0 < np.count_nonzero(~after.found) <= np.count_nonzero(before.failed)
+        store.dataset().put(ids(), at(N, 3))
+        store.compact()
+        assert (store.dataset().lookup(ids()).locations["offset"] == 3).all()
+    with open_(damaged) as store:
+        assert sum(len(page) for page in store.dataset().scan()) == N
+
+
+def test_of_more_damage_than_was_told_nothing_is_given_up(damaged: Path) -> None:
+    file = sorted((damaged / "segments").iterdir())[1]
+    data = bytearray(file.read_bytes())
+    data[4 * 4096 + 99] ^= 4
+    file.write_bytes(data)
+    with open_(damaged) as store:
+        segment = store.engine.tree("default").view.segments[1]
+        segment.verify(1, 1)
+        (what,) = lost_of(store)
+        assert not give_up(store, replace(what, pages=()))
+        files = sorted((damaged / "segments").iterdir())
+        assert not give_up(store, what)  # the other page is first read as the segment is written anew
+        assert sorted((damaged / "segments").iterdir()) == files
+        (more,) = lost_of(store)
+        assert more.pages == (1, 3)
+        assert give_up(store, more)
+        assert lost_of(store) == []
+
+
+def test_a_segment_that_is_being_merged_waits(damaged: Path) -> None:
+    with open_(damaged) as store:
+        tree = store.engine.tree("default")
+        store.dataset().put(ids(100, N), at(100, 2))
+        store.flush()
+        failed_ids(store)
+        (what,) = lost_of(store)
+        inputs = tuple(run.record.number for run in tree.runs)
+        merge = MergeRecord(inputs, store.engine.take_number(), bottom=True)
+        store.engine.set_tree(tree, replace(tree.record, merges=(merge,)))
+        assert not give_up(store, what)
+        while store.engine.background.step():
+            pass
+        assert give_up(store, what)
+
+
+def test_a_tree_with_a_damaged_run_refuses_to_drop_before_it_rewrites_anything(damaged: Path) -> None:
+    with open_(damaged) as store:
+        store.verify()
+        store.dataset().put(ids(100, N), at(100, 2))
+        store.flush()
+        files = sorted((damaged / "segments").iterdir())
+        with pytest.raises(kvmeta.CorruptionError, match="nothing was dropped"):
+            store.engine.background.drop(store.engine.tree("default"), ((0, 1 << 60),))
+        assert sorted((damaged / "segments").iterdir()) == files
+
+
+def test_what_the_device_cannot_read_is_left_out_of_what_is_written_anew(
+    whole: Path, failing: set[int]
+) -> None:
+    failing.add(2)
+    with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
+        before = store.dataset().lookup(ids(), on_error="mask")
+        for each in lost_of(store):
+            assert give_up(store, each)
+        assert lost_of(store) == []
+        assert store.stats().datasets[0].quarantined_runs == 0
+        after = store.dataset().lookup(ids())
+        assert not after.found.all()
+        assert after.found[~before.failed].all()

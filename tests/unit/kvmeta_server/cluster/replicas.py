@@ -14,6 +14,7 @@ import numpy as np
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import KvmetaError
+from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.disk import FileDisk
@@ -57,22 +58,29 @@ class Replicas:
             held = joining.switched(range(PARTITIONS)).finished(range(PARTITIONS))
         self.loop = asyncio.new_event_loop()
         self.maps = Maps(held)
-        self.stores = [
-            EmbeddedStore(path / str(slot), options=EngineOptions(keep_tombstones=True))
-            for slot in range(count)
-        ]
-        self.replicas = {
-            slot: Replica(store.engine, NodeState(FileDisk(store.engine.path / "node")), slot, held)
-            for slot, store in enumerate(self.stores)
-        }
-        for slot, store in enumerate(self.stores):
-            store.engine.clock.be(slot, 0, lambda stamp: stamp + (1 << 50))
+        self._path = path
+        self.stores: list[EmbeddedStore] = []
+        self.replicas: dict[int, Replica] = {}
+        for slot in range(count):
+            self._open(slot)
         self.down: set[int] = set()
         self.calls: list[str] = []
         self.hints = Hints()
         self.coordinator = Coordinator(
             0, self.maps, self, self.stores[0].engine.clock, self.hints, sleep=lambda _: asyncio.sleep(0)
         )
+
+    def _open(self, slot: int) -> None:
+        store = EmbeddedStore(self._path / str(slot), options=EngineOptions(keep_tombstones=True))
+        store.engine.clock.be(slot, 0, lambda stamp: stamp + (1 << 50))
+        state = NodeState(FileDisk(store.engine.path / "node"))
+        self.stores.insert(slot, store)
+        self.replicas[slot] = Replica(store.engine, state, slot, self.maps.current)
+
+    def reopen(self, slot: int) -> None:
+        """Close a node's store and open it again."""
+        self.stores.pop(slot).close()
+        self._open(slot)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` returns."""
@@ -106,7 +114,8 @@ class Replicas:
 
     async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
         """As of `Replica.rows`."""
-        return self._asked(slot, "rows").rows(dataset, epoch, first, last, page_rows)
+        with _as_peer_errors():
+            return self._asked(slot, "rows").rows(dataset, epoch, first, last, page_rows)
 
     async def digests(
         self, slot: int, dataset: str, partitions: Iterable[int], cut_at: int, purged: np.ndarray,
@@ -169,3 +178,11 @@ def rows_of(n: int, value: int = 1, seed: int = 0) -> np.ndarray:
     out[:, :2] = np.random.default_rng(seed).integers(0, 1 << 64, (n, 2), np.uint64)
     out[:, 3] = value
     return out
+
+
+def put(replicas: Replicas, rows: np.ndarray, *slots: int, delete: bool = False) -> np.ndarray:
+    """Have some nodes take rows, stamped now; return them."""
+    rows[:, 2] = replicas.stores[0].engine.clock.stamp() | (TOMBSTONE if delete else 0)
+    for slot in slots:
+        replicas.replicas[slot].apply("default", 0, rows)
+    return rows

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from kvmeta.engine.commit import REFUSED
-from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report, merged
-from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, put, rows_of
 
 N = 2000
 
@@ -32,13 +31,6 @@ def compare(replicas: Replicas) -> Report:
         total.rows += report.rows
         total.skipped += report.skipped
     return total
-
-
-def put(replicas: Replicas, rows: np.ndarray, *slots: int, delete: bool = False) -> np.ndarray:
-    rows[:, 2] = replicas.stores[0].engine.clock.stamp() | (TOMBSTONE if delete else 0)
-    for slot in slots:
-        replicas.replicas[slot].apply("default", 0, rows)
-    return rows
 
 
 def test_replicas_become_equal_and_equal_ones_exchange_nothing(three: Replicas) -> None:
