@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -30,12 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})
     if options.seed is not None:
-        return _one(options.seed, options.faults)
+        return _one(options.seed, options)
     return _many(options)
 
 
-def _one(seed: int, faults: int) -> int:
-    result = simulate(seed, faults, keep_events=True)
+def _one(seed: int, options: argparse.Namespace) -> int:
+    result = simulate(seed, options.faults, options.kinds, keep_events=True)
     print("\n".join(result.events))
     print(f"seed {seed}: {result.violation or 'nothing was violated'}; trace {result.trace:016x}")
     return 1 if result.violation else 0
@@ -53,7 +54,7 @@ def _many(options: argparse.Namespace) -> int:
         totals["read"] += result.read
         if result.violation:
             failed += 1
-            print(f"seed {result.seed}: {result.violation}\n  replay: {_replay(result.seed, options.faults)}")
+            print(f"seed {result.seed}: {result.violation}\n  replay: {_replay(result.seed, options)}")
         if record is not None:
             line = {"seed": result.seed, "trace": f"{result.trace:016x}", "violation": result.violation}
             record.write(json.dumps(line) + "\n")
@@ -77,7 +78,7 @@ def _many(options: argparse.Namespace) -> int:
 
 
 def _results(seeds: list[int], options: argparse.Namespace) -> Iterator[Result]:
-    work = partial(simulate, faults=options.faults)
+    work = partial(simulate, faults=options.faults, kinds=options.kinds)
     if options.jobs == 1:
         yield from map(work, seeds)
     else:
@@ -93,8 +94,10 @@ def _read(record: Path | None) -> dict[int, str]:
     return {line["seed"]: line["violation"] for line in lines}
 
 
-def _replay(seed: int, faults: int) -> str:
-    return f"python -m kvmeta.testing --seed {seed}" + (f" --faults {faults}" if faults != FAULTS else "")
+def _replay(seed: int, options: argparse.Namespace) -> str:
+    mix = f" --faults {options.faults}" if options.faults != FAULTS else ""
+    mix += f" --kinds {shlex.quote(','.join(options.kinds))}" if options.kinds else ""
+    return f"python -m kvmeta.testing --seed {seed}{mix}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=int, default=1, help="the first of them (default: 1)")
     parser.add_argument("--seed", type=int, help="replay one seed and print all that happened")
     parser.add_argument("--faults", type=int, default=FAULTS, help=f"faults a seed (default: {FAULTS})")
+    parser.add_argument(
+        "--kinds", type=lambda names: names.split(","), default=(),
+        help="make only such faults, by names with commas between (default: a mix of each seed's own)",
+    )  # fmt: skip
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: the cores)"
     )

@@ -1,10 +1,13 @@
-"""What goes wrong in a simulation: each seed has a mix of its own (swarm testing, Groce et al., 2012)."""
+"""What goes wrong in a simulation: each seed has a mix of its own (swarm testing, Groce et al., 2012).
+
+Whoever looks for one thing names the `kinds` of faults that lead there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -24,7 +27,7 @@ FEW_KINDS_SHARE = 0.4
 class Faults:
     """Makes faults, one after another; each ends by itself after a while, or by another."""
 
-    def __init__(self, simulation: Simulation, rng: random.Random) -> None:
+    def __init__(self, simulation: Simulation, rng: random.Random, kinds: Sequence[str] = ()) -> None:
         self._sim = simulation
         self._rng = rng
         self.made = 0
@@ -54,6 +57,8 @@ class Faults:
         if rng.random() < FEW_KINDS_SHARE:  # some meet seldom in a mix of all
             few = rng.sample(range(len(weights)), rng.randint(3, 6))
             weights = [3 if i in few else 0 for i in range(len(weights))]
+        if kinds:
+            weights = [1 if kind in kinds else 0 for kind in self.kinds]
         self.weights: list[float] = [*weights] if any(weights) else [1.0] * len(weights)
         self.counts = dict.fromkeys(self.kinds, 0)
 

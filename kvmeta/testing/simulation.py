@@ -63,7 +63,9 @@ class Result:
 class Simulation:
     """One seed."""
 
-    def __init__(self, seed: int, faults: int, *, keep_events: bool = False) -> None:
+    def __init__(
+        self, seed: int, faults: int, kinds: Sequence[str] = (), *, keep_events: bool = False
+    ) -> None:
         rng = random.Random(seed)
         self._seed = seed
         self._rng = rng
@@ -109,7 +111,7 @@ class Simulation:
             rng, self.network, self.history, lambda: list(self.nodes), _some_keys(rng),
             reads_settle=repairs.read and replicas != 2, acknowledged=self._check_acknowledged,
         )  # fmt: skip
-        self.faults = Faults(self, rng)
+        self.faults = Faults(self, rng, kinds)
 
     def run(self) -> Result:
         """Live through it."""
@@ -394,9 +396,9 @@ class Simulation:
             self.events.append(line)
 
 
-def simulate(seed: int, faults: int = 25, *, keep_events: bool = False) -> Result:
-    """Return what becomes of a seed with so many faults."""
-    return Simulation(seed, faults, keep_events=keep_events).run()
+def simulate(seed: int, faults: int = 25, kinds: Sequence[str] = (), *, keep_events: bool = False) -> Result:
+    """Return what becomes of a seed with so many faults, of its own mix or of some `kinds`."""
+    return Simulation(seed, faults, kinds, keep_events=keep_events).run()
 
 
 def _memory() -> str | None:

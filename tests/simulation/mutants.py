@@ -37,12 +37,24 @@ SEEDS_MAX = 400
 Patch = Callable[[Any, str, Any], None]
 
 
+class Mix(NamedTuple):
+    """Faults that lead to where a rule matters."""
+
+    faults: int = 25
+    kinds: tuple[str, ...] = ()
+
+
+OWN = Mix()
+MOVING = Mix(60, ("join", "drain", "undrain", "crash", "isolate", "purge"))
+
+
 class Mutant(NamedTuple):
-    """A planted fault: the rule it breaks, what plants it, and the first seed that kills it."""
+    """A planted fault: the rule it breaks, what plants it, and the first seed of a mix that kills it."""
 
     rule: str
     plant: Callable[[Patch], None]
     seed: int
+    mix: Mix = OWN
 
 
 def targets_count_as_owners(patch: Patch) -> None:
@@ -337,8 +349,8 @@ def writes_not_stamped_again(patch: Patch) -> None:
 
 
 MUTANTS = {
-    plant.__name__: Mutant(rule, plant, seed)
-    for rule, plant, seed in (
+    plant.__name__: Mutant(rule, plant, seed, *mix)
+    for rule, plant, seed, *mix in (
         ("a target counts for the owners' quorum", targets_count_as_owners, 3),
         ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 171),
         ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 49),
@@ -354,7 +366,7 @@ MUTANTS = {
         ("what was promised not to come is taken", promises_not_kept, 0),
         ("the repaired version rises without agreement", repaired_without_agreement, 1),
         ("an owner drops what it is still asked for", dropped_while_it_is_read, 0),
-        ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0),
+        ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0, MOVING),
         ("a replica takes work of an older epoch", nothing_fenced, 0),
         ("a node keeps its first map alone", newer_maps_not_kept, 0),
         ("a relocate takes effect on any version", relocates_on_any_version, 16),
@@ -370,7 +382,7 @@ MUTANTS = {
         ("a hint counts for the quorum", hints_counted_for_the_quorum, 0),
         ("a hint for an ex-owner is dropped", hints_for_ex_owners_dropped, 0),
         ("a copy leaves tombstones out", copied_without_tombstones, 0),
-        ("the repaired version does not travel with a move", repaired_versions_do_not_travel, 0),
+        ("the repaired version does not travel with a move", repaired_versions_do_not_travel, 0, MOVING),
         ("a restart forgets the end of the log", the_log_loses_its_end, 0),
         ("stamps follow the wall clock alone", writes_not_stamped_again, 0),
     )
@@ -397,9 +409,10 @@ def planted(mutant: Mutant) -> Iterator[None]:
 
 def first_kill(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
     """Return the first seed that notices a planted fault and what it says; 0 where none does."""
-    with planted(MUTANTS[name]):
+    mutant = MUTANTS[name]
+    with planted(mutant):
         for seed in range(1, seeds_max + 1):
-            violation = simulate(seed).violation
+            violation = simulate(seed, *mutant.mix).violation
             if violation:
                 return seed, violation.splitlines()[-1]
     return 0, ""

@@ -10,5 +10,6 @@ from tests.simulation.mutants import MUTANTS, planted
 
 @pytest.mark.parametrize("name", [name for name, mutant in MUTANTS.items() if mutant.seed])
 def test_a_planted_fault_is_noticed(name: str) -> None:
-    with planted(MUTANTS[name]):
-        assert simulate(MUTANTS[name].seed).violation
+    mutant = MUTANTS[name]
+    with planted(mutant):
+        assert simulate(mutant.seed, *mutant.mix).violation
