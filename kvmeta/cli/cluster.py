@@ -11,6 +11,7 @@ import click
 
 from kvmeta.cli import options, render
 from kvmeta.cli.progress import progress_bar
+from kvmeta.errors import InputError
 
 if TYPE_CHECKING:
     from kvmeta.cluster import Changed, Cluster, Status
@@ -109,7 +110,8 @@ def join() -> None:
 def drain(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
     """Move everything off NODE while it serves; when that is done it is out of the cluster."""
     with _open(store) as opened:
-        _tell(opened, opened.drain(node, force=force), f"draining {node}", wait, progress, as_json)
+        changed = opened.drain(node, force=force)
+        _tell(opened, changed, f"draining {node}", wait, progress, as_json, leaving=node)
 
 
 @cluster.command(short_help="Keep a node that is being drained.")
@@ -134,7 +136,8 @@ def undrain(node: str, store: str, wait: bool, progress: bool | None, as_json: b
 def remove(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
     """Take NODE, which is dead, out: the others copy what it held. It never comes back with its old data."""
     with _open(store) as opened:
-        _tell(opened, opened.remove(node, force=force), f"removing {node}", wait, progress, as_json)
+        changed = opened.remove(node, force=force)
+        _tell(opened, changed, f"removing {node}", wait, progress, as_json, leaving=node)
 
 
 @cluster.command(short_help="Place all partitions anew.")
@@ -230,10 +233,17 @@ def _show_nodes(told: Status) -> None:
 
 
 def _tell(
-    opened: Cluster, changed: Changed, what: str, wait: bool, progress: bool | None, as_json: bool
+    opened: Cluster,
+    changed: Changed,
+    what: str,
+    wait: bool,
+    progress: bool | None,
+    as_json: bool,
+    *,
+    leaving: str = "",
 ) -> None:
     if wait:
-        _wait(opened, progress)
+        _wait(opened, progress, epoch=changed.epoch, leaving=leaving)
     if as_json:
         render.json_line({**dataclasses.asdict(changed), "done": wait})
         return
@@ -243,14 +253,19 @@ def _tell(
     click.echo(f"{what}: {under_way}, epoch {changed.epoch}")
 
 
-def _wait(opened: Cluster, progress: bool | None) -> None:
+def _wait(opened: Cluster, progress: bool | None, *, epoch: int = 0, leaving: str = "") -> None:
+    """Wait until nothing moves, and `leaving` is gone, as a node sees it that has the map of `epoch`."""
     with progress_bar("moving", progress) as update:
         most = 0
         while True:
             told = opened.status()
-            most = max(most, told.moving)
-            if not told.moving:
-                return
-            if update is not None:
-                update(most - told.moving, most)
+            if told.epoch >= epoch:  # the node asked may not have heard of the change yet
+                most = max(most, told.moving)
+                states = {member.name: member.state for member in told.members}
+                if states.get(leaving) == "active":
+                    raise InputError(f"node {leaving!r} stays: it was undrained, or came anew, meanwhile")
+                if not told.moving and leaving not in states:
+                    return
+                if update is not None:
+                    update(most - told.moving, most)
             time.sleep(_LOOK_S)
