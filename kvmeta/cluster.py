@@ -30,7 +30,11 @@ REPAIR_S = 3600.0
 
 @dataclass(frozen=True)
 class Member:
-    """A node; what it says of itself is 0 where it did not answer (`answered`)."""
+    """A node; what it says of itself is 0 where it did not answer (`answered`).
+
+    `hinted` rows wait on it for other nodes, `waiting` rows on other nodes for it; `hints_dropped` rows it
+    could not keep for others since it started.
+    """
 
     slot: int
     name: str
@@ -50,6 +54,8 @@ class Member:
     repaired: int
     damaged: int
     mended: int
+    waiting: int
+    hints_dropped: int
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,11 @@ def status(store: str, as_json: bool) -> None:
 @options.store_option
 @options.json_option
 def nodes(store: str, as_json: bool) -> None:
-    """Show the nodes: how they are, what they own, what waits for them."""
+    """Show the nodes: how they are, what they own, and the rows that wait for them on others as hints.
+
+    "hints dropped": rows for others that a node could not keep since it started. `kvmeta cluster repair`
+    brings them.
+    """
     with _open(store) as opened:
         told = opened.status()
     if as_json:
@@ -216,7 +220,8 @@ def _show_nodes(told: Status) -> None:
         "owns",
         "to copy",
         "to drop",
-        "hinted rows",
+        "rows waiting",
+        "hints dropped",
         "damaged",
         "mended",
         "clock ms",
@@ -226,8 +231,8 @@ def _show_nodes(told: Status) -> None:
         state = member.state if member.answered else f"{member.state}, no answer"
         rows.append([
             member.name, member.address, member.zone or "-", f"{member.weight:g}", state, member.owned,
-            member.incoming, member.leftover, render.count(member.hinted), member.damaged,
-            member.mended, member.clock_ms,
+            member.incoming, member.leftover, render.count(member.waiting),
+            render.count(member.hints_dropped), member.damaged, member.mended, member.clock_ms,
         ])  # fmt: skip
     render.table(titles, rows)
 

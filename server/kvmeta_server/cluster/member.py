@@ -266,7 +266,7 @@ class Member:
         self.slot = slot
         replica = self._replica = Replica(engine, self.state, slot, cluster_map)
         self.peers = NodePeers(replica, self.membership, world, pace)
-        self.hints = HintFiles(world.disk, settings.hints_bytes_max)
+        self.hints = HintFiles(world.disk, settings.hints_bytes_max, world.log)
 
         def expired(dataset: str) -> int:
             return replica.tree(dataset).expired()
@@ -323,6 +323,7 @@ class Member:
             rows_copied=self.moves.rows_copied,
             damaged=self.mending.damaged,
             mended=self.mending.mended,
+            hints_dropped=self.hints.dropped_rows,
         )
 
     # Datasets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -17,10 +18,8 @@ Run = Callable[..., Result]
 
 
 def member(name: str, state: str = "active", **figures: Any) -> Member:
-    counts = dict.fromkeys(
-        ("epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "repaired"), 0
-    )
-    return Member(0, name, f"{name}:1", "", 1.0, state, True, True, **{**counts, **figures})
+    given = {"name": name, "address": f"{name}:1", "state": state, "zone": "", "answered": True, **figures}
+    return Member(**{**{field.name: 0 for field in fields(Member)}, **given})  # type: ignore[arg-type]
 
 
 def status(epoch: int, moving: int, *members: Member) -> Status:
@@ -83,3 +82,18 @@ def test_a_drain_that_somebody_ends_is_not_waited_for(run: Run, told: Callable[.
     done = drain(run)
     assert done.exit_code == 2
     assert "'n2' stays" in done.stderr
+
+
+def test_the_nodes_are_shown_with_what_waits_for_them_and_what_they_dropped(
+    run: Run, told: Callable[..., Told]
+) -> None:
+    n1, n2 = member("n1", hinted=7, hints_dropped=3), member("n2", waiting=7)
+    told(status(8, 0, n1, n2), changed=Changed(7, 12))
+    for command in ("nodes", "status"):
+        lines = run("cluster", command, "--store", "kvmeta://n1:1").stdout.splitlines()
+        titles = next(i for i, line in enumerate(lines) if "rows waiting" in line)
+        waiting, dropped = lines[titles].index("rows waiting"), lines[titles].index("hints dropped")
+        shown = [(line[waiting:dropped].strip(), line[dropped:].split()[0]) for line in lines[titles + 1 :]]
+        assert shown == [("0", "3"), ("7", "0")]
+    (line, _) = run("cluster", "nodes", "--store", "kvmeta://n1:1", "--json").stdout.splitlines()
+    assert {"hinted": 7, "waiting": 0, "hints_dropped": 3}.items() <= json.loads(line).items()
