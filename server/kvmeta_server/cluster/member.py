@@ -280,8 +280,9 @@ class Member:
             pace.hints_s,
         )  # fmt: skip
         self.anti_entropy = AntiEntropy(
-            slot, self.membership, self.peers, engine.clock, expired, pace.grace_s
-        )
+            slot, self.membership, self.peers, engine.clock, expired, pace.grace_s,
+            rows_s_max=settings.move_rows_s, may_go_on=self._check_lease,
+        )  # fmt: skip
         self.moves = Moves(
             replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
         )
@@ -383,8 +384,7 @@ class Member:
 
     async def repair(self, dataset: str = "", rest: float = 0.0) -> Report:
         """Compare what this node is the first owner of: of one dataset, by its name on nodes, or of all."""
-        if self.membership.lease_left_s() <= 0:
-            raise UnavailableError("this node holds no lease, for etcd does not answer; try again later")
+        self._check_lease()
         total = Report()
         for name in [dataset] if dataset else self.replica.datasets():
             report = await self.anti_entropy.compare(name, rest)
@@ -392,3 +392,7 @@ class Member:
             total.rows += report.rows
             total.skipped += report.skipped
         return total
+
+    def _check_lease(self) -> None:
+        if self.membership.lease_left_s() <= 0:
+            raise UnavailableError("this node holds no lease, for etcd does not answer; try again later")

@@ -16,6 +16,7 @@ from kvmeta_server.cluster.store import CoordinatedDataset, CoordinatedStore
 from tests.unit.kvmeta_server.cluster.replicas import Replicas
 
 PARTITIONS = 4096
+FEW = 256
 
 
 class Counted(Replicas):
@@ -37,8 +38,8 @@ class Counted(Replicas):
 
 
 @pytest.fixture
-def four(tmp_path: Path) -> Iterator[Counted]:
-    made = Counted(tmp_path, 4, partitions=PARTITIONS)
+def four(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Counted]:
+    made = Counted(tmp_path, 4, partitions=getattr(request, "param", FEW))
     yield made
     made.close()
 
@@ -59,7 +60,11 @@ class Names:
         return dataset
 
 
-def test_an_empty_dataset_is_scanned_in_few_rounds_however_many_partitions(four: Counted) -> None:
+@pytest.mark.parametrize("four", [PARTITIONS], indirect=True)
+def test_an_empty_dataset_is_scanned_in_few_rounds_however_many_partitions(
+    four: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinated, "PAGE_S", 3600.0)
     runs = np.unique(four.coordinator.preference(four.maps.current).runs)
     assert len(runs) > 1000
     assert list(dataset_of(four).scan()) == []
@@ -67,16 +72,16 @@ def test_an_empty_dataset_is_scanned_in_few_rounds_however_many_partitions(four:
     assert four.most <= 2 * coordinated.RUNS_AT_ONCE
 
 
-@pytest.mark.parametrize("page_rows", [7, 1000])
+@pytest.mark.parametrize("page_rows", [7, 500])
 def test_a_sparse_dataset_is_scanned_whole_and_each_entry_once(four: Counted, page_rows: int) -> None:
     dataset = dataset_of(four)
-    ids = kvmeta.ids_from_ints(np.arange(3000, dtype=np.uint64))
-    places = np.zeros(3000, kvmeta.LOCATION)
-    places["offset"] = np.arange(3000)
+    ids = kvmeta.ids_from_ints(np.arange(600, dtype=np.uint64))
+    places = np.zeros(600, kvmeta.LOCATION)
+    places["offset"] = np.arange(600)
     dataset.put(ids, places)
     pages = list(dataset.scan(page_rows=page_rows))
     seen = np.concatenate([page.ids for page in pages])
-    assert len(seen) == 3000
+    assert len(seen) == 600
     assert set(seen.tolist()) == set(ids.tolist())
     assert all(len(page) <= page_rows for page in pages)
 
@@ -86,9 +91,9 @@ def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
 ) -> None:
     monkeypatch.setattr(coordinated, "_RUN_ROWS", 1)
     dataset = dataset_of(four)
-    ids = kvmeta.ids_from_ints(np.arange(20_000, dtype=np.uint64))
-    dataset.put(ids, np.zeros(20_000, kvmeta.LOCATION))
-    seen = np.concatenate([page.ids for page in dataset.scan(page_rows=200)])
+    ids = kvmeta.ids_from_ints(np.arange(3000, dtype=np.uint64))
+    dataset.put(ids, np.zeros(3000, kvmeta.LOCATION))
+    seen = np.concatenate([page.ids for page in dataset.scan(page_rows=100)])
     assert sorted(seen.tolist()) == sorted(ids.tolist())
 
 
