@@ -39,7 +39,7 @@ from kvmeta_server.cluster.peer_answers import PeerAnswers
 from kvmeta_server.cluster.peers import NodePeers
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.seams import Pace, World
-from kvmeta_server.config import ClusterSettings
+from kvmeta_server.config import ClusterSettings, Unsaid
 
 RESERVE_MS = 10_000
 """How far ahead of its clock a node notes that it may have stamped."""
@@ -203,7 +203,9 @@ class Member:
                     f"etcd at {self._world.authority.url} has no cluster {settings.name!r}, {engine.path} is "
                     "of one: is it another etcd, or one that lost its data? Restore it from a snapshot"
                 )
-            self._check_membership(decode(raw))
+            held = decode(raw)
+            self._check_membership(held)
+            self._check_founding(held)
             await self._refuse_twin(self.state.identity.slot)
             node = self.membership.current.node(self.name)
             if node.store_id != store_id:
@@ -217,7 +219,19 @@ class Member:
                 )
         await self.membership.load()
 
+    def _check_founding(self, held: ClusterMap) -> None:
+        """Raise InputError where a setting was given of which the cluster was founded with another value."""
+        for name in ("replicas", "write_quorum", "partitions"):
+            given, there = getattr(self._settings, name), getattr(held, name)
+            if given != there and not isinstance(given, Unsaid):
+                raise InputError(
+                    f"cluster.{name}: {given} was given, and cluster {held.name!r} at "
+                    f"{self._world.authority.url} was founded with {there}, which stays. Leave the setting "
+                    "out to join that cluster; another cluster needs another name"
+                )
+
     def _with_us(self, held: ClusterMap, us: Node) -> ClusterMap:
+        self._check_founding(held)
         for node in held.nodes:
             if node.name == us.name:
                 if node.store_id == us.store_id and node.state == "active":
