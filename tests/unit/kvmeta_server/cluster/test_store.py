@@ -53,6 +53,12 @@ def dataset_of(replicas: Counted) -> CoordinatedDataset:
     return store.dataset()
 
 
+def put_some(dataset: CoordinatedDataset, n: int) -> np.ndarray:
+    ids = kvmeta.ids_from_ints(np.arange(n, dtype=np.uint64))
+    dataset.put(ids, np.zeros(n, kvmeta.LOCATION))
+    return ids
+
+
 class Names:
     """Tables of one dataset."""
 
@@ -75,10 +81,7 @@ def test_an_empty_dataset_is_scanned_in_few_rounds_however_many_partitions(
 @pytest.mark.parametrize("page_rows", [7, 500])
 def test_a_sparse_dataset_is_scanned_whole_and_each_entry_once(four: Counted, page_rows: int) -> None:
     dataset = dataset_of(four)
-    ids = kvmeta.ids_from_ints(np.arange(600, dtype=np.uint64))
-    places = np.zeros(600, kvmeta.LOCATION)
-    places["offset"] = np.arange(600)
-    dataset.put(ids, places)
+    ids = put_some(dataset, 600)
     pages = list(dataset.scan(page_rows=page_rows))
     seen = np.concatenate([page.ids for page in pages])
     assert len(seen) == 600
@@ -91,8 +94,7 @@ def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
 ) -> None:
     monkeypatch.setattr(coordinated, "_RUN_ROWS", 1)
     dataset = dataset_of(four)
-    ids = kvmeta.ids_from_ints(np.arange(3000, dtype=np.uint64))
-    dataset.put(ids, np.zeros(3000, kvmeta.LOCATION))
+    ids = put_some(dataset, 3000)
     seen = np.concatenate([page.ids for page in dataset.scan(page_rows=100)])
     assert sorted(seen.tolist()) == sorted(ids.tolist())
 
@@ -102,8 +104,7 @@ def test_a_page_ends_in_time_with_a_cursor_that_goes_on(
 ) -> None:
     monkeypatch.setattr(coordinated, "PAGE_S", 0.0)
     dataset = dataset_of(four)
-    ids = kvmeta.ids_from_ints(np.arange(200, dtype=np.uint64))
-    dataset.put(ids, np.zeros(200, kvmeta.LOCATION))
+    put_some(dataset, 200)
     pages = list(dataset.scan(sample=0.25))
     assert len(pages) > 1
     monkeypatch.undo()
