@@ -261,7 +261,9 @@ class CoordinatedDataset(Dataset):
             cursor = int.from_bytes(scan.after[:8], "big"), int.from_bytes(scan.after[8:], "big")
             if cursor[0] >= over.first:
                 (high, low), fresh = cursor, False
-                if low == (1 << 64) - 1:  # all of it was seen: a page may have time for one read only
+                if (
+                    low == (1 << 64) - 1 and high < over.last
+                ):  # all of it was seen: a page may have time for one read only
                     high, low, fresh = high + 1, 0, True
         ids = np.empty((scan.page_rows, 2), np.uint64)
         locations, versions = np.empty((scan.page_rows, 3), np.uint64), np.empty(scan.page_rows, np.uint64)

@@ -87,6 +87,7 @@ def test_a_sparse_dataset_is_scanned_whole_and_each_entry_once(four: Counted, pa
     assert len(seen) == 600
     assert set(seen.tolist()) == set(ids.tolist())
     assert all(len(page) <= page_rows for page in pages)
+    assert list(dataset.scan(after=b"\xff" * 16)) == []
 
 
 def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
