@@ -263,7 +263,7 @@ class CoordinatedDataset(Dataset):
                 (high, low), fresh = cursor, False
                 if (
                     low == (1 << 64) - 1 and high < over.last
-                ):  # all of it was seen: a page may have time for one read only
+                ):  # seen whole, and one read may be all there is time for
                     high, low, fresh = high + 1, 0, True
         ids = np.empty((scan.page_rows, 2), np.uint64)
         locations, versions = np.empty((scan.page_rows, 3), np.uint64), np.empty(scan.page_rows, np.uint64)
