@@ -24,8 +24,8 @@ from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1.kvmeta_pb2 import GetMapRequest
 
 T = TypeVar("T")
-REPAIR_S = 3600.0
-"""How long a repair may take, node by node."""
+REPAIR_S = 3540.0
+"""How long a repair may take, node by node. Less than an hour: servers take no longer deadline as one."""
 
 
 @dataclass(frozen=True)
