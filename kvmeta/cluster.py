@@ -24,13 +24,17 @@ from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1.kvmeta_pb2 import GetMapRequest
 
 T = TypeVar("T")
-REPAIR_S = 3600.0
-"""How long a repair may take, node by node."""
+REPAIR_S = 3540.0
+"""How long a repair may take, node by node. Less than an hour: servers take no longer deadline as one."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A node; what it says of itself is 0 where it did not answer (`answered`)."""
+    """A node; what it says of itself is 0 where it did not answer (`answered`).
+
+    `hinted` rows wait on it for other nodes, `waiting` rows on other nodes for it; `hints_dropped` rows it
+    could not keep for others since it started.
+    """
 
     slot: int
     name: str
@@ -50,6 +54,8 @@ class Member:
     repaired: int
     damaged: int
     mended: int
+    waiting: int
+    hints_dropped: int
 
 
 @dataclass(frozen=True)

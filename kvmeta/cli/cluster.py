@@ -11,6 +11,7 @@ import click
 
 from kvmeta.cli import options, render
 from kvmeta.cli.progress import progress_bar
+from kvmeta.errors import InputError
 
 if TYPE_CHECKING:
     from kvmeta.cluster import Changed, Cluster, Status
@@ -62,7 +63,11 @@ def status(store: str, as_json: bool) -> None:
 @options.store_option
 @options.json_option
 def nodes(store: str, as_json: bool) -> None:
-    """Show the nodes: how they are, what they own, what waits for them."""
+    """Show the nodes: how they are, what they own, and the rows that wait for them on others as hints.
+
+    "hints dropped": rows for others that a node could not keep since it started. `kvmeta cluster repair`
+    brings them.
+    """
     with _open(store) as opened:
         told = opened.status()
     if as_json:
@@ -109,7 +114,8 @@ def join() -> None:
 def drain(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
     """Move everything off NODE while it serves; when that is done it is out of the cluster."""
     with _open(store) as opened:
-        _tell(opened, opened.drain(node, force=force), f"draining {node}", wait, progress, as_json)
+        changed = opened.drain(node, force=force)
+        _tell(opened, changed, f"draining {node}", wait, progress, as_json, leaving=node)
 
 
 @cluster.command(short_help="Keep a node that is being drained.")
@@ -134,7 +140,8 @@ def undrain(node: str, store: str, wait: bool, progress: bool | None, as_json: b
 def remove(node: str, store: str, force: bool, wait: bool, progress: bool | None, as_json: bool) -> None:
     """Take NODE, which is dead, out: the others copy what it held. It never comes back with its old data."""
     with _open(store) as opened:
-        _tell(opened, opened.remove(node, force=force), f"removing {node}", wait, progress, as_json)
+        changed = opened.remove(node, force=force)
+        _tell(opened, changed, f"removing {node}", wait, progress, as_json, leaving=node)
 
 
 @cluster.command(short_help="Place all partitions anew.")
@@ -213,7 +220,8 @@ def _show_nodes(told: Status) -> None:
         "owns",
         "to copy",
         "to drop",
-        "hinted rows",
+        "rows waiting",
+        "hints dropped",
         "damaged",
         "mended",
         "clock ms",
@@ -223,17 +231,24 @@ def _show_nodes(told: Status) -> None:
         state = member.state if member.answered else f"{member.state}, no answer"
         rows.append([
             member.name, member.address, member.zone or "-", f"{member.weight:g}", state, member.owned,
-            member.incoming, member.leftover, render.count(member.hinted), member.damaged,
-            member.mended, member.clock_ms,
+            member.incoming, member.leftover, render.count(member.waiting),
+            render.count(member.hints_dropped), member.damaged, member.mended, member.clock_ms,
         ])  # fmt: skip
     render.table(titles, rows)
 
 
 def _tell(
-    opened: Cluster, changed: Changed, what: str, wait: bool, progress: bool | None, as_json: bool
+    opened: Cluster,
+    changed: Changed,
+    what: str,
+    wait: bool,
+    progress: bool | None,
+    as_json: bool,
+    *,
+    leaving: str = "",
 ) -> None:
     if wait:
-        _wait(opened, progress)
+        _wait(opened, progress, epoch=changed.epoch, leaving=leaving)
     if as_json:
         render.json_line({**dataclasses.asdict(changed), "done": wait})
         return
@@ -243,14 +258,19 @@ def _tell(
     click.echo(f"{what}: {under_way}, epoch {changed.epoch}")
 
 
-def _wait(opened: Cluster, progress: bool | None) -> None:
+def _wait(opened: Cluster, progress: bool | None, *, epoch: int = 0, leaving: str = "") -> None:
+    """Wait until nothing moves, and `leaving` is gone, as a node sees it that has the map of `epoch`."""
     with progress_bar("moving", progress) as update:
         most = 0
         while True:
             told = opened.status()
-            most = max(most, told.moving)
-            if not told.moving:
-                return
-            if update is not None:
-                update(most - told.moving, most)
+            if told.epoch >= epoch:  # the node asked may not have heard of the change yet
+                most = max(most, told.moving)
+                states = {member.name: member.state for member in told.members}
+                if states.get(leaving) == "active":
+                    raise InputError(f"node {leaving!r} stays: it was undrained, or came anew, meanwhile")
+                if not told.moving and leaving not in states:
+                    return
+                if update is not None:
+                    update(most - told.moving, most)
             time.sleep(_LOOK_S)

@@ -27,7 +27,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("slot", "name", "address", "zone", "weight", "state", "live", "answered", "epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "repaired", "damaged", "mended")
+    __slots__ = ("slot", "name", "address", "zone", "weight", "state", "live", "answered", "epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "repaired", "damaged", "mended", "waiting", "hints_dropped")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,8 @@ class Member(_message.Message):
     REPAIRED_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    HINTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     slot: int
     name: str
     address: str
@@ -64,7 +66,9 @@ class Member(_message.Message):
     repaired: int
     damaged: int
     mended: int
-    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., repaired: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ...) -> None: ...
+    waiting: int
+    hints_dropped: int
+    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., repaired: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., waiting: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("name", "cluster", "epoch", "partitions", "replicas", "write_quorum", "members", "moving", "etcd", "unavailable")

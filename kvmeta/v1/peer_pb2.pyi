@@ -158,7 +158,7 @@ class StateRequest(_message.Message):
     def __init__(self, cluster: _Optional[bytes] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied", "damaged", "mended")
+    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied", "damaged", "mended", "hints_dropped")
     class HintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +176,7 @@ class StateResponse(_message.Message):
     ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
+    HINTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     copied: _containers.RepeatedScalarFieldContainer[int]
@@ -186,4 +187,5 @@ class StateResponse(_message.Message):
     rows_copied: int
     damaged: int
     mended: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ...) -> None: ...
+    hints_dropped: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...

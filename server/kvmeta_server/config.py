@@ -46,6 +46,10 @@ _KINDS = {  # what msgspec calls a type -> what a person would
 }
 
 
+class Unsaid(int):
+    """A default that nobody gave: what a cluster was founded with may differ from it."""
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much the server takes on."""
 
@@ -130,13 +134,13 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     weight: Annotated[float, Meta(ge=0.001, le=1000)] = 1.0
     """Its share of the partitions, relative to other nodes."""
 
-    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = 3
+    replicas: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = Unsaid(3)
     """Owners of each partition. Fixed when the cluster is founded, as are the next three."""
 
-    write_quorum: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = 2
+    write_quorum: Annotated[int, Meta(ge=1, le=REPLICAS_MAX)] = Unsaid(2)
     """Owners that must have a write before it is acknowledged: more than half."""
 
-    partitions: Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)] = 4096
+    partitions: Annotated[int, Meta(ge=1, le=PARTITIONS_MAX)] = Unsaid(4096)
     """Partitions; a power of two, many times the nodes there will ever be."""
 
     max_skew_s: _PositiveSeconds = 60.0
@@ -146,7 +150,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """Seconds between two comparisons of replicas."""
 
     move_rows_s: Annotated[float, Meta(gt=0)] = 1_000_000.0
-    """Rows a second that a node copies at most when partitions move to it."""
+    """Rows a second that a node copies at most when partitions move to it, or exchanges in a comparison."""
 
     hints_bytes_max: _Bytes = 1 << 30
     """Bytes of rows kept for nodes that do not answer; what is beyond, anti-entropy brings later."""

@@ -158,4 +158,4 @@ def _contents(state: NodeState, hints: HintFiles) -> Contents:
 
 
 def _hints(hints: HintFiles, slot: int) -> Hints:
-    return [(hint.dataset, hint.rows.tobytes()) for hint in hints.read(slot)]
+    return [(hint.dataset, hint.rows.tobytes()) for hint in hints.read(slot) if hint.dataset]

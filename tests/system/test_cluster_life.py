@@ -451,6 +451,20 @@ def test_two_clusters_of_one_name_are_told_apart(tmp_path: Path, etcd: DevEtcd) 
         cluster.start("n1")
 
 
+def test_a_node_with_what_another_cluster_is_founded_with_does_not_join_one_of_its_name(
+    three: LocalCluster,
+) -> None:
+    for name, given, there in (("partitions", 64, 16), ("replicas", 2, 3), ("write_quorum", 3, 2)):
+        told = f"cluster.{name}: {given} was given, and cluster .* was founded with {there}"
+        with pytest.raises(InputError, match=told):
+            three.start("another", **{name: given})
+    three.stop("n3")
+    with pytest.raises(InputError, match=r"64 was given, and cluster .* was founded with 16"):
+        three.start("n3", partitions=64)
+    three.start("n3", replicas=3)
+    assert [node.name for node in three.nodes["n3"].node.membership.current.nodes] == ["n1", "n2", "n3"]
+
+
 def test_a_node_of_another_cluster_is_refused_by_its_data(three: LocalCluster, tmp_path: Path) -> None:
     three.stop("n3")
     name, three.name = three.name, "another"
@@ -539,6 +553,8 @@ def test_without_etcd_reads_and_writes_go_on_and_changes_say_so(
                 operator.drain("n2", force=True)
             with pytest.raises(UnavailableError, match="etcd"):
                 store.create_dataset("more")
+            with pytest.raises(UnavailableError, match="holds no lease"):
+                operator.repair()
             cluster.stop("n2")
             cluster.start("n2")  # it remembers the map, and keeps what it cannot ask about
             assert cluster.nodes["n2"].local.datasets() == ["default", "named@1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
+import kvmeta.cluster
 from kvmeta.errors import InputError, UnavailableError
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.lease import Lease
 from kvmeta_server.cluster.seams import Changed, Compacted, Put
-from kvmeta_server.dev import DevEtcd, Process, etcd_program, free_port
+from kvmeta_server.dev import DevEtcd, DevNode, Process, etcd_program, free_port
 from tests.cluster import etcd
 
 __all__ = ["etcd"]
@@ -101,7 +103,7 @@ def test_a_watch_from_a_revision_that_is_gone_says_so(etcd: DevEtcd) -> None:
 async def compact(client: Etcd, revision: int) -> None:
     """Compact up to a revision; a call that the product has no use for."""
     message = b"\x08" + varint(revision) + b"\x10\x01"
-    call = client._channel.unary_unary("/etcdserverpb.KV/Compact", None, None)
+    call = client._channels[0].unary_unary("/etcdserverpb.KV/Compact", None, None)
     await call(message)
 
 
@@ -138,40 +140,72 @@ def test_a_lease_that_is_kept_lasts_and_one_that_ends_takes_its_keys(etcd: DevEt
 
 def test_mutual_tls(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
-    port, peer_port = free_port(), free_port()
-    url, peer = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{peer_port}"
-    server = Process(
-        [
-            etcd_program(), "--data-dir", str(tmp_path / "data"), "--name", "dev",
-            "--listen-client-urls", url, "--advertise-client-urls", url,
-            "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
-            "--initial-cluster", f"dev={peer}",
-            "--cert-file", made["cert"], "--key-file", made["key"],
-            "--trusted-ca-file", made["ca"], "--client-cert-auth",
-        ],
-        tmp_path / "log",
-    )  # fmt: skip
 
-    async def work() -> None:
-        client = Etcd([url], Tls(made["ca"], made["cert"], made["key"]))
-        end = time.monotonic() + 20
-        while True:
-            try:
-                assert await client.get("/x") is None
-                break
-            except UnavailableError:
-                assert time.monotonic() < end, server.said()
-                await asyncio.sleep(0.2)
-        stranger = Etcd([url], Tls(made["ca"]))
+    async def work(members: Members) -> None:
+        client = Etcd(members.urls, Tls(made["ca"], made["cert"], made["key"]))
+        await members.answer(client)
+        stranger = Etcd(members.urls, Tls(made["ca"]))
         with pytest.raises(UnavailableError):
             await stranger.get("/x")
         await stranger.close()
         await client.close()
 
-    try:
-        run(work())
-    finally:
-        server.stop()
+    with Members(tmp_path, ["127.0.0.1"], made) as members:
+        run(work(members))
+
+
+def test_of_three_members_any_may_die_while_its_clients_go_on(tmp_path: Path) -> None:
+    """Over mutual TLS, by address and by name: a watch, conditions and a lease outlive the member asked."""
+    made = make_certificates(tmp_path)
+
+    async def work(members: Members) -> None:
+        client = Etcd(members.urls, Tls(made["ca"], made["cert"], made["key"]))
+        await members.answer(client)
+        lease = await client.grant(60)
+        _, revision = await client.below("/w/")
+        watch = client.watch("/w/", revision)
+        await client.txn([Put("/w/0", b"0", lease)], held={})
+        assert [change.key for change in await first(watch)] == ["/w/0"]
+        waiting = asyncio.ensure_future(first(watch))
+        await asyncio.to_thread(members.processes[client._asked].stop, signal.SIGKILL)
+        await members.answer(client)
+        assert await client.keep_alive(lease) == 60
+        assert await client.txn([Put("/w/1", b"1")], held={"/w/1": 0})
+        assert [change.key for change in await waiting] == ["/w/1"]
+        await client.close()
+
+    with Members(tmp_path, ["127.0.0.1", "localhost", "localhost"], made) as members:
+        run(work(members))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_of_several_urls_one_that_answers_is_enough(tmp_path: Path, host: str) -> None:
+    async def work(members: Members) -> None:
+        for urls in ([f"http://{host}:{free_port()}", *members.urls], [*members.urls, "http://no.invalid:1"]):
+            client = Etcd(urls)
+            await members.answer(client)
+            assert await client.txn([Put("/x", b"")], held={})
+            await client.close()
+
+    with Members(tmp_path, [host]) as members:
+        run(work(members))
+
+
+def test_a_node_joins_by_mutual_tls_though_one_member_is_away(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    with Members(tmp_path, ["localhost"], made) as members:
+        node = DevNode(
+            "n1", tmp_path, f"https://127.0.0.1:{free_port()},{members.urls[0]}", "secure", free_port(),
+            [f"cluster.etcd_{name}={made[name]}" for name in ("ca", "cert", "key")],
+        )  # fmt: skip
+        try:
+            node.wait()
+            with kvmeta.cluster.open(f"kvmeta://{node.address}") as cluster:
+                told = cluster.status()
+            assert (told.name, told.etcd) == ("secure", True)
+            assert [member.name for member in told.members] == ["n1"]
+        finally:
+            node.stop()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +218,50 @@ def test_what_is_no_url_is_refused(urls: list[str]) -> None:
             Etcd(urls)
 
     run(work())
+
+
+class Members:
+    """The members of an etcd cluster, one at each of `hosts`; with certificates, over mutual TLS."""
+
+    def __init__(self, path: Path, hosts: list[str], made: dict[str, str] | None = None) -> None:
+        scheme = "https" if made else "http"
+        self.urls = [f"{scheme}://{host}:{free_port()}" for host in hosts]
+        peers = [f"http://127.0.0.1:{free_port()}" for _ in hosts]
+        tls = [] if made is None else [
+            "--cert-file", made["cert"], "--key-file", made["key"], "--trusted-ca-file", made["ca"],
+            "--client-cert-auth",
+        ]  # fmt: skip
+        self.processes = [
+            Process(
+                [
+                    etcd_program(), "--data-dir", str(path / f"m{i}"), "--name", f"m{i}",
+                    "--listen-client-urls", url.replace("localhost", "127.0.0.1"),
+                    "--advertise-client-urls", url,
+                    "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                    "--initial-cluster", ",".join(f"m{j}={each}" for j, each in enumerate(peers)), *tls,
+                ],
+                path / f"m{i}.log",
+            )
+            for i, (url, peer) in enumerate(zip(self.urls, peers, strict=True))
+        ]  # fmt: skip
+
+    async def answer(self, client: Etcd) -> None:
+        """Wait until a client gets an answer."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                await client.get("/")
+                return
+            except UnavailableError:
+                assert time.monotonic() < end, self.processes[0].said()
+                await asyncio.sleep(0.2)
+
+    def __enter__(self) -> Members:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.stop()
 
 
 def make_certificates(path: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ The first owner of a partition does it, for partitions that do not move and whos
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class AntiEntropy:
         clock: HybridClock,
         expired: Callable[[str], int],
         grace_s: float,
+        *,
+        rows_s_max: float = math.inf,
+        may_go_on: Callable[[], None] = lambda: None,
     ) -> None:
         self._slot = slot
         self._maps = maps
@@ -62,10 +66,12 @@ class AntiEntropy:
         self._clock = clock
         self._expired = expired
         self._grace_ms = round(grace_s * 1000)
+        self._rows_s_max = rows_s_max
+        self._may_go_on = may_go_on  # raises where this node may not compare any more
         self._lock = asyncio.Lock()
 
     async def compare(self, dataset: str, rest: float = 0.0) -> Report:
-        """Compare a dataset's partitions; return what came of it.
+        """Compare a dataset's partitions; return what came of it. What `may_go_on` raises ends it.
 
         After each group of them, rest for so many times as long as it took.
         """
@@ -77,6 +83,7 @@ class AntiEntropy:
         report.skipped += int(moving.sum())
         async with self._lock:
             for owners, partitions in self._groups(cluster_map):
+                self._may_go_on()
                 if not all(self._peers.likely(owner) for owner in owners):
                     report.skipped += len(partitions)
                     continue
@@ -158,11 +165,12 @@ class AntiEntropy:
         cluster_map = self._maps.current
         shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
         first, _ = cluster_map.stretch(partition)
-        sent = 0
+        sent, loop = 0, asyncio.get_running_loop()
         for bucket in np.flatnonzero(differs).tolist():
             start = first + (bucket << shift)
             end = start + (1 << shift) - 1
             while start <= end:
+                began = loop.time()
                 pages = await asyncio.gather(
                     *(self._peers.rows(owner, dataset, 0, start, end, PAGE_ROWS) for owner in owners)
                 )
@@ -179,6 +187,9 @@ class AntiEntropy:
                         await self._peers.apply(owner, dataset, 0, lacking, repair=True)
                         sent += len(lacking)
                 start = until + 1
+                pause = len(everything) / self._rows_s_max - (loop.time() - began)
+                if pause > 0:
+                    await asyncio.sleep(pause)
         return sent
 
 

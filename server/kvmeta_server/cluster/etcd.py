@@ -12,11 +12,11 @@ messages with etcd's field numbers, methods called by path.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -26,9 +26,14 @@ from kvmeta_server.cluster.seams import Changed, Compacted, Put, Value
 
 CALL_S = 3.0
 """How long one call may take."""
+_CALL_S_MIN = 0.1
 _PAUSE_S = 0.3
+_LOOK_S = 0.01
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _WITH_LEADER = (("hasleader", "true"),)  # a member that has lost the others says so, instead of nothing
 _KEEPALIVE_MS = 5_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Tls:
 
 
 class Etcd:
-    """A connection to an etcd cluster, at the first of `urls` that answers."""
+    """Connections to the members of an etcd cluster, `urls`; one is asked for as long as it answers."""
 
     def __init__(self, urls: Sequence[str], tls: Tls | None = None) -> None:
         if not urls:
@@ -54,7 +59,6 @@ class Etcd:
         if len(secure) > 1:
             raise InputError(f"etcd: expected all http:// or all https://, got {', '.join(urls)}")
         addresses = [_address(url) for url in urls]
-        target = addresses[0] if len(addresses) == 1 else f"ipv4:{','.join(addresses)}"
         self.url = ",".join(urls)
         options = [
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),  # a peer that went away without a word is noticed
@@ -62,16 +66,17 @@ class Etcd:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
             ("grpc.max_receive_message_length", 64 << 20),
-            ("grpc.lb_policy_name", "round_robin"),  # a member that does not answer is not asked for ever
         ]
         if secure.pop():
-            self._channel = grpc.aio.secure_channel(target, (tls or Tls()).credentials(), options)
+            credentials = (tls or Tls()).credentials()
+            self._channels = [grpc.aio.secure_channel(each, credentials, options) for each in addresses]
         else:
-            self._channel = grpc.aio.insecure_channel(target, options)
+            self._channels = [grpc.aio.insecure_channel(each, options) for each in addresses]
+        self._asked = 0  # which of them is asked first
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._channel.close(None)
+        """Close the connections."""
+        await asyncio.gather(*(channel.close(None) for channel in self._channels))
 
     async def get(self, key: str) -> Value | None:
         """Return a key's value, or None."""
@@ -94,24 +99,27 @@ class Etcd:
             for key, revision in held.items()
         ]
         request = rpc.TxnRequest(compare=compare, success=[_operation(write) for write in writes])
-        reply = await self._call("KV/Txn", request, rpc.TxnResponse)
+        # Once: what a member that broke off has made would fail its own conditions at the next.
+        reply = await self._call("KV/Txn", request, rpc.TxnResponse, members=1)
         return int(reply.header.revision) if reply.succeeded else 0
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`, as they come, for ever.
 
-        Connections that break are made anew, without a gap. Raises Compacted where that cannot be.
+        Where a connection breaks it goes on at the next member, without a gap. Raises Compacted where that
+        cannot be.
         """
-        method = self._channel.stream_stream(
-            "/etcdserverpb.Watch/Watch",
-            request_serializer=rpc.WatchRequest.SerializeToString,
-            response_deserializer=rpc.WatchResponse.FromString,
-        )
         while True:
+            asked = await self._connected(CALL_S)
+            method = self._channels[asked].stream_stream(
+                "/etcdserverpb.Watch/Watch",
+                request_serializer=rpc.WatchRequest.SerializeToString,
+                response_deserializer=rpc.WatchResponse.FromString,
+            )
             create = rpc.WatchCreateRequest(
                 key=prefix.encode(), range_end=_end(prefix), start_revision=revision + 1, progress_notify=True
             )
-            call: Any = method(wait_for_ready=True, metadata=_WITH_LEADER)  # type: ignore[call-arg]
+            call: Any = method(metadata=_WITH_LEADER)  # type: ignore[call-arg]
             try:
                 await call.write(rpc.WatchRequest(create_request=create))
                 async for reply in call:
@@ -127,6 +135,7 @@ class Etcd:
                 pass
             finally:
                 call.cancel()
+            self._leave(asked)
             await asyncio.sleep(_PAUSE_S)
 
     async def grant(self, ttl_s: int) -> int:
@@ -138,20 +147,22 @@ class Etcd:
 
     async def keep_alive(self, lease: int) -> int:
         """Renew a lease; return the seconds it lasts from when this was asked, 0 where it has ended."""
-        method = self._channel.stream_stream(
-            "/etcdserverpb.Lease/LeaseKeepAlive",
-            request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
-            response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
-        )
-        call: Any = method(timeout=CALL_S, metadata=_WITH_LEADER)  # type: ignore[call-arg]
-        try:
-            await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
-            reply = await call.read()
-            return int(getattr(reply, "TTL", 0))  # at the stream's end there is none
-        except grpc.aio.AioRpcError as error:
-            raise self._unavailable(error) from None
-        finally:
-            call.cancel()
+
+        async def ask(channel: grpc.aio.Channel, timeout_s: float) -> int:
+            method = channel.stream_stream(
+                "/etcdserverpb.Lease/LeaseKeepAlive",
+                request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
+                response_deserializer=rpc.LeaseKeepAliveResponse.FromString,
+            )
+            call: Any = method(timeout=timeout_s, metadata=_WITH_LEADER)  # type: ignore[call-arg]
+            try:
+                await call.write(rpc.LeaseKeepAliveRequest(ID=lease))
+                reply = await call.read()
+                return int(getattr(reply, "TTL", 0))  # at the stream's end there is none
+            finally:
+                call.cancel()
+
+        return await self._ask(ask, len(self._channels))
 
     async def revoke(self, lease: int) -> None:
         """End a lease now, and with it its keys."""
@@ -162,16 +173,53 @@ class Etcd:
         reply = await self._call("KV/Range", request, rpc.RangeResponse)
         return [Value(kv.key.decode(), kv.value, kv.mod_revision) for kv in reply.kvs], reply.header.revision
 
-    async def _call(self, method: str, request: Any, response: Any) -> Any:
-        call = self._channel.unary_unary(
-            f"/etcdserverpb.{method}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        try:
-            return await call(request, timeout=CALL_S, metadata=_WITH_LEADER)
-        except grpc.aio.AioRpcError as error:
-            raise self._unavailable(error) from None
+    async def _call(self, method: str, request: Any, response: Any, members: int = 0) -> Any:
+        def ask(channel: grpc.aio.Channel, timeout_s: float) -> Awaitable[Any]:
+            call = channel.unary_unary(
+                f"/etcdserverpb.{method}",
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            return call(request, timeout=timeout_s, metadata=_WITH_LEADER)
+
+        return await self._ask(ask, members or len(self._channels))
+
+    async def _ask(self, ask: Callable[[grpc.aio.Channel, float], Awaitable[T]], members: int) -> T:
+        """Return what a member answers; where it is unavailable ask the next, up to `members` of them."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CALL_S
+        while True:
+            asked = await self._connected(end - loop.time())
+            try:
+                return await ask(self._channels[asked], max(_CALL_S_MIN, end - loop.time()))
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _AWAY:
+                    self._leave(asked)
+                members -= 1
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or not members:
+                    raise self._unavailable(error) from None
+
+    async def _connected(self, patience_s: float) -> int:
+        """Return a member that is connected, the one asked last if it is; any where none gets connected."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + patience_s
+        order = [(self._asked + i) % len(self._channels) for i in range(len(self._channels))]
+        while True:
+            failed = 0
+            for number in order:
+                state = self._channels[number].get_state(try_to_connect=True)
+                if state is grpc.ChannelConnectivity.READY:
+                    self._asked = number
+                    return number
+                failed += state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            if failed == len(order) or loop.time() >= end:
+                return order[0]  # asking it tells why
+            await asyncio.sleep(_LOOK_S)
+
+    def _leave(self, number: int) -> None:
+        """Ask the next member first from now on, unless somebody has left this one already."""
+        if self._asked == number:
+            self._asked = (number + 1) % len(self._channels)
 
     def _unavailable(self, error: grpc.aio.AioRpcError) -> UnavailableError:
         return UnavailableError(f"etcd at {self.url} does not answer: {error.details()}")

@@ -56,7 +56,8 @@ class Handoff:
         for hint in self._hints.read(slot, end):
             end = hint.end
             if hint.dataset not in self._datasets():
-                continue  # dropped since
+                self._sent[slot] = end
+                continue  # dropped since, or damaged
             fenced = np.ones(len(hint.rows), np.bool_)
             if not gone:
                 outcomes, _ = await self._peers.apply(slot, hint.dataset, 0, hint.rows)

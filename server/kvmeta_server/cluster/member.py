@@ -39,7 +39,7 @@ from kvmeta_server.cluster.peer_answers import PeerAnswers
 from kvmeta_server.cluster.peers import NodePeers
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.seams import Pace, World
-from kvmeta_server.config import ClusterSettings
+from kvmeta_server.config import ClusterSettings, Unsaid
 
 RESERVE_MS = 10_000
 """How far ahead of its clock a node notes that it may have stamped."""
@@ -203,7 +203,9 @@ class Member:
                     f"etcd at {self._world.authority.url} has no cluster {settings.name!r}, {engine.path} is "
                     "of one: is it another etcd, or one that lost its data? Restore it from a snapshot"
                 )
-            self._check_membership(decode(raw))
+            held = decode(raw)
+            self._check_membership(held)
+            self._check_founding(held)
             await self._refuse_twin(self.state.identity.slot)
             node = self.membership.current.node(self.name)
             if node.store_id != store_id:
@@ -217,7 +219,19 @@ class Member:
                 )
         await self.membership.load()
 
+    def _check_founding(self, held: ClusterMap) -> None:
+        """Raise InputError where a setting was given of which the cluster was founded with another value."""
+        for name in ("replicas", "write_quorum", "partitions"):
+            given, there = getattr(self._settings, name), getattr(held, name)
+            if given != there and not isinstance(given, Unsaid):
+                raise InputError(
+                    f"cluster.{name}: {given} was given, and cluster {held.name!r} at "
+                    f"{self._world.authority.url} was founded with {there}, which stays. Leave the setting "
+                    "out to join that cluster; another cluster needs another name"
+                )
+
     def _with_us(self, held: ClusterMap, us: Node) -> ClusterMap:
+        self._check_founding(held)
         for node in held.nodes:
             if node.name == us.name:
                 if node.store_id == us.store_id and node.state == "active":
@@ -266,7 +280,7 @@ class Member:
         self.slot = slot
         replica = self._replica = Replica(engine, self.state, slot, cluster_map)
         self.peers = NodePeers(replica, self.membership, world, pace)
-        self.hints = HintFiles(world.disk, settings.hints_bytes_max)
+        self.hints = HintFiles(world.disk, settings.hints_bytes_max, world.log)
 
         def expired(dataset: str) -> int:
             return replica.tree(dataset).expired()
@@ -280,8 +294,9 @@ class Member:
             pace.hints_s,
         )  # fmt: skip
         self.anti_entropy = AntiEntropy(
-            slot, self.membership, self.peers, engine.clock, expired, pace.grace_s
-        )
+            slot, self.membership, self.peers, engine.clock, expired, pace.grace_s,
+            rows_s_max=settings.move_rows_s, may_go_on=self._check_lease,
+        )  # fmt: skip
         self.moves = Moves(
             replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
         )
@@ -323,6 +338,7 @@ class Member:
             rows_copied=self.moves.rows_copied,
             damaged=self.mending.damaged,
             mended=self.mending.mended,
+            hints_dropped=self.hints.dropped_rows,
         )
 
     # Datasets
@@ -382,8 +398,7 @@ class Member:
 
     async def repair(self, dataset: str = "", rest: float = 0.0) -> Report:
         """Compare what this node is the first owner of: of one dataset, by its name on nodes, or of all."""
-        if self.membership.lease_left_s() <= 0:
-            raise UnavailableError("this node holds no lease, for etcd does not answer; try again later")
+        self._check_lease()
         total = Report()
         for name in [dataset] if dataset else self.replica.datasets():
             report = await self.anti_entropy.compare(name, rest)
@@ -391,3 +406,7 @@ class Member:
             total.rows += report.rows
             total.skipped += report.skipped
         return total
+
+    def _check_lease(self) -> None:
+        if self.membership.lease_left_s() <= 0:
+            raise UnavailableError("this node holds no lease, for etcd does not answer; try again later")

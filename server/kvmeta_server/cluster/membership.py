@@ -144,9 +144,9 @@ class Membership:
         table = f"{self._prefix}/datasets"  # etcd answers: where it has no table, there are none
         self._values = {table: Value(table, NO_DATASETS, 0)}
         self._values |= {value.key: value for value in values}
-        self._revision = revision
         self.answers = True
         await self._look_at_map()
+        self._revision = revision
         self._tell()
         async with self._news:
             self._news.notify_all()
@@ -246,12 +246,13 @@ class Membership:
 
     async def _take(self, changes: list[Changed]) -> None:
         for change in changes:
-            self._revision = max(self._revision, change.revision)
             if change.data is None:
                 self._values.pop(change.key, None)
             else:
                 self._values[change.key] = Value(change.key, change.data, change.revision)
         await self._look_at_map()
+        # Seen is what this node works under: whoever waits for a revision asks for its map next.
+        self._revision = max(self._revision, changes[-1].revision)
         self._tell()
         async with self._news:
             self._news.notify_all()

@@ -26,7 +26,7 @@ from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.quorum_rows import PAGE_ROWS, quorum_rows
-from kvmeta_server.cluster.replica import BUCKETS, Replica
+from kvmeta_server.cluster.replica import BUCKETS, FENCED, Replica
 from kvmeta_server.cluster.seams import PeerError, Peers, World
 
 INGEST_ROWS = 1 << 20
@@ -87,17 +87,22 @@ class Moves:
                 await asyncio.sleep(1.0)
             await asyncio.sleep(self._step_s)
 
+    def _holds_lease(self) -> bool:
+        return self._membership.lease_left_s() > 0
+
     # Copying
 
     async def _copy(self) -> None:
         cluster_map = self._membership.current
         todo = cluster_map.incoming(self._replica.slot) & (self._copied != cluster_map.changed)
-        if not todo.any() or self._membership.lease_left_s() <= 0:
+        if not todo.any() or not self._holds_lease():
             return
         await self._drop_here(lambda now: now.incoming(self._replica.slot))  # it may be older than a purge
         ready = np.flatnonzero(todo & self._known_to_enough(cluster_map, COPYING))
         for start in range(0, len(ready), CHUNK):
             async with self._holding:
+                if not self._holds_lease():
+                    return
                 await self._copy_chunk(cluster_map, ready[start : start + CHUNK])
 
     async def _copy_chunk(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
@@ -253,17 +258,25 @@ class Moves:
             return  # dropping rewrites the store: once, when all has moved
         left = self._state.leftover(cluster_map.partitions)
         left &= ~cluster_map.held_by(self._replica.slot)
-        if not left.any() or self._membership.lease_left_s() <= 0:
+        if not left.any():
             return
         partitions = np.flatnonzero(left)
         for dataset in self._replica.datasets():
             for start in range(0, len(partitions), CHUNK):
+                if not self._holds_lease():
+                    return
                 await self._hand_over(cluster_map, dataset, partitions[start : start + CHUNK])
-        slot = self._replica.slot
-        await self._drop_here(lambda now: left & ~now.held_by(slot) & ~now.moving)
+        if not self._holds_lease():
+            return
+        # Only of those who own it still has anybody heard that they have it.
+        await self._drop_here(lambda now: left & ~now.moving & (now.changed == cluster_map.changed))
 
     async def _hand_over(self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]) -> None:
-        """Make sure that every owner of partitions has what is here; PeerError where one does not answer."""
+        """Make sure that every owner of partitions has what is here; PeerError where one does not say so.
+
+        Where digests differ it is sent the rows, and says of each that it has it now, has something newer, or
+        has promised to take nothing so old. Digests need not become equal: it is written to meanwhile.
+        """
         nothing = np.zeros(len(partitions), np.uint64)
         cut = (1 << 64) - 1
         own, _ = await self._lane.run(
@@ -284,7 +297,11 @@ class Moves:
         while first <= last:
             page = await self._peers.rows(self._replica.slot, dataset, 0, first, last, PAGE_ROWS)
             if len(page.rows):
-                await self._peers.apply(slot, dataset, 0, page.rows)
+                outcomes, _ = await self._peers.apply(slot, dataset, 0, page.rows)
+                if (outcomes == FENCED).any():
+                    raise PeerError(
+                        f"node {slot} does not take what is handed over to it: it may own it no more"
+                    )
             first = page.until + 1
 
     async def _drop_here(self, which: Callable[[ClusterMap], NDArray[np.bool_]]) -> None:

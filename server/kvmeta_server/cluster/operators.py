@@ -37,6 +37,7 @@ class Operators:
                 state=each.state, live=each.slot in live, answered=state is not None,
                 owned=int((cluster_map.owners == each.slot).sum()),
                 incoming=int(cluster_map.incoming(each.slot).sum()),
+                waiting=sum(told.hints.get(each.name, 0) for told in states if told is not None),
             )  # fmt: skip
             if state is not None:
                 member.epoch, member.leftover, member.rows_copied = (
@@ -46,6 +47,7 @@ class Operators:
                 )
                 member.hinted, member.repaired = sum(state.hints.values()), state.repaired
                 member.damaged, member.mended = state.damaged, state.mended
+                member.hints_dropped = state.hints_dropped
                 member.clock_ms = int(state.unix_ms) - now_ms
             members.append(member)
         return pb.GetStatusResponse(

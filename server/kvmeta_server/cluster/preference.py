@@ -38,6 +38,15 @@ class Preference:
         """Return u2[P, R]: the same, otherwise by slot, so that neighbouring partitions have one order."""
         return self._ordered(self.map.readers.astype(np.int64))
 
+    @cached_property
+    def runs(self) -> NDArray[np.int64]:
+        """Return i8[P]: up to which partition, from each on, the same nodes make a read quorum."""
+        ranks = np.arange(self.neighbours.shape[1])
+        asked = np.where(ranks < self.map.read_quorum[:, None], self.neighbours, NOBODY)
+        last = np.append((asked[1:] != asked[:-1]).any(axis=1), True)
+        ends: NDArray[np.int64] = np.flatnonzero(last)[np.cumsum(last) - last]
+        return ends
+
     def _ordered(self, cost: NDArray[np.int64]) -> NDArray[np.uint16]:
         readers = self.map.readers
         cost[readers == self._slot] = -1

@@ -6,8 +6,9 @@ Calls come from lane threads; the coordination runs on the node's event loop.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from abc import abstractmethod
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,12 +28,18 @@ from kvmeta.protocol.codes import EXISTS, FOUND, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport
 from kvmeta.volumes import Volume, Volumes
 from kvmeta_server.cluster.anti_entropy import merged
+from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.coordinator import ANSWERED, Coordinator
 from kvmeta_server.cluster.replica import FAILED, Replica
 from kvmeta_server.cluster.seams import Maps, PeerError, Peers
 
 CALL_S = 30.0
 """How long coordination may take in all."""
+PAGE_S = 1.0
+"""After so long a scan's page ends, with what it has: a call is to end, however little there is."""
+RUNS_AT_ONCE = 64
+"""Runs of partitions read at once where they have few rows: each waits for the network most of the time."""
+_RUN_ROWS = 1024
 _SCAN_TRIES = 5
 
 T = TypeVar("T")
@@ -254,12 +261,19 @@ class CoordinatedDataset(Dataset):
             cursor = int.from_bytes(scan.after[:8], "big"), int.from_bytes(scan.after[8:], "big")
             if cursor[0] >= over.first:
                 (high, low), fresh = cursor, False
+                if (
+                    low == (1 << 64) - 1 and high < over.last
+                ):  # seen whole, and one read may be all there is time for
+                    high, low, fresh = high + 1, 0, True
         ids = np.empty((scan.page_rows, 2), np.uint64)
         locations, versions = np.empty((scan.page_rows, 3), np.uint64), np.empty(scan.page_rows, np.uint64)
         expired = self._store.coordinator.expired(self._local)
-        written = examined = 0
+        written, examined, at_once = 0, 0, 1
+        end = asyncio.get_running_loop().time() + PAGE_S
         while high <= over.last:
-            rows, until = await self._quorum_rows(high, over.last, max(1024, scan.page_rows - written))
+            wanted = scan.page_rows - written
+            rows, until = await self._quorum_rows(high, over.last, wanted, at_once)
+            at_once = min(RUNS_AT_ONCE, at_once * 2) if len(rows) < wanted // 2 else 1
             m, consumed = merge_kernels.emit(
                 rows, np.uint64(high), np.uint64(low), fresh, np.uint64(scan.tag or 0), scan.tag is None,
                 np.uint64(expired), self._keys, ids[written:], locations[written:], versions[written:],
@@ -270,6 +284,8 @@ class CoordinatedDataset(Dataset):
                 break
             high, low, fresh = until, (1 << 64) - 1, False
             if until >= over.last or written == scan.page_rows or examined >= scanning.EXAMINED_ROWS_MAX:
+                break
+            if asyncio.get_running_loop().time() >= end:
                 break
             high, low, fresh = until + 1, 0, True
         done = high > over.last or (high == over.last and low == (1 << 64) - 1)
@@ -282,32 +298,49 @@ class CoordinatedDataset(Dataset):
         )
         return page, done
 
-    async def _quorum_rows(self, first: int, last: int, page_rows: int) -> tuple[Words, int]:
-        """Return the next rows as a quorum has them, of one or more partitions of the same readers."""
+    async def _quorum_rows(self, first: int, last: int, wanted: int, at_once: int) -> tuple[Words, int]:
+        """Return the next rows as quorums have them, about `wanted`, of up to so many runs of partitions."""
         reason: Exception | None = None
         for turn in range(_SCAN_TRIES):
             cluster_map = self._store.maps.current
-            partition = first >> cluster_map.shift
-            order = self._store.coordinator.preference(cluster_map).neighbours
-            need = int(cluster_map.read_quorum[partition])
-            same = (order[partition:, :need] == order[partition, :need]).all(axis=1)
-            same &= cluster_map.read_quorum[partition:] == need
-            end = partition + (len(same) if same.all() else int(np.argmin(same))) - 1
-            stop = min(last, cluster_map.stretch(end)[1])
-            calls = [
-                self._store.peers.rows(int(slot), self._local, cluster_map.epoch, first, stop, page_rows)
-                for slot in order[partition, :need]
-            ]
+            rows_each = max(_RUN_ROWS, wanted // at_once)
+            runs = itertools.islice(self._runs(cluster_map, first, last), at_once)
             try:
-                pages = await asyncio.gather(*calls)
+                parts = await asyncio.gather(*(self._run_rows(cluster_map, *run, rows_each) for run in runs))
             except (PeerError, UnavailableError) as error:
-                reason = error
+                reason, at_once = error, 1  # it may have been too much at once
                 await asyncio.sleep(0.05 * 2**turn)
                 await self._store.maps.newer_than(cluster_map.epoch, 0.05)
                 continue
-            until = min(page.until for page in pages)
-            return merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages]), until
+            whole = [until == stop for _, until, stop in parts]
+            parts = parts[
+                : whole.index(False) + 1 if False in whole else None
+            ]  # behind a cut one there is a gap
+            return np.concatenate([rows for rows, *_ in parts]), parts[-1][1]
         raise UnavailableError(f"dataset {self.name!r}: too few replicas answered a scan: {reason}")
+
+    def _runs(self, cluster_map: ClusterMap, first: int, last: int) -> Iterator[tuple[int, int, list[int]]]:
+        """Yield, in order, stretches whose partitions have one read quorum: first, last and whom to ask."""
+        preference = self._store.coordinator.preference(cluster_map)
+        while first <= last:
+            partition = first >> cluster_map.shift
+            stop = min(last, cluster_map.stretch(int(preference.runs[partition]))[1])
+            need = int(cluster_map.read_quorum[partition])
+            yield first, stop, preference.neighbours[partition, :need].tolist()
+            first = stop + 1
+
+    async def _run_rows(
+        self, cluster_map: ClusterMap, first: int, stop: int, slots: list[int], page_rows: int
+    ) -> tuple[Words, int, int]:
+        """Return the rows of a stretch as all of `slots` together have them, up to where, and its end."""
+        calls = (
+            self._store.peers.rows(slot, self._local, cluster_map.epoch, first, stop, page_rows)
+            for slot in slots
+        )
+        pages = await asyncio.gather(*calls)
+        until = min(page.until for page in pages)
+        rows = merged([page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages])
+        return rows, until, stop
 
     def _volumes(self, numbers: list[int]) -> list[Volume]:
         return [self._store.volumes.get(number) for number in numbers]

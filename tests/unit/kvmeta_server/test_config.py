@@ -95,6 +95,17 @@ def test_every_setting_has_a_variable() -> None:
         assert got == value, path
 
 
+def test_what_was_given_is_told_from_a_default_of_the_same_value() -> None:
+    def replicas(*settings: str) -> int:
+        got = config.load(None, {}, {"data": "catalog"}, ["cluster.name=prod", *settings])
+        assert got.cluster is not None
+        return got.cluster.replicas
+
+    assert isinstance(replicas(), config.Unsaid)
+    assert replicas("cluster.replicas=3") == replicas() == 3
+    assert not isinstance(replicas("cluster.replicas=3"), config.Unsaid)
+
+
 def test_every_setting_is_in_the_documentation_with_its_default() -> None:
     page = (Path(__file__).parents[3] / "docs" / "operating.md").read_text()
     table = page.split("| setting | default | |")[1].split("\n\n")[0]

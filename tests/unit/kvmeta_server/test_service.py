@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import kvmeta
 from bench import frames
+from kvmeta import cluster
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
 from kvmeta.protocol import status
 from kvmeta.protocol.calls import METHODS, SERVICE
@@ -202,6 +203,10 @@ def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -
             for peer in greedy:
                 peer.close()
         settled(server)
+
+
+def test_a_repair_is_asked_for_with_a_deadline_that_servers_keep() -> None:
+    assert cluster.REPAIR_S < service.DEADLINE_S_MAX
 
 
 def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:

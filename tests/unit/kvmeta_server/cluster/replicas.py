@@ -51,11 +51,11 @@ class Hints:
 class Replicas:
     """Some nodes, the first of which coordinates. `down` answer nothing; `calls` are counted."""
 
-    def __init__(self, path: Path, count: int = 3, **named: Any) -> None:
-        held = found("test", bytes(16), Node(0, "n0", "n0:1"), partitions=PARTITIONS, **named)
+    def __init__(self, path: Path, count: int = 3, *, partitions: int = PARTITIONS, **named: Any) -> None:
+        held = found("test", bytes(16), Node(0, "n0", "n0:1"), partitions=partitions, **named)
         for number in range(1, count):
             joining = held.joined(Node(0, f"n{number}", f"n{number}:1"))
-            held = joining.switched(range(PARTITIONS)).finished(range(PARTITIONS))
+            held = joining.switched(range(partitions)).finished(range(partitions))
         self.loop = asyncio.new_event_loop()
         self.maps = Maps(held)
         self._path = path

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kvmeta.engine.commit import REFUSED
+from kvmeta.errors import UnavailableError
+from kvmeta.testing.loop import SimulatedLoop
+from kvmeta_server.cluster import anti_entropy
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report, merged
 from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, put, rows_of
 
@@ -105,3 +110,63 @@ def test_merged_takes_the_largest_of_each_id() -> None:
     assert len(out) == 100
     assert out[::2, 2].tolist() == [7 if i % 2 else 5 for i in range(50)]
     assert len(merged([])) == 0
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Iterator[Replicas]:
+    """Three nodes on simulated time."""
+    made = Replicas(tmp_path)
+    made.loop.close()
+    loop = made.loop = SimulatedLoop()  # type: ignore[assignment]
+    made.run = lambda work: loop.run_until_complete(loop.create_task(work))  # type: ignore[method-assign]
+    yield made
+    made.close()
+
+
+def comparing(replicas: Replicas, **named: Any) -> AntiEntropy:
+    clock = replicas.stores[0].engine.clock
+    return AntiEntropy(0, replicas.maps, replicas, clock, lambda _: 0, grace_s=0, **named)
+
+
+def test_a_comparison_nobody_asked_for_rests_as_often_as_it_is_told(
+    timed: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anti_entropy, "GROUP", 1)
+    digests = timed.digests
+
+    async def slow(*args: Any, **named: Any) -> Any:
+        await asyncio.sleep(1)
+        return await digests(*args, **named)
+
+    monkeypatch.setattr(timed, "digests", slow)
+    took = []
+    for rest in (0.0, 3.0):
+        started = timed.loop.time()
+        assert timed.run(comparing(timed).compare("default", rest)).partitions
+        took.append(timed.loop.time() - started)
+    assert took[1] == pytest.approx(4 * took[0])
+
+
+def test_rows_are_exchanged_no_faster_than_they_may_be(timed: Replicas) -> None:
+    put(timed, rows_of(N), 0, 1)
+    started = timed.loop.time()
+    sent = timed.run(comparing(timed, rows_s_max=100).compare("default")).rows
+    assert sent
+    assert timed.loop.time() - started >= sent / 100 - 1e-6
+
+
+def test_a_comparison_ends_where_the_node_may_not_go_on(
+    three: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(anti_entropy, "GROUP", 1)
+    rows = put(three, rows_of(N), 0, 1)
+    groups = iter([True, True])
+
+    def lease() -> None:
+        if not next(groups, False):
+            raise UnavailableError("no lease")
+
+    with pytest.raises(UnavailableError, match="no lease"):
+        three.run(comparing(three, may_go_on=lease).compare("default"))
+    partitions = np.unique(rows[:, 0] >> np.uint64(60), return_counts=True)[1]
+    assert 0 < three.holding(rows)[2] <= np.sort(partitions)[-2:].sum()

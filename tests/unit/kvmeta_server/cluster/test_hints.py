@@ -65,6 +65,80 @@ def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> Non
     assert hints.dropped_rows == 30
 
 
+class Told:
+    """A log of which the warnings are kept."""
+
+    def __init__(self) -> None:
+        self.warnings: list[tuple[str, dict[str, object]]] = []
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.warnings.append((event, fields))
+
+    def info(self, event: str, **fields: object) -> None: ...
+
+    def fault(self, where: str, error: BaseException) -> None: ...
+
+
+def test_it_is_told_once_that_hints_are_dropped_until_there_was_room_again(tmp_path: Path) -> None:
+    log = Told()
+    hints = HintFiles(FileDisk(tmp_path), 1000, log)
+    hints.add(1, "default", rows(10))
+    for _ in range(3):
+        hints.add(2, "default", rows(20))
+    assert hints.dropped_rows == 60
+    ((event, fields),) = log.warnings
+    assert event == "hints dropped"
+    assert (fields["node"], fields["rows"]) == (2, 20)
+    (hint,) = hints.read(1)
+    assert hints.done(1, hint.end)
+    hints.add(2, "default", rows(30))
+    assert len(log.warnings) == 2
+
+
+def damage(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 0xFF
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_damaged_record_is_counted_and_what_lies_behind_it_is_read(tmp_path: Path, restarted: bool) -> None:
+    hints = HintFiles(FileDisk(tmp_path))
+    for count in (3, 4, 5):
+        hints.add(7, "default", rows(count))
+    first, second, _ = hints.read(7)
+    damage(tmp_path / "hints" / "7", second.end - 1)
+    if restarted:
+        hints = HintFiles(FileDisk(tmp_path))
+        assert hints.waiting() == {7: 8}
+    for _ in range(2):
+        read = list(hints.read(7))
+        assert [len(hint.rows) for hint in read] == [3, 0, 5]
+        assert read[0].end == first.end
+    assert hints.dropped_rows == 4
+    assert hints.done(7, read[-1].end)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_lies_behind_a_damaged_head_is_cut_and_counted_and_does_not_block_what_comes(
+    tmp_path: Path, restarted: bool
+) -> None:
+    hints = HintFiles(FileDisk(tmp_path))
+    for count in (3, 4, 5):
+        hints.add(7, "default", rows(count))
+    first, *_ = hints.read(7)
+    damage(tmp_path / "hints" / "7", first.end + 3)
+    if restarted:
+        hints = HintFiles(FileDisk(tmp_path))
+    assert [len(hint.rows) for hint in hints.read(7)] == [3]
+    assert hints.dropped_rows == 9
+    hints.add(7, "default", rows(2))
+    *_, last = hints.read(7, first.end)
+    assert len(last.rows) == 2
+    assert hints.done(7, last.end)
+    assert not (tmp_path / "hints" / "7").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [(b"\xff\xfe", 1), (b"default", 20_000_000), (b"default", 0xFFFFFFFF)], ids=str
 )
