@@ -68,9 +68,17 @@ def test_the_commands_tell_how_the_cluster_is(three: DevCluster) -> None:
     assert "n1, n2, n3" in run("cluster", "map", "--store", three.target)
     assert "0 partitions" in run("cluster", "moves", "--store", three.target)
     assert len(run("cluster", "nodes", "--store", three.target, "--json").splitlines()) == 3
-    assert "kvmeta serve" in run("cluster", "join")
-    assert "compared 32 partitions" in run("cluster", "repair", "--store", three.target)
+    assert "compared 32 partitions," in run("cluster", "repair", "--store", three.target)
     assert "done" in run("cluster", "rebalance", "--store", three.target, "--wait")
+
+
+def test_join_says_the_command_with_the_clusters_name(three: DevCluster) -> None:
+    assert "--cluster NAME " in run("cluster", "join")
+    assert "--cluster dev " in run("cluster", "join", "--store", three.target)
+    told = json.loads(run("cluster", "join", "--store", three.target, "--json"))
+    assert told["cluster"] == "dev"
+    assert told["command"].startswith("kvmeta serve --data DIR ")
+    assert json.loads(run("cluster", "join", "--json"))["cluster"] is None
 
 
 def test_what_cannot_be_is_one_line_and_a_code(three: DevCluster) -> None:
@@ -202,6 +210,47 @@ def test_dev_tells_how_one_more_node_joins_and_which_process_ended(tmp_path: Pat
         os.kill(children(process)[2], signal.SIGKILL)
         assert process.stderr is not None
         assert process.stderr.readline().startswith("n2 ended with status -9; its log, ")
+
+
+def test_zones_and_weights_are_kept_and_a_drain_can_be_taken_back(tmp_path: Path) -> None:
+    """Three zones, two nodes in the third, of weights 1 and 2."""
+    settings = ["cluster.partitions=32", "cluster.move_rows_s=2000"]
+    with DevCluster(tmp_path, nodes=0, settings=settings) as cluster:
+        for zone in ("a", "b", "c"):
+            cluster.add(f"cluster.zone={zone}")
+        command = [sys.executable, "-m", "kvmeta", *cluster.next_node(), "--zone", "c", "--weight", "2"]
+        with (
+            kvmeta.cluster.open(cluster.target) as operator,
+            subprocess.Popen(command, stderr=subprocess.DEVNULL) as fourth,
+        ):
+
+            def settled() -> dict[str, kvmeta.cluster.Member]:
+                until(lambda: len(operator.status().members) == 4 and not operator.status().moving, "moves")
+                return {each.name: each for each in operator.status().members}
+
+            try:
+                members = settled()
+                assert (members["n4"].zone, members["n4"].weight) == ("c", 2)
+                assert [members[name].owned for name in ("n1", "n2")] == [32, 32]
+                assert members["n4"].owned > 1.5 * members["n3"].owned
+                assert all(("n3" in owners) != ("n4" in owners) for owners in operator.owners())
+                run("cluster", "weight", "n4", "1", "--store", cluster.target, "--wait")
+                members = settled()
+                assert members["n4"].weight == 1
+                assert abs(members["n4"].owned - 16) <= 1
+                with kvmeta.open(cluster.target) as store:
+                    ids = kvmeta.ids_from_ints(np.arange(50_000, dtype=np.uint64))
+                    store.dataset().put(ids, np.zeros(len(ids), kvmeta.LOCATION))
+                    operator.drain("n4")  # which takes seconds: so fast is what is copied
+                    assert operator.status().members[3].state == "draining"
+                    assert "keeping n4: done" in run(
+                        "cluster", "undrain", "n4", "--store", cluster.target, "--wait"
+                    )
+                    assert settled()["n4"].state == "active"
+                    assert settled()["n4"].owned == members["n4"].owned
+                    assert store.dataset().lookup(ids).found.all()
+            finally:
+                fourth.terminate()
 
 
 def test_the_benchmark_measures_everything(tmp_path: Path) -> None:
