@@ -87,11 +87,11 @@ class TestClusterWhileANodeJoins(StoreContract):
             await asyncio.sleep(0.02)
             await copy_chunk(self, held, partitions)
 
-        monkeypatch.setattr(moves, "CHUNK", 1)
-        monkeypatch.setattr(moves.Moves, "_copy_chunk", slowly)
         with local_cluster(tmp_path, etcd, 3, OPTIONS, limits__batch_rows_max=256) as cluster:
             options = kvmeta.ClientOptions(lookup_rows=100)
             with kvmeta.open(cluster.target, options=options) as store:
+                monkeypatch.setattr(moves, "CHUNK", 1)
+                monkeypatch.setattr(moves.Moves, "_copy_chunk", slowly)
                 joining = cluster.start("n4").node.membership
                 assert joining.current.moving.any()
                 yield store

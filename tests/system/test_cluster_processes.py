@@ -242,7 +242,7 @@ def test_zones_and_weights_are_kept_and_a_drain_can_be_taken_back(tmp_path: Path
                     ids = kvmeta.ids_from_ints(np.arange(50_000, dtype=np.uint64))
                     store.dataset().put(ids, np.zeros(len(ids), kvmeta.LOCATION))
                     operator.drain("n4")  # which takes seconds: so fast is what is copied
-                    assert operator.status().members[3].state == "draining"
+                    until(lambda: operator.status().members[3].state == "draining", "the drain")
                     assert "keeping n4: done" in run(
                         "cluster", "undrain", "n4", "--store", cluster.target, "--wait"
                     )
