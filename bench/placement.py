@@ -1,7 +1,7 @@
 """How evenly entries lie and how much moves: `python -m bench.placement --quick`, `--full` or `--tiny`.
 
 For clusters of 3 to 1,000 nodes: the map is computed as the nodes would, one node is added, another taken
-out again, and 10^11 entries are thrown on the partitions (a multinomial draw). No node runs. Clusters to 200
+out again, and 10^11 entries are thrown on the partitions (a multinomial draw). No node runs. Clusters to 100
 nodes are placed with 65,536 partitions, too, the most there can be; larger ones are left out of that, for
 each takes minutes and gigabytes. The results are plotted.
 """
@@ -41,7 +41,7 @@ FORMS = {
     "tiny": Sizes((3, 12), 256, (12,), 1024),
     "quick": Sizes((3, 5, 12, 30, 100), 4096, (12,), 65_536),
     "full": Sizes(
-        (3, 4, 5, 8, 12, 20, 30, 50, 100, 200, 300, 500, 1000), 4096, (12, 30, 50, 100, 200), 65_536
+        (3, 4, 5, 8, 12, 20, 30, 50, 100, 200, 300, 500, 1000), 4096, (12, 30, 100), 65_536
     ),
 }
 
