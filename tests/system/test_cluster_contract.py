@@ -84,7 +84,7 @@ class TestClusterWhileANodeJoins(StoreContract):
             last = np.flatnonzero(held.incoming(self._replica.slot))[-1]
             while int(partitions[0]) == last and not ended.is_set():  # the move outlasts the test
                 await asyncio.sleep(0.01)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
             await copy_chunk(self, held, partitions)
 
         with local_cluster(tmp_path, etcd, 3, OPTIONS, limits__batch_rows_max=256) as cluster:
