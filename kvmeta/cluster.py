@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from kvmeta.client.attempts import Call
-from kvmeta.client.calls import Program, ask, send
+from kvmeta.client.calls import Program, StoreCalls, ask, send
 from kvmeta.client.options import ClientOptions
 from kvmeta.client.routing import Route
 from kvmeta.errors import UnsupportedError
@@ -84,11 +85,15 @@ class Changed:
 
 @dataclass(frozen=True)
 class Repaired:
-    """What a repair did: partitions compared, rows sent, partitions passed over for an owner that is away."""
+    """What a repair did: partitions compared, rows sent, partitions passed over for an owner that is away.
+
+    Each dataset's partitions are counted: `partitions` and `skipped` make `datasets` times those of the map.
+    """
 
     partitions: int
     rows: int
     skipped: int
+    datasets: int
 
 
 class Cluster:
@@ -131,20 +136,21 @@ class Cluster:
         return self._change(pb.CHANGE_WEIGHT, node, weight=weight)
 
     def repair(self, dataset: str = "", progress: Callable[[int, int], None] | None = None) -> Repaired:
-        """Compare all replicas now; each node does what it is the first owner of, one after the other."""
+        """Compare all replicas now, dataset by dataset; each node does what it is the first owner of."""
         told = self.status().members
         members = [member for member in told if member.answered]
         absent = {member.name for member in told if not member.answered}
-        partitions = rows = 0
-        skipped = sum(owners[0] in absent for owners in self.owners())
-        for done, member in enumerate(members):
+        first_away = sum(owners[0] in absent for owners in self.owners())
+        datasets = [dataset] if dataset else self._run(StoreCalls().datasets())
+        partitions = rows = skipped = 0
+        for done, (name, member) in enumerate(product(datasets, members)):
             if progress is not None:
-                progress(done, len(members))
-            request = pb.RepairRequest(dataset=dataset)
+                progress(done, len(datasets) * len(members))
+            request = pb.RepairRequest(dataset=name)
             reply = self._run(ask("Repair", request, to=(member.address,)), REPAIR_S)
             partitions, rows = partitions + reply.partitions, rows + reply.rows
             skipped += reply.skipped
-        return Repaired(partitions, rows, skipped)
+        return Repaired(partitions, rows, skipped + first_away * len(datasets), len(datasets))
 
     def owners(self) -> list[list[str]]:
         """Return the names of each partition's owners, in the order in which they are asked."""

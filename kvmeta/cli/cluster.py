@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -93,15 +94,28 @@ def show_map(store: str, as_json: bool) -> None:
 
 
 @cluster.command(short_help="How a node joins.")
-def join() -> None:
+@click.option(
+    "--store", envvar="KVMETA_STORE", metavar="URL", help="A node of the cluster that it is to join."
+)
+@options.json_option
+def join(store: str | None, as_json: bool) -> None:
     """Say how a node joins: it does so by itself when it is started.
 
-    Every node of a cluster is started the same way; partitions move to it by themselves.
+    Every node of a cluster is started the same way; partitions move to it by themselves. With --store the
+    command has the cluster's name; etcd's URL is what the other nodes were started with: they do not tell it.
     """
-    click.echo(
-        "kvmeta serve --data DIR --listen HOST:PORT --insecure --cluster NAME --etcd URL "
-        "[--zone Z] [--weight W]"
+    name = None
+    if store is not None:
+        with _open(store) as opened:
+            name = opened.status().name
+    command = (
+        f"kvmeta serve --data DIR --listen HOST:PORT --insecure --cluster {shlex.quote(name or 'NAME')} "
+        "--etcd URL [--zone Z] [--weight W]"
     )
+    if as_json:
+        render.json_line({"cluster": name, "command": command})
+        return
+    click.echo(command)
 
 
 @cluster.command(short_help="Move everything off a node, which then leaves.")
@@ -182,6 +196,9 @@ def repair(store: str, dataset: str, progress: bool | None, as_json: bool) -> No
         return
     skipped = f", {render.count(done.skipped)} skipped, for an owner is away" if done.skipped else ""
     compared = render.count(done.partitions, "partition")
+    if done.datasets > 1:
+        each = (done.partitions + done.skipped) // done.datasets
+        compared += f" ({render.count(each)} in each of {done.datasets} datasets)"
     click.echo(f"compared {compared}, sent {render.count(done.rows, 'row')}{skipped}")
 
 

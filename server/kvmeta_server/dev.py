@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -19,6 +20,14 @@ from kvmeta.errors import EngineNotInstalledError, UnavailableError, os_errors
 START_S = 120.0
 """How long a node may take to get ready: the first start compiles the kernels."""
 _STOP_S = 30.0
+_TIED = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes a command that ends with its parent. A program of its own, for nothing but exec is safe in a forked
+process that had threads."""
 
 
 def etcd_program() -> str:
@@ -51,10 +60,15 @@ def _refuse_taken(port: int, what: str) -> None:
 
 
 class Process:
-    """A process that its owner stops; its output goes to a file."""
+    """A process that its owner stops; its output goes to a file.
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    `tied`: it ends by SIGTERM with the thread that started it, however that ends.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, *, tied: bool = False) -> None:
         self.log = log
+        if tied:
+            command = [sys.executable, "-S", "-c", _TIED, str(os.getpid()), *command]
         with os_errors("writing", log):
             self._output: IO[bytes] = open(log, "ab")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
@@ -93,7 +107,7 @@ class Process:
 class DevEtcd(Process):
     """An etcd of one member; `url` is where it answers."""
 
-    def __init__(self, directory: Path, *, port: int = 0) -> None:
+    def __init__(self, directory: Path, *, port: int = 0, tied: bool = False) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         _refuse_taken(self.port, "etcd")
@@ -105,26 +119,21 @@ class DevEtcd(Process):
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
             "--initial-cluster", f"dev={peer}",
         ]  # fmt: skip
-        super().__init__(command, directory / "etcd.log")
+        super().__init__(command, directory / "etcd.log", tied=tied)
         _wait_for(self, self.port, "etcd")
 
 
 class DevNode(Process):
-    """A node; started anew with the same arguments it is the same node."""
+    """A node; started anew with the same arguments it is the same node. `serve`: those of `kvmeta`."""
 
     def __init__(
-        self, name: str, directory: Path, etcd: str, cluster: str, port: int, settings: Sequence[str]
+        self, name: str, port: int, serve: Sequence[str], log: Path, settings: Sequence[str], *, tied: bool
     ) -> None:
         _refuse_taken(port, f"node {name}")
         self.name = name
         self.settings = tuple(settings)
         self.address = f"127.0.0.1:{port}"
-        command = [
-            sys.executable, "-m", "kvmeta", "serve", "--data", str(directory / name),
-            "--listen", self.address, "--cluster", cluster, "--etcd", etcd, "--node", name,
-            *(word for setting in settings for word in ("--set", setting)),
-        ]  # fmt: skip
-        super().__init__(command, directory / f"{name}.log")
+        super().__init__([sys.executable, "-m", "kvmeta", *serve], log, tied=tied)
         self._port = port
 
     def wait(self) -> None:
@@ -133,7 +142,10 @@ class DevNode(Process):
 
 
 class DevCluster:
-    """An etcd and nodes below one directory. Use it as a context manager."""
+    """An etcd and nodes below one directory. Use it as a context manager.
+
+    `tied`: they end with the thread that starts them.
+    """
 
     def __init__(
         self,
@@ -143,6 +155,7 @@ class DevCluster:
         name: str = "dev",
         port: int = 0,
         settings: Sequence[str] = (),
+        tied: bool = False,
     ) -> None:
         self.directory = directory
         self.name = name
@@ -150,7 +163,8 @@ class DevCluster:
         self._settings = tuple(settings)
         self._next_port = port
         self._next_number = 1
-        self.etcd = DevEtcd(directory)
+        self._tied = tied
+        self.etcd = DevEtcd(directory, tied=tied)
         try:
             for _ in range(nodes):
                 self.add()
@@ -171,6 +185,10 @@ class DevCluster:
         self._next_port += 1 if self._next_port else 0
         return self._start(name, port, (*self._settings, *settings))
 
+    def next_node(self) -> tuple[str, ...]:
+        """Return the arguments of `kvmeta` with which one more node would join."""
+        return self._serve(f"n{self._next_number}", self._next_port or free_port(), self._settings)
+
     def restart(self, name: str) -> DevNode:
         """Start a node anew, as it was; one that runs is stopped first."""
         node = self.nodes[name]
@@ -178,10 +196,18 @@ class DevCluster:
         return self._start(name, int(node.address.rpartition(":")[2]), node.settings)
 
     def _start(self, name: str, port: int, settings: Sequence[str]) -> DevNode:
-        node = DevNode(name, self.directory, self.etcd.url, self.name, port, settings)
+        log = self.directory / f"{name}.log"
+        node = DevNode(name, port, self._serve(name, port, settings), log, settings, tied=self._tied)
         self.nodes[name] = node
         node.wait()
         return node
+
+    def _serve(self, name: str, port: int, settings: Sequence[str]) -> tuple[str, ...]:
+        return (
+            "serve", "--data", str(self.directory / name), "--listen", f"127.0.0.1:{port}",
+            "--cluster", self.name, "--etcd", self.etcd.url, "--node", name,
+            *(word for setting in settings for word in ("--set", setting)),
+        )  # fmt: skip
 
     def stop(self) -> None:
         """End the nodes, then etcd."""
@@ -204,11 +230,11 @@ def _wait_for(process: Process, port: int, what: str) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         if not process.running:
-            raise UnavailableError(f"{what} ended at once; its log, {process.log}, says:\n{process.said()}")
+            raise UnavailableError(f"{what} ended at once; its log says:\n{process.said()}")
         with socket.socket() as probe:
             probe.settimeout(1.0)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
     process.stop(signal.SIGKILL)
-    raise UnavailableError(f"{what} did not get ready within {START_S:g} s; its log is {process.log}")
+    raise UnavailableError(f"{what} was not ready within {START_S:g} s; its log says:\n{process.said()}")

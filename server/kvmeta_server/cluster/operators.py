@@ -28,10 +28,9 @@ class Operators:
         """Return the cluster as this node sees it."""
         node, cluster_map = self._node, self._node.membership.current
         live = node.membership.live()
-        states = await asyncio.gather(*(self._ask(each.slot) for each in cluster_map.nodes))
-        now_ms = node.replica.engine.clock.now_ms()
+        told = await asyncio.gather(*(self._ask(each.slot) for each in cluster_map.nodes))
         members = []
-        for each, state in zip(cluster_map.nodes, states, strict=True):
+        for each, (state, clock_ms) in zip(cluster_map.nodes, told, strict=True):
             member = pb.Member(
                 slot=each.slot, name=each.name, address=each.address, zone=each.zone, weight=each.weight,
                 state=each.state, live=each.slot in live, answered=state is not None,
@@ -48,7 +47,7 @@ class Operators:
                 member.hinted, member.repaired = sum(state.hints.values()), state.repaired
                 member.damaged, member.mended = state.damaged, state.mended
                 member.hints_dropped = state.hints_dropped
-                member.clock_ms = int(state.unix_ms) - now_ms
+                member.clock_ms = clock_ms
             members.append(member)
         return pb.GetStatusResponse(
             name=cluster_map.name, cluster=cluster_map.cluster_id, epoch=cluster_map.epoch,
@@ -131,10 +130,14 @@ class Operators:
         need = np.maximum(cluster_map.write_quorums[0], cluster_map.read_quorum)
         return int((count < need).sum())
 
-    async def _ask(self, slot: int) -> peer.StateResponse | None:
+    async def _ask(self, slot: int) -> tuple[peer.StateResponse | None, int]:
+        """Return a node's state, and by how many ms its clock was ahead in the middle of the question."""
         if slot == self._node.slot:
-            return self._node.how_it_is()
+            return self._node.how_it_is(), 0
+        clock = self._node.replica.engine.clock
+        asked_ms = clock.now_ms()
         try:
-            return await self._node.peers.state(slot)
+            state = await self._node.peers.state(slot)
         except PeerError:
-            return None
+            return None, 0
+        return state, int(state.unix_ms) - (asked_ms + clock.now_ms()) // 2

@@ -9,6 +9,7 @@ import asyncio
 import itertools
 from abc import abstractmethod
 from collections.abc import Coroutine, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -134,8 +135,8 @@ class CoordinatedStore(Store):
         return self.local.verify(progress=progress)
 
     def stats(self) -> StoreStats:
-        """Return this node's figures."""
-        return self.local.stats()
+        """Return this node's figures; the volumes are the cluster's."""
+        return replace(self.local.stats(), volumes=len(self.tables.list()))
 
     def refresh(self) -> None:
         """Do nothing: the cluster always answers with its current state."""

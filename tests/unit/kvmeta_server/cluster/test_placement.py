@@ -27,11 +27,48 @@ def test_twelve_nodes_are_loaded_evenly(zones: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "zones"), [(12, 1), (12, 3), (12, 12), (5, 1), (3, 1), (30, 3)])
-def test_one_node_more_or_less_moves_little_more_than_it_must(count: int, zones: int) -> None:
+def test_one_node_more_moves_little_more_than_it_must(count: int, zones: int) -> None:
     before, after = place(nodes(count, zones), 4096, 3), place(nodes(count + 1, zones), 4096, 3)
     ideal = 4096 * 3 / (count + 1)
     assert moved(before, after) <= 1.2 * ideal
-    assert moved(after, before) <= 1.2 * ideal
+
+
+WEIGHTS = {
+    "equal": np.ones(13),
+    "mixed": np.random.default_rng(1).uniform(0.5, 4, 13),
+    "doubling": np.random.default_rng(2).choice([0.5, 1.0, 2.0, 4.0], 13),
+}
+
+
+def removals(zones: int, weights: str) -> list[tuple[int, int]]:
+    """Return of each node of 13 what it held and how much moves without it."""
+    some = [Candidate(i, f"n{i}", f"z{i % zones}", float(WEIGHTS[weights][i])) for i in range(13)]
+    before = place(some, 1024, 3)
+    return [
+        (
+            int((before == node.slot).sum()),
+            moved(before, place([each for each in some if each != node], 1024, 3)),
+        )
+        for node in some
+    ]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("zones", [1, 3, 13])
+def test_whichever_node_goes_little_more_moves_than_it_held(zones: int, weights: str) -> None:
+    """Holds where zones are as many as replicas, or each node is one, whatever the weights."""
+    for held, moves in removals(zones, weights):
+        assert held <= moves <= 1.2 * held
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("zones", [4, 5, 6])
+def test_with_unequal_zones_above_the_replicas_a_node_that_goes_moves_a_fraction_more(
+    zones: int, weights: str
+) -> None:
+    """Heavy zones are filled to their bound there, which pushes others on (docs/replication.md)."""
+    for held, moves in removals(zones, weights):
+        assert held <= moves <= held + 0.04 * 1024 * 3
 
 
 def test_the_map_is_the_same_on_every_machine() -> None:
