@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from kvmeta.testing.simulation import Result, simulate
-
-FAULTS = 25
+from kvmeta.testing.faults import Mix
+from kvmeta.testing.simulation import OWN_MIX, Result, simulate
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one(seed: int, options: argparse.Namespace) -> int:
-    result = simulate(seed, options.faults, options.kinds, keep_events=True)
+    result = simulate(seed, _mix(options), keep_events=True)
     print("\n".join(result.events))
     print(f"seed {seed}: {result.violation or 'nothing was violated'}; trace {result.trace:016x}")
     return 1 if result.violation else 0
@@ -78,7 +77,7 @@ def _many(options: argparse.Namespace) -> int:
 
 
 def _results(seeds: list[int], options: argparse.Namespace) -> Iterator[Result]:
-    work = partial(simulate, faults=options.faults, kinds=options.kinds)
+    work = partial(simulate, mix=_mix(options))
     if options.jobs == 1:
         yield from map(work, seeds)
     else:
@@ -95,9 +94,14 @@ def _read(record: Path | None) -> dict[int, str]:
 
 
 def _replay(seed: int, options: argparse.Namespace) -> str:
-    mix = f" --faults {options.faults}" if options.faults != FAULTS else ""
+    mix = f" --faults {options.faults}" if options.faults != OWN_MIX.faults else ""
     mix += f" --kinds {shlex.quote(','.join(options.kinds))}" if options.kinds else ""
+    mix += f" --pause {options.pause}" if options.pause is not None else ""
     return f"python -m kvmeta.testing --seed {seed}{mix}"
+
+
+def _mix(options: argparse.Namespace) -> Mix:
+    return Mix(options.faults, tuple(options.kinds), options.pause)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds (default: 1000)")
     parser.add_argument("--first", type=int, default=1, help="the first of them (default: 1)")
     parser.add_argument("--seed", type=int, help="replay one seed and print all that happened")
-    parser.add_argument("--faults", type=int, default=FAULTS, help=f"faults a seed (default: {FAULTS})")
+    parser.add_argument(
+        "--faults", type=int, default=OWN_MIX.faults, help=f"faults a seed (default: {OWN_MIX.faults})"
+    )
+    parser.add_argument("--pause", type=float, help="seconds between two faults (default: a seed's choice)")
     parser.add_argument(
         "--kinds", type=lambda names: names.split(","), default=(),
         help="make only such faults, by names with commas between (default: a mix of each seed's own)",

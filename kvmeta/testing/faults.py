@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.authority import HOST
@@ -24,12 +24,23 @@ SKEW_MS_MAX = 90_000
 FEW_KINDS_SHARE = 0.4
 
 
+class Mix(NamedTuple):
+    """Faults that are asked for: how many, of which kinds (none named: a seed's own choice), how often."""
+
+    faults: int = 25
+    kinds: tuple[str, ...] = ()
+    pause_s: float | None = None
+    """Between two faults, on average; None: a seed's own choice."""
+
+
 class Faults:
     """Makes faults, one after another; each ends by itself after a while, or by another."""
 
-    def __init__(self, simulation: Simulation, rng: random.Random, kinds: Sequence[str] = ()) -> None:
+    def __init__(self, simulation: Simulation, rng: random.Random, mix: Mix) -> None:
         self._sim = simulation
         self._rng = rng
+        self._count = mix.faults
+        self._pause_s = rng.choice([0.3, 0.8, 1.6]) if mix.pause_s is None else mix.pause_s
         self.made = 0
         self.kinds: dict[str, Callable[[], bool]] = {
             "crash": self._crash,
@@ -57,16 +68,16 @@ class Faults:
         if rng.random() < FEW_KINDS_SHARE:  # some meet seldom in a mix of all
             few = rng.sample(range(len(weights)), rng.randint(3, 6))
             weights = [3 if i in few else 0 for i in range(len(weights))]
-        if kinds:
-            weights = [1 if kind in kinds else 0 for kind in self.kinds]
+        if mix.kinds:
+            weights = [1 if kind in mix.kinds else 0 for kind in self.kinds]
         self.weights: list[float] = [*weights] if any(weights) else [1.0] * len(weights)
         self.counts = dict.fromkeys(self.kinds, 0)
 
-    async def run(self, count: int, pause_s: float) -> None:
-        """Make `count` faults."""
+    async def run(self) -> None:
+        """Make them."""
         names = list(self.kinds)
-        while self.made < count:
-            await asyncio.sleep(self._rng.expovariate(1 / pause_s))
+        while self.made < self._count:
+            await asyncio.sleep(self._rng.expovariate(1 / self._pause_s))
             for name in self._rng.choices(names, self.weights, k=len(names)):
                 if self.kinds[name]():  # else it cannot happen now: the next one
                     self.made += 1

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kvmeta.engine.kernels.layout import HIGH, LOW, VERSION
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.authority import KeySpace
-from kvmeta.testing.faults import SKEW_MS_MAX, Faults
+from kvmeta.testing.faults import SKEW_MS_MAX, Faults, Mix
 from kvmeta.testing.history import Floor, History, Key, Sent, Violation
 from kvmeta.testing.loop import Process, SimulatedLoop
 from kvmeta.testing.network import Conditions, Network
@@ -41,6 +41,7 @@ REPAIR_S = 4.0
 COME_BACK_S = 4.0
 ROUNDS = 20
 READS = 4
+OWN_MIX = Mix()
 REAL_EVERY = 20
 """Of so many seeds one runs over the real engine."""
 
@@ -63,13 +64,10 @@ class Result:
 class Simulation:
     """One seed."""
 
-    def __init__(
-        self, seed: int, faults: int, kinds: Sequence[str] = (), *, keep_events: bool = False
-    ) -> None:
+    def __init__(self, seed: int, mix: Mix, *, keep_events: bool = False) -> None:
         rng = random.Random(seed)
         self._seed = seed
         self._rng = rng
-        self._fault_count = faults
         self._keep_events = keep_events
         self.loop = SimulatedLoop()
         self._trace = xxhash.xxh3_64()
@@ -78,7 +76,6 @@ class Simulation:
         self.partitions = rng.choice([4, 8])
         self._nodes_first = replicas + rng.choice([0, 0, 1, 2])
         self._zones = rng.choice([1, 1, 2, 3])
-        self._pause_s = rng.choice([0.3, 0.8, 1.6])
         self._op_pause_s = rng.choice([0.2, 0.5, 1.0])
         repairs = Repairs(
             read=rng.random() < 0.75, hints=rng.random() < 0.75, anti_entropy=rng.random() < 0.75
@@ -111,7 +108,7 @@ class Simulation:
             rng, self.network, self.history, lambda: list(self.nodes), _some_keys(rng),
             reads_settle=repairs.read and replicas != 2, acknowledged=self._check_acknowledged,
         )  # fmt: skip
-        self.faults = Faults(self, rng, kinds)
+        self.faults = Faults(self, rng, mix)
 
     def run(self) -> Result:
         """Live through it."""
@@ -140,7 +137,7 @@ class Simulation:
             self.clients.process.start(self.clients.run(self._op_pause_s))
             for _ in range(self._rng.randint(1, 4))
         ]
-        await self._watched(self.faults.run(self._fault_count, self._pause_s), work)
+        await self._watched(self.faults.run(), work)
         for task in work:
             task.cancel()
         self._heal()
@@ -396,9 +393,9 @@ class Simulation:
             self.events.append(line)
 
 
-def simulate(seed: int, faults: int = 25, kinds: Sequence[str] = (), *, keep_events: bool = False) -> Result:
-    """Return what becomes of a seed with so many faults, of its own mix or of some `kinds`."""
-    return Simulation(seed, faults, kinds, keep_events=keep_events).run()
+def simulate(seed: int, mix: Mix = OWN_MIX, *, keep_events: bool = False) -> Result:
+    """Return what becomes of a seed."""
+    return Simulation(seed, mix, keep_events=keep_events).run()
 
 
 def _memory() -> str | None:

@@ -19,7 +19,8 @@ from kvmeta.engine.commit import ACCEPTED, STALE
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.layout import VERSION
 from kvmeta.errors import KvmetaError
-from kvmeta.testing.simulation import simulate
+from kvmeta.testing.faults import Mix
+from kvmeta.testing.simulation import OWN_MIX, simulate
 from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
 from kvmeta_server.cluster import anti_entropy, coordinator, moves, quorum_rows, replica
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
@@ -37,15 +38,9 @@ SEEDS_MAX = 400
 Patch = Callable[[Any, str, Any], None]
 
 
-class Mix(NamedTuple):
-    """Faults that lead to where a rule matters."""
-
-    faults: int = 25
-    kinds: tuple[str, ...] = ()
-
-
-OWN = Mix()
 MOVING = Mix(60, ("join", "drain", "undrain", "crash", "isolate", "purge"))
+SLOWLY = Mix(12, ("join", "drain", "undrain"), 12.0)
+"""So that what moves arrives, and is compared, before it moves again."""
 
 
 class Mutant(NamedTuple):
@@ -54,7 +49,7 @@ class Mutant(NamedTuple):
     rule: str
     plant: Callable[[Patch], None]
     seed: int
-    mix: Mix = OWN
+    mix: Mix = OWN_MIX
 
 
 def targets_count_as_owners(patch: Patch) -> None:
@@ -366,7 +361,7 @@ MUTANTS = {
         ("what was promised not to come is taken", promises_not_kept, 0),
         ("the repaired version rises without agreement", repaired_without_agreement, 1),
         ("an owner drops what it is still asked for", dropped_while_it_is_read, 0),
-        ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0, MOVING),
+        ("what was left over from before counts as held", what_is_left_over_counts_as_held, 0, SLOWLY),
         ("a replica takes work of an older epoch", nothing_fenced, 0),
         ("a node keeps its first map alone", newer_maps_not_kept, 0),
         ("a relocate takes effect on any version", relocates_on_any_version, 16),
@@ -412,7 +407,7 @@ def first_kill(name: str, seeds_max: int = SEEDS_MAX) -> tuple[int, str]:
     mutant = MUTANTS[name]
     with planted(mutant):
         for seed in range(1, seeds_max + 1):
-            violation = simulate(seed, *mutant.mix).violation
+            violation = simulate(seed, mutant.mix).violation
             if violation:
                 return seed, violation.splitlines()[-1]
     return 0, ""

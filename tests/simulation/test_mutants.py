@@ -12,4 +12,4 @@ from tests.simulation.mutants import MUTANTS, planted
 def test_a_planted_fault_is_noticed(name: str) -> None:
     mutant = MUTANTS[name]
     with planted(mutant):
-        assert simulate(mutant.seed, *mutant.mix).violation
+        assert simulate(mutant.seed, mutant.mix).violation

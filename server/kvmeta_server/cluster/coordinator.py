@@ -492,8 +492,15 @@ class Coordinator:
         """
         if not left.any():
             return np.zeros(0, np.bool_)
-        acknowledged, *_ = await self._attempt(dataset, np.ascontiguousarray(rows[left]))
-        return acknowledged
+        ours = np.ascontiguousarray(rows[left])
+        kept = np.zeros(len(ours), np.bool_)
+        for turn in range(TRIES):
+            open_ = np.flatnonzero(~kept)
+            kept[open_], tally, epoch = await self._attempt(dataset, np.ascontiguousarray(ours[open_]))
+            if kept.all() or (tally.stale & ~kept[open_]).any():  # the stale ones nobody will take any more
+                break
+            await self._before_next(turn, epoch, tally.fenced, at_once=False)
+        return kept
 
     def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:
         """Return why relocates do not take effect, UNACKNOWLEDGED where they may."""

@@ -36,7 +36,7 @@ class Operators:
                 state=each.state, live=each.slot in live, answered=state is not None,
                 owned=int((cluster_map.owners == each.slot).sum()),
                 incoming=int(cluster_map.incoming(each.slot).sum()),
-                waiting=sum(told.hints.get(each.name, 0) for told in states if told is not None),
+                waiting=sum(state.hints.get(each.name, 0) for state, _ in told if state is not None),
             )  # fmt: skip
             if state is not None:
                 member.epoch, member.leftover, member.rows_copied = (
