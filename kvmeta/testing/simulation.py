@@ -324,7 +324,7 @@ class Simulation:
         for _ in range(ROUNDS):
             await asyncio.sleep(REPAIR_S)
             with suppress(KvmetaError):
-                reports = [await node.member.repair() for node in self.nodes.values() if node.member]
+                reports = [await node.member.repair() for node in list(self.nodes.values()) if node.member]
                 if not any(report.skipped or report.rows for report in reports) and self._equal():
                     return
         raise Violation("replicas do not become equal")
