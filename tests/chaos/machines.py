@@ -32,9 +32,6 @@ SETTINGS = (
 )
 
 
-_CLOCKED = Path(__file__).with_name("clocked.py")
-
-
 class Machine:
     """A host with one process, which is started as it was."""
 
@@ -73,6 +70,14 @@ class Machine:
     def running(self) -> bool:
         """Return whether the process has not ended."""
         return self._process is not None and self._process.running
+
+    @property
+    def standing_still(self) -> bool:
+        """Return whether the process is there and stopped."""
+        if self._process is None or not self._process.running:
+            return False
+        status = Path(f"/proc/{self._process.process.pid}/stat").read_text()
+        return status.rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: int) -> None:
         """Send the process a signal."""
@@ -134,9 +139,9 @@ class EtcdMachine(Machine):
 class NodeMachine(Machine):
     """The machine of a node. After its data is lost it joins under a new name: NAME-2, NAME-3 and so on."""
 
-    def __init__(self, name: str, host: Host, directory: Path, etcd: str) -> None:
+    def __init__(self, name: str, host: Host, directory: Path, etcd: str, plant: str = "") -> None:
         super().__init__(name, host, directory / f"{name}.log")
-        self._data, self._etcd = directory / name, etcd
+        self._data, self._etcd, self._plant = directory / name, etcd, plant
         self._clock = directory / f"{name}.clock"
         self._lives = 1
         self.set_clock(0)
@@ -154,9 +159,9 @@ class NodeMachine(Machine):
     def command(self) -> list[str]:
         """Return what is started on the host."""
         return [
-            sys.executable, str(_CLOCKED), str(self._clock), "serve", "--data", str(self._data),
-            "--listen", self.address, "--log-format", "json", "--cluster", "chaos",
-            "--etcd", self._etcd, "--node", self.node,
+            sys.executable, "-m", "tests.chaos.node_program", str(self._clock), self._plant,
+            "serve", "--data", str(self._data), "--listen", self.address, "--log-format", "json",
+            "--cluster", "chaos", "--etcd", self._etcd, "--node", self.node,
             *(word for setting in SETTINGS for word in ("--set", setting)),
         ]  # fmt: skip
 
@@ -166,9 +171,18 @@ class NodeMachine(Machine):
 
     def set_clock(self, ahead_s: int) -> None:
         """Set the clock so far ahead of the true time, from now on."""
+        self._seen.unlink(missing_ok=True)
         fresh = self._clock.with_suffix(".new")
         fresh.write_text(str(ahead_s))
         fresh.rename(self._clock)  # whole at every moment
+
+    def sees_clock(self, ahead_s: int) -> bool:
+        """Return whether the node has looked at its clock since it was set so far ahead."""
+        return self._seen.exists() and self._seen.read_text() == str(ahead_s)
+
+    @property
+    def _seen(self) -> Path:
+        return self._clock.with_suffix(".seen")
 
     def lose_data(self) -> None:
         """Lose the disk: the next start is that of another node."""
