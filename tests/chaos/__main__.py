@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"round {len(rounds) + 1}, seed {seed}", file=sys.stderr, flush=True)
         directory = work / f"seed-{seed}"
         shutil.rmtree(directory, ignore_errors=True)
-        result = Round(seed, ROUND_S, directory, _say, given.plant).run()
+        result = Round(seed, ROUND_S, directory, _say, plant=given.plant).run()
         rounds.append(asdict(result))
         if given.json:
             given.json.write_text(json.dumps(rounds, indent=1) + "\n")

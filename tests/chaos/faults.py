@@ -107,6 +107,15 @@ def cut_off(scene: Scene, random: Random) -> Iterator[Happening]:
 
 
 @contextmanager
+def part_all(scene: Scene, _: Random) -> Iterator[Happening]:
+    """Part every node from every other one and from etcd: clients reach all, and none has a quorum."""
+    with _healed(scene):
+        for host in scene.machines.hosts:
+            host.drop([other for other in scene.machines.hosts if other is not host])
+        yield Happening("all parted from each other", scene.network.met)
+
+
+@contextmanager
 def part_pairs(scene: Scene, random: Random) -> Iterator[Happening]:
     """Part two pairs: each of them reaches all others."""
     a, b, c, d, _ = random.sample(scene.machines.nodes, 5)
@@ -328,7 +337,7 @@ def weigh(scene: Scene, random: Random) -> Iterator[Happening]:
 
 
 LANES: dict[str, tuple[Fault, ...]] = {
-    "network": (split, cut_off, part_pairs, one_way, resets, loss, slow),
+    "network": (split, cut_off, part_all, part_pairs, one_way, resets, loss, slow),
     "processes": (
         stand_still, kill, kill_two, clocks_off, clock_far_off, etcd_stands_still, etcd_killed, compaction,
     ),

@@ -53,9 +53,13 @@ class Machine:
         self._process = Process(self.host.command(*self.command()), self._log)
 
     def start(self) -> None:
-        """Start the process and wait until it is ready; one that ends meanwhile is started again."""
-        end = time.monotonic() + _READY_S
+        """Start the process and wait until it is ready."""
         self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until what was launched is ready; one that ends meanwhile is started again."""
+        end = time.monotonic() + _READY_S
         while not self.ready(self._said()):
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} does not get ready: {self._said()[-2000:]}")
@@ -221,10 +225,14 @@ class Machines:
                 self._claimed.discard(machine.name)
 
     def start(self) -> None:
-        """Start etcd, then the nodes."""
+        """Start etcd, then the node that founds the cluster, then all others at once."""
         self.etcd.start()
-        for machine in self.nodes:
-            machine.start()
+        first, *others = self.nodes
+        first.start()
+        for machine in others:
+            machine.launch()
+        for machine in others:
+            machine.wait()
 
     def kill(self) -> None:
         """End all processes."""

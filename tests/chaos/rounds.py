@@ -34,6 +34,8 @@ NODES = 5
 CLIENTS = 2
 THREADS = 3
 SETTLE_S = 180.0
+HELD_S = 1.5, 5.0
+"""How long a fault lasts: drawn between these."""
 PASSES_MAX = 5
 """How often a fault that is not felt is tried again."""
 AFTER_S = 15.0
@@ -63,9 +65,18 @@ class Result:
 class Round:
     """A round in `directory`, which keeps logs and history. `plant`: a fault in the nodes' own code."""
 
-    def __init__(self, seed: int, seconds: float, directory: Path, say: Say, plant: str = "") -> None:
+    def __init__(
+        self,
+        seed: int,
+        seconds: float,
+        directory: Path,
+        say: Say,
+        *,
+        plant: str = "",
+        held_s: tuple[float, float] = HELD_S,
+    ) -> None:
         self._random = Random(seed)
-        self._plant = plant
+        self._plant, self._held_s = plant, held_s
         self._seconds = seconds
         self._directory = directory
         self._say = say
@@ -171,7 +182,7 @@ class Round:
         began = time.monotonic_ns()
         with kind(scene, random) as happening:
             self._tell(happening.text)
-            time.sleep(random.uniform(1.5, 5.0))
+            time.sleep(random.uniform(*self._held_s))
             felt[name] = felt.get(name, 0) + bool(happening.felt())
             faults[name] = faults.get(name, 0) + 1
         self._faults.append((began, time.monotonic_ns()))
