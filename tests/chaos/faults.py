@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from signal import SIGCONT, SIGSTOP
 from typing import NamedTuple
@@ -20,42 +20,45 @@ from bench.workers import Worker
 from tests.chaos.machines import MAX_SKEW_S, Machines, NodeMachine
 from tests.chaos.network import Host, Network
 
-MOVED_S = 150.0
-"""How long members may take to change, amid faults."""
-_AGAIN_S = 1.0
+MOVED_S = 90.0
+"""How long members may take to change amid faults; after that no other fault begins until they have."""
+PEACE_S = 180.0
 
 
 @dataclass
 class Scene:
-    """Where faults happen. `operators` asks the cluster how it is, from the clients' host."""
+    """Where faults happen. `operators` asks the cluster how it is, and changes it, from the clients' host."""
 
     network: Network
     machines: Machines
     clients: Host
     operators: Worker
+    peace: threading.Event = field(default_factory=threading.Event)
+    """Set while no other fault shall begin."""
 
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run `kvmeta WORDS --store …` on the clients' host."""
-        line = [sys.executable, "-m", "kvmeta", *words, "--store", self.machines.target]
-        return subprocess.run(self.clients.command(*line), capture_output=True, text=True, check=False)
-
-    def insist(self, *words: str) -> None:
-        """Run a command until it succeeds: other faults may keep it from that for a while."""
-        end = time.monotonic() + MOVED_S
-        while (done := self.command(*words)).returncode:
-            if time.monotonic() > end:
-                raise AssertionError(f"kvmeta {' '.join(words)}: {done.stderr}")
-            time.sleep(_AGAIN_S)
+    def insist(self, *change: object) -> None:
+        """Let the operator make a change: other faults may keep it from that for a while."""
+        self._until("changed", change)
 
     def expect(self, question: str, *arguments: object) -> None:
         """Wait for what the operator is asked to wait for."""
-        told = self.operators.call(question, *arguments, MOVED_S)
-        if told:
-            raise AssertionError(f"{question}{arguments}: {told}")
+        self._until(question, *arguments)
 
     def joined(self) -> None:
         """Wait until all nodes there are, and no others, are members, and nothing moves."""
         self.expect("joined", [machine.node for machine in self.machines.nodes])
+
+    def _until(self, question: str, *arguments: object) -> None:
+        """Wait amid faults for a while, then in peace: only there must it come to an end."""
+        told = self.operators.call(question, *arguments, MOVED_S)
+        if told:
+            self.peace.set()
+            try:
+                told = self.operators.call(question, *arguments, PEACE_S)
+            finally:
+                self.peace.clear()
+        if told:
+            raise AssertionError(f"{question}{arguments}: {told}")
 
 
 class Happening(NamedTuple):
@@ -291,7 +294,7 @@ def drain(scene: Scene, random: Random) -> Iterator[Happening]:
     """Drain a node, which joins again as a new one."""
     with scene.machines.claim(random) as machine:
         yield _carried_out(f"{machine.node} drained")
-        scene.insist("cluster", "drain", machine.node)
+        scene.insist("drain", machine.node)
         scene.expect("left", machine.node)
         machine.stop()
         machine.lose_data()
@@ -307,7 +310,7 @@ def wipe(scene: Scene, random: Random) -> Iterator[Happening]:
         machine.kill()
         machine.lose_data()
         yield _carried_out(f"{gone} lost its data")
-        scene.insist("cluster", "remove", gone)
+        scene.insist("remove", gone)
         machine.start()
         scene.joined()
 
@@ -318,7 +321,7 @@ def remove(scene: Scene, random: Random) -> Iterator[Happening]:
     with scene.machines.claim(random) as machine:
         machine.kill()
         yield _carried_out(f"{machine.node} removed")
-        scene.insist("cluster", "remove", machine.node)
+        scene.insist("remove", machine.node)
         scene.expect("left", machine.node)
         machine.refused("was taken out")
         machine.lose_data()
@@ -329,10 +332,10 @@ def remove(scene: Scene, random: Random) -> Iterator[Happening]:
 @contextmanager
 def weigh(scene: Scene, random: Random) -> Iterator[Happening]:
     """Change a node's share, and then again."""
-    machine, weight = random.choice(scene.machines.nodes), random.choice(["0.5", "2"])
-    yield _carried_out(f"{machine.node} weighs {weight}")
-    for each in (weight, "1"):
-        scene.insist("cluster", "weight", machine.node, each)
+    machine, weight = random.choice(scene.machines.nodes), random.choice([0.5, 2.0])
+    yield _carried_out(f"{machine.node} weighs {weight:g}")
+    for each in (weight, 1.0):
+        scene.insist("set_weight", machine.node, each)
         scene.joined()
 
 

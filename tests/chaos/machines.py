@@ -21,7 +21,7 @@ from tests.chaos.network import Host
 PORT = 7400
 MAX_SKEW_S = 10
 """Of the cluster: small, so that a clock further ahead is right again within a round."""
-_READY_S = 120.0
+_READY_S = 240.0
 _AGAIN_S = 1.0
 SETTINGS = (
     "insecure=true",
