@@ -1,4 +1,4 @@
-"""Copies of a move over real replicas: what counts as copied, and what does not yet."""
+"""Copies of a move over real replicas: what counts as copied, and what must not come in meanwhile."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.disk import FileDisk
+from kvmeta_server.cluster.handoff import Handoff
+from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.moves import Moves
 from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
 
 N = 2000
-TARGET, OWNERS, LEAVING = 0, (1, 2, 3), 3
+TARGET, OWNERS, LEAVING, GONE = 0, (1, 2, 3), 3, 9
 
 
 @pytest.fixture
@@ -82,3 +85,34 @@ def test_a_copy_waits_until_enough_owners_tell_up_to_where_they_agreed(four: Rep
     ranges = four.replicas[TARGET].state.ranges("default", cluster_map.partitions)
     assert (ranges.promised[partitions] == agreed).all()
     assert (ranges.repaired[partitions] == agreed).all()
+
+
+@pytest.mark.parametrize("slot", [TARGET, GONE])
+def test_a_hint_of_what_was_purged_does_not_come_in_at_a_node_that_still_copies(
+    four: Replicas, tmp_path: Path, slot: int
+) -> None:
+    """The owners have promised not to take it; the target has not, and all would get it from there."""
+    cluster_map = four.maps.current
+    partitions = incoming(cluster_map)
+    rows = rows_of(N)
+    rows[:, 2] = four.stores[1].engine.clock.stamp()
+    rows = rows[np.isin(cluster_map.partition_of(rows[:, 0]), partitions)]
+    agreed = four.stores[1].engine.clock.stamp()
+    for owner in OWNERS:
+        four.replicas[owner].state.ranges("default", cluster_map.partitions).promise(partitions, agreed)
+        four.replicas[owner].repaired("default", partitions, agreed)
+    hints = HintFiles(FileDisk(tmp_path / "hints"))
+    hints.add(slot, "default", rows)
+    log: Any = SimpleNamespace(info=lambda *_, **__: None)
+    handoff = Handoff(hints, four.maps, four, four.coordinator, lambda: ["default"], log, 0.0)
+
+    four.run(handoff._send(slot))
+    assert four.holding(rows) == [0] * 4
+    assert hints.waiting() == {slot: len(rows)}
+
+    four.run(moves_of(four)._copy_chunk(cluster_map, partitions))
+    four.maps.current = cluster_map.switched(partitions)
+    four.adopt(four.maps.current)
+    four.run(handoff._send(slot))
+    assert four.holding(rows) == [0] * 4
+    assert not hints.waiting()
