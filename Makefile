@@ -101,8 +101,8 @@ sim-release: $(MARK) ## the same with 100,000 seeds; resumable, recorded in benc
 mutants: $(MARK) ## plant faults in the cluster's rules and look for the seeds that notice them (half an hour)
 	$(BIN)/python -m tests.simulation.mutants
 
-chaos: $(MARK) ## as root: faults on a cluster in network namespaces, for MINUTES=30; resumable by JSON=file
-	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
+chaos: $(MARK) ## as root: faults on a cluster in network namespaces, for MINUTES=30; resumable by JSON=file; PLANT=one of tests/simulation/mutants.py must be noticed
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(JSON),--json $(JSON)) $(if $(PLANT),--plant $(PLANT))
 
 lint: $(MARK) ## ruff
 	$(BIN)/ruff check .

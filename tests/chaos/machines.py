@@ -21,7 +21,7 @@ from tests.chaos.network import Host
 PORT = 7400
 MAX_SKEW_S = 10
 """Of the cluster: small, so that a clock further ahead is right again within a round."""
-_READY_S = 120.0
+_READY_S = 240.0
 _AGAIN_S = 1.0
 SETTINGS = (
     "insecure=true",
@@ -30,9 +30,6 @@ SETTINGS = (
     "cluster.repair_interval_s=12",  # so that tombstones are purged while hints wait
     "limits.drain_s=5",
 )
-
-
-_CLOCKED = Path(__file__).with_name("clocked.py")
 
 
 class Machine:
@@ -56,9 +53,13 @@ class Machine:
         self._process = Process(self.host.command(*self.command()), self._log)
 
     def start(self) -> None:
-        """Start the process and wait until it is ready; one that ends meanwhile is started again."""
-        end = time.monotonic() + _READY_S
+        """Start the process and wait until it is ready."""
         self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until what was launched is ready; one that ends meanwhile is started again."""
+        end = time.monotonic() + _READY_S
         while not self.ready(self._said()):
             if time.monotonic() > end:
                 raise AssertionError(f"{self.name} does not get ready: {self._said()[-2000:]}")
@@ -73,6 +74,14 @@ class Machine:
     def running(self) -> bool:
         """Return whether the process has not ended."""
         return self._process is not None and self._process.running
+
+    @property
+    def standing_still(self) -> bool:
+        """Return whether the process is there and stopped."""
+        if self._process is None or not self._process.running:
+            return False
+        status = Path(f"/proc/{self._process.process.pid}/stat").read_text()
+        return status.rpartition(")")[2].split()[0] == "T"
 
     def send(self, number: int) -> None:
         """Send the process a signal."""
@@ -134,9 +143,9 @@ class EtcdMachine(Machine):
 class NodeMachine(Machine):
     """The machine of a node. After its data is lost it joins under a new name: NAME-2, NAME-3 and so on."""
 
-    def __init__(self, name: str, host: Host, directory: Path, etcd: str) -> None:
+    def __init__(self, name: str, host: Host, directory: Path, etcd: str, plant: str = "") -> None:
         super().__init__(name, host, directory / f"{name}.log")
-        self._data, self._etcd = directory / name, etcd
+        self._data, self._etcd, self._plant = directory / name, etcd, plant
         self._clock = directory / f"{name}.clock"
         self._lives = 1
         self.set_clock(0)
@@ -154,9 +163,9 @@ class NodeMachine(Machine):
     def command(self) -> list[str]:
         """Return what is started on the host."""
         return [
-            sys.executable, str(_CLOCKED), str(self._clock), "serve", "--data", str(self._data),
-            "--listen", self.address, "--log-format", "json", "--cluster", "chaos",
-            "--etcd", self._etcd, "--node", self.node,
+            sys.executable, "-m", "tests.chaos.node_program", str(self._clock), self._plant,
+            "serve", "--data", str(self._data), "--listen", self.address, "--log-format", "json",
+            "--cluster", "chaos", "--etcd", self._etcd, "--node", self.node,
             *(word for setting in SETTINGS for word in ("--set", setting)),
         ]  # fmt: skip
 
@@ -166,9 +175,18 @@ class NodeMachine(Machine):
 
     def set_clock(self, ahead_s: int) -> None:
         """Set the clock so far ahead of the true time, from now on."""
+        self._seen.unlink(missing_ok=True)
         fresh = self._clock.with_suffix(".new")
         fresh.write_text(str(ahead_s))
         fresh.rename(self._clock)  # whole at every moment
+
+    def sees_clock(self, ahead_s: int) -> bool:
+        """Return whether the node has looked at its clock since it was set so far ahead."""
+        return self._seen.exists() and self._seen.read_text() == str(ahead_s)
+
+    @property
+    def _seen(self) -> Path:
+        return self._clock.with_suffix(".seen")
 
     def lose_data(self) -> None:
         """Lose the disk: the next start is that of another node."""
@@ -207,10 +225,14 @@ class Machines:
                 self._claimed.discard(machine.name)
 
     def start(self) -> None:
-        """Start etcd, then the nodes."""
+        """Start etcd, then the node that founds the cluster, then all others at once."""
         self.etcd.start()
-        for machine in self.nodes:
-            machine.start()
+        first, *others = self.nodes
+        first.start()
+        for machine in others:
+            machine.launch()
+        for machine in others:
+            machine.wait()
 
     def kill(self) -> None:
         """End all processes."""

@@ -9,6 +9,7 @@ be slowed down.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
@@ -46,10 +47,20 @@ class Host:
                 sender, "-m", "statistic", "--mode", "random", "--probability", f"{share:.3f}", "-j", "DROP"
             )
 
+    def met(self) -> int:
+        """Return how many packets the rules here have met: dropped, refused or lost."""
+        told = run(*self.command("iptables", "-w", "-v", "-x", "-n", "-L", "INPUT"))
+        return sum(int(line.split()[0]) for line in told.splitlines()[2:])
+
     def slow(self, kbit_s: int) -> None:
-        """Send at most so much from now on."""
+        """Send at most so much from now on; little at once, else the burst alone is enough for seconds."""
         run(*self.command("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", f"{kbit_s}kbit",
-                          "burst", "16kb", "latency", "400ms"))  # fmt: skip
+                          "burst", "3kb", "latency", "400ms"))  # fmt: skip
+
+    def held_up(self) -> int:
+        """Return how often a packet had to wait, or was dropped, for there was no room to send it."""
+        told = run(*self.command("tc", "-s", "qdisc", "show", "dev", "eth0"))
+        return sum(int(count) for count in re.findall(r"(?:dropped|overlimits) (\d+)", told))
 
     def quicken(self) -> None:
         """Send as fast as it goes again."""
@@ -87,6 +98,10 @@ class Network:
         """Let all packets of all hosts through again."""
         for host in self.hosts.values():
             host.heal()
+
+    def met(self) -> int:
+        """Return how many packets the rules of all hosts have met."""
+        return sum(host.met() for host in self.hosts.values())
 
     def _namespace(self, name: str) -> str:
         namespace = f"{self._prefix}-{name}"

@@ -1,4 +1,4 @@
-"""An operator on the clients' host: looks how the cluster is and waits until it is as it should be.
+"""An operator on the clients' host: changes the cluster, and waits until it is as it should be.
 
 What waits returns "" when it is so, and what is not so when the time is up.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from itertools import cycle
+from typing import Any
 
 import kvmeta
 import kvmeta.cluster
 from bench.replicas import differing
 from kvmeta.client.options import addresses_of
-from kvmeta.cluster import Status
-from kvmeta.errors import KvmetaError
+from kvmeta.cluster import Cluster
+from kvmeta.errors import KvmetaError, NotFoundError
 
 
 class Operator:
@@ -26,10 +27,28 @@ class Operator:
         nodes = [f"kvmeta://{address}" for address in addresses_of(target)]
         self._views = cycle([kvmeta.cluster.open(node, options=options) for node in nodes])
 
+    def changed(self, change: tuple[str, Any], timeout_s: float) -> str:
+        """Try a change, `("drain", "n3-1")` say, until it is made; return what keeps it from being so."""
+        name, *arguments = change
+        tries = 0
+
+        def make(view: Cluster) -> str:
+            nonlocal tries
+            tries += 1
+            try:
+                getattr(view, name)(*arguments)
+            except NotFoundError:  # gone: an earlier try took effect, though its answer was lost
+                if tries == 1:
+                    raise
+            return ""
+
+        return self._until(make, timeout_s)
+
     def joined(self, names: list[str], timeout_s: float) -> str:
         """Wait until these nodes, and no others, are members and nothing moves; return what is not so."""
 
-        def fault(status: Status) -> str:
+        def fault(view: Cluster) -> str:
+            status = view.status()
             members = sorted(member.name for member in status.members)
             if members != sorted(names):
                 return f"members are {', '.join(members)}"
@@ -40,7 +59,8 @@ class Operator:
     def left(self, name: str, timeout_s: float) -> str:
         """Wait until a node is no member any more; return what is not so."""
 
-        def fault(status: Status) -> str:
+        def fault(view: Cluster) -> str:
+            status = view.status()
             return f"{name} is a member" if name in {member.name for member in status.members} else ""
 
         return self._until(fault, timeout_s)
@@ -48,7 +68,8 @@ class Operator:
     def settled(self, timeout_s: float) -> str:
         """Wait until all members answer, nothing moves and no hint waits; return what is not so."""
 
-        def fault(status: Status) -> str:
+        def fault(view: Cluster) -> str:
+            status = view.status()
             silent = [member.name for member in status.members if not (member.answered and member.live)]
             hints = {member.name: member.hinted for member in status.members if member.hinted}
             left = {member.name: member.leftover for member in status.members if member.leftover}
@@ -62,11 +83,11 @@ class Operator:
         """Return how many partitions have replicas that differ."""
         return differing(self._target)
 
-    def _until(self, fault: Callable[[Status], str], timeout_s: float) -> str:
+    def _until(self, told_by: Callable[[Cluster], str], timeout_s: float) -> str:
         end = time.monotonic() + timeout_s
         while True:
             try:
-                told = fault(next(self._views).status())
+                told = told_by(next(self._views))
             except KvmetaError as error:
                 told = str(error)
             if not told or time.monotonic() > end:

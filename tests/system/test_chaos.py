@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def test_amid_every_fault_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    result = Round(1, 0, tmp_path, print).run()
+    result = Round(1, 0, tmp_path, print, held_s=(1.0, 2.0)).run()
     assert not result.wrong, "\n\n".join(result.wrong)
     assert set(result.faults) == {kind.__name__ for kinds in LANES.values() for kind in kinds}
     for kind in ("put", "delete", "insert", "relocate", "lookup", "fast"):

@@ -126,7 +126,7 @@ class AntiEntropy:
                 break
             for i in np.flatnonzero(~equal).tolist():
                 sent += await self._exchange(
-                    dataset, owners, partitions[i], differs[i], cut, int(purged[i]), expired
+                    dataset, owners, partitions[i], differs[i], cut, int(purged[i]), expired, epoch
                 )
         agreed = [partition for partition, same in zip(partitions, equal.tolist(), strict=True) if same]
         if agreed and (self._maps.current.changed[agreed] <= np.uint64(epoch)).all():
@@ -160,8 +160,13 @@ class AntiEntropy:
         cut: int,
         purged: int,
         expired: int,
+        epoch: int,
     ) -> int:
-        """Send every owner what it lacks of the buckets that differ; return the rows sent."""
+        """Send every owner what it lacks of the buckets that differ; return the rows sent.
+
+        PeerError where one was an owner under the map of `epoch` and is none now: what is left over there
+        may be what its successors have deleted and purged.
+        """
         cluster_map = self._maps.current
         shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
         first, _ = cluster_map.stretch(partition)
@@ -172,7 +177,7 @@ class AntiEntropy:
             while start <= end:
                 began = loop.time()
                 pages = await asyncio.gather(
-                    *(self._peers.rows(owner, dataset, 0, start, end, PAGE_ROWS) for owner in owners)
+                    *(self._peers.rows(owner, dataset, epoch, start, end, PAGE_ROWS) for owner in owners)
                 )
                 until = min(page.until for page in pages)
                 each = [page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages]

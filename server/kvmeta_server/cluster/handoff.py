@@ -1,4 +1,8 @@
-"""Hinted handoff, the other half: what waits for a node is sent once it answers again."""
+"""Hinted handoff, the other half: what waits for a node is sent once it answers again.
+
+Not to a node that still copies the partition: it has not promised yet what the owners have, and would take,
+and bring back, what they deleted and whose tombstones they purged.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kvmeta.engine.kernels.layout import HIGH
+from kvmeta_server.cluster.cluster_map import COPYING
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.replica import FENCED
@@ -59,10 +65,16 @@ class Handoff:
                 self._sent[slot] = end
                 continue  # dropped since, or damaged
             fenced = np.ones(len(hint.rows), np.bool_)
+            cluster_map = self._maps.current
+            partitions = cluster_map.partition_of(hint.rows[:, HIGH])
             if not gone:
-                outcomes, _ = await self._peers.apply(slot, hint.dataset, 0, hint.rows)
+                if cluster_map.incoming(slot)[partitions].any():
+                    return
+                outcomes, _ = await self._peers.apply(slot, hint.dataset, cluster_map.epoch, hint.rows)
                 fenced = outcomes == FENCED
             if fenced.any():
+                if (self._maps.current.phase[partitions[fenced]] == COPYING).any():
+                    return
                 held = await self._coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
                 if not held.all():
                     return  # their owners do not answer: later

@@ -125,7 +125,10 @@ class Moves:
                 if sum(map(len, parts)) >= INGEST_ROWS:
                     await self._ingest(dataset, parts)
             await self._ingest(dataset, parts)
-            await self._take_over_ranges(cluster_map, dataset, partitions)
+            untold = await self._take_over_ranges(cluster_map, dataset, partitions)
+            if untold:
+                missing.update(untold)
+                reason = reason or PeerError("too few owners tell up to where they agreed")
         now = self._membership.current
         same = partitions[now.changed[partitions] == cluster_map.changed[partitions]]
         same = same[~np.isin(same, list(missing))]
@@ -169,9 +172,14 @@ class Moves:
 
     async def _take_over_ranges(
         self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]
-    ) -> None:
-        """Take over up to where the owners agreed: their tombstones may be gone, so ours may be refused."""
+    ) -> list[int]:
+        """Take over up to where the owners agreed: their tombstones may be gone, so ours may be refused.
+
+        Returns the partitions of which too few owners answered: an owner that did not hear of the agreement
+        tells less, so one of those that were read (any read quorum) must be among those that tell.
+        """
         repaired = np.zeros(len(partitions), np.uint64)
+        answers = np.zeros(len(partitions), np.int64)
         owners = cluster_map.owners[partitions]
         for slot in _members(owners):
             if self._peers.likely(slot):
@@ -179,8 +187,13 @@ class Moves:
                 asked, nothing = partitions[mine].tolist(), np.zeros(len(mine), np.uint64)
                 _, told = await self._peers.digests(slot, dataset, asked, 0, nothing, 0, promise=False)
                 repaired[mine] = np.maximum(repaired[mine], told)
+                answers[mine] += 1
+        told_by = cluster_map.alive.sum(axis=1) - cluster_map.read_quorum + 1
+        enough = answers >= told_by[partitions]
+        untold: list[int] = partitions[~enough].tolist()
+        partitions, repaired = partitions[enough], repaired[enough]
         ranges = self._state.ranges(dataset, cluster_map.partitions)
-        owned = (owners == self._replica.slot).any(axis=1)
+        owned = (owners[enough] == self._replica.slot).any(axis=1)
 
         def reset() -> None:
             kept = np.where(owned, ranges.promised[partitions], np.uint64(0))
@@ -188,6 +201,7 @@ class Moves:
             self._replica.allow_purge(dataset)
 
         await self._lane.run(reset)
+        return untold
 
     # Driving
 

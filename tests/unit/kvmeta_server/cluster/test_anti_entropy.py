@@ -170,3 +170,24 @@ def test_a_comparison_ends_where_the_node_may_not_go_on(
         three.run(comparing(three, may_go_on=lease).compare("default"))
     partitions = np.unique(rows[:, 0] >> np.uint64(60), return_counts=True)[1]
     assert 0 < three.holding(rows)[2] <= np.sort(partitions)[-2:].sum()
+
+
+def test_what_a_former_owner_has_left_over_is_not_brought_back(tmp_path: Path) -> None:
+    """A comparison goes on with the map it began with, while its partitions move away from a node."""
+    four = Replicas(tmp_path, 4)
+    before = four.maps.current
+    of_all = put(four, rows_of(N), 0, 1, 2, 3)
+    left = of_all[(before.owners[before.partition_of(of_all[:, 0])] == 3).any(axis=1)]
+    after = before.with_node("n3", state="draining")
+    after = after.switched(range(PARTITIONS)).finished(range(PARTITIONS))
+    four.adopt(after)
+    four.maps.current = after
+    put(four, left.copy(), 0, 1, 2, delete=True)
+    compare(four)
+    for store in four.stores[:3]:
+        store.compact()  # the tombstones are gone
+    four.maps.current = before  # as for a node that has begun, or has not heard of it
+    report = compare(four)
+    assert four.holding(left)[:3] == [0] * 3
+    assert report.skipped
+    four.close()
