@@ -127,9 +127,9 @@ $(PROTOS_MARK): protos/requirements.txt
 	$(PROTOS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES for all together (60); findings stay in build/fuzz
+fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES=30 for all together; findings stay in build/fuzz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
-	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
 
 hostile: $(MARK) ## every attack on a server at full size, a healthy client beside it (10 minutes)
 	$(BIN)/python -m tests.hostile
