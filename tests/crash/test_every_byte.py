@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ EACH = 4  # cases of each kind for each file
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("flips") / "work"
-    flips.build(path)
-    return path
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kvmeta-flips-", dir=flips.fast_directory()) as folder:
+        flips.build(Path(folder) / "work")
+        yield Path(folder) / "work"
 
 
 def sampled() -> Callable[[list[Fault]], list[Fault]]:
@@ -108,14 +109,15 @@ def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
     judge.close()
 
 
-def test_nobody_reads_rocksdbs_diary_and_its_lock(directory: Path, tmp_path: Path) -> None:
+def test_nobody_reads_rocksdbs_diary_its_lock_and_its_older_options(directory: Path, tmp_path: Path) -> None:
     """So their bytes are sampled in the full form, too: a file that was read has an access time."""
     store = tmp_path / "store"
     shutil.copytree(directory / "killed", store)
-    unread = [
-        name for name in specimens.files_of(store) if specimens.kind_of(name) in ("log/LOG", "log/LOCK")
-    ]
-    (probe,) = [name for name in specimens.files_of(store) if specimens.kind_of(name) == "log/CURRENT"]
+    kinds = {name: specimens.kind_of(name) for name in specimens.files_of(store)}
+    *older, _ = (name for name, kind in kinds.items() if kind == "log/OPTIONS")
+    unread = [*older, *(name for name, kind in kinds.items() if kind in ("log/LOG", "log/LOCK"))]
+    assert older
+    (probe,) = (name for name, kind in kinds.items() if kind == "log/CURRENT")
     held = {name: os.open(store / name, os.O_RDONLY) for name in (*unread, probe)}
     for name in held:
         os.utime(store / name, ns=(0, (store / name).stat().st_mtime_ns))

@@ -301,7 +301,7 @@ def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub:
 
 
 def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None:
-    """Pings that gRPC holds against a peer cost it a copy of all the earlier ones each: a flood stopped it."""
+    """Pings that gRPC holds against a peer cost it a copy of all the earlier ones each: a flood stops it."""
     host, port = server.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=10) as raw:
         raw.sendall(frames.PREFACE + frames.encoded(frames.SETTINGS, 0, 0, b""))
