@@ -17,19 +17,16 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
-from kvmeta.engine import engine
-from kvmeta.engine import mark as marks
-from kvmeta.engine.rocks import Rocks
 from tests.crash import faults
 from tests.crash.faults import Fault
+from tests.crash.segment_reader import SegmentReader
 from tests.crash.small import MANUAL, ids, locations, open_store, put
 
 TOP = 480  # every ID below is asked for; some are absent
@@ -43,9 +40,9 @@ _OTHERS = ("foreign", "older")  # another store of the same shape; this one befo
 _UNREAD = 128  # of a file that nobody reads each so many-th byte is tried
 _TWIN = 16  # of one that has the form of another
 _OPTIONS = 4  # of RocksDB's options, which are given anew at every opening
-_TO_WRITE = {"segment": 16, "log/OPTIONS": 8}
-"""To write a store is opened for each so many-th tried byte of these, to read for all: a segment is read by
-one code in both modes."""
+_TO_WRITE = {"segment": 16, "SEAL": 8, "log/OPTIONS": 8, "log/LOG": 8}
+"""To write a store is opened for each so many-th tried byte of these, to read for all: a segment and the seal
+are read by one code in both modes, and the others by none of ours."""
 _REFUSED_TO_WRITE = 4  # as well where to read was refused, for a writer begins by reading as a reader does
 
 
@@ -230,64 +227,6 @@ class StoreSpecimen:
         return StoreJudge(self._directory, self.state, self._strides)
 
 
-class LogReadOnce:
-    """Stands in for `Rocks` where the log is not what was damaged: most of a reader's time goes there."""
-
-    def __init__(self, log: Path) -> None:
-        with Rocks(log, read_only=True) as rocks:
-            self._manifest, self._wal = rocks.manifest(), list(rocks.wal(b""))
-
-    def __call__(self, _: Path, *, read_only: bool) -> LogReadOnce:
-        assert read_only
-        return self
-
-    def __enter__(self) -> LogReadOnce:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def manifest(self) -> dict[bytes, bytes]:
-        """Return the manifest's rows."""
-        return dict(self._manifest)
-
-    def wal(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the WAL's records from key `first` on."""
-        return (record for record in self._wal if record[0] >= first)
-
-
-class SegmentReader:
-    """A reader that has all segments open but those that are damaged, and opens these anew for each fault.
-
-    Where the log is not what was damaged, a fresh reader would do nothing else that another did not do.
-    """
-
-    def __init__(self, store: Path) -> None:
-        self._store = open_store(store, "r", options=MANUAL)
-        self._log = LogReadOnce(store / "log")
-        self._whole = {
-            segment.record.number: segment
-            for tree in self._store.engine.trees.values()
-            for segment in tree.view.segments
-        }
-
-    def ask(self, fault: Fault, *allowed: Answers) -> tuple[bool, Answers | None]:
-        """Look at the store after `fault`; return as the function `ask` does."""
-        damaged = {self._store.engine.path / file for file in fault.files}
-        whole = {number: each for number, each in self._whole.items() if each.path not in damaged}
-        with (
-            mock.patch.object(engine, "Rocks", self._log),
-            mock.patch.object(marks, "check_seal", _unchecked),
-            mock.patch.object(self._store.engine, "_open_segments", whole.copy),
-        ):
-            self._store.refresh()
-        return ask(self._store, *allowed)
-
-    def close(self) -> None:
-        """Close the store."""
-        self._store.close()
-
-
 class StoreJudge:
     """Does faults to a copy of a specimen and judges what it answers. Works in a scratch directory.
 
@@ -304,15 +243,17 @@ class StoreJudge:
         self._earlier = acknowledged[:-1] if state == "power cut" else []
         shutil.rmtree(self._copy, ignore_errors=True)
         shutil.copytree(directory / state, self._copy)
-        self._reader = SegmentReader(self._copy)
+        self._reader = SegmentReader(self._copy, lambda store: ask(store, self._expected)[0])
 
     def __call__(self, fault: Fault) -> str:
         """Return the verdict over a fault; WrongError says what is wrong."""
         fault.do(self._copy, self._directory)
         kind, tried = kind_of(fault.file), fault.at // self._strides[fault.file]
         if tried % _TO_WRITE.get(kind, 1):
-            read = partial(self._reader.ask, fault) if kind == "segment" else self._read
-            noticed, _ = read(self._expected)
+            if kind == "segment":
+                noticed = self._reader.notices(fault)
+            else:
+                noticed, _ = self._read(self._expected)
             self._restore(fault)
             return DETECTED if noticed else HARMLESS
         noticed, held = self._read(self._expected, *self._earlier)
@@ -381,10 +322,6 @@ class StoreJudge:
         """Remove the copy."""
         self._reader.close()
         shutil.rmtree(self._copy, ignore_errors=True)
-
-
-def _unchecked(*_: object) -> None:
-    """Stand in for a check of what is undamaged."""
 
 
 def ask(store: EmbeddedStore, *allowed: Answers, put_after: bool = False) -> tuple[bool, Answers | None]:

@@ -157,8 +157,9 @@ def besieged(
             assert ready, f"the attack {name} did not begin"
             assert attacker.poll() is None, f"the attack {name} ended by itself"
         finally:
+            attacker.kill()  # its connections end with it, at once
+            attacker.wait()
             attacker.stdin.close()
-            attacker.wait(30)
             attacker.stdout.close()
         recovery_s = healthy.recovered(4 * RECOVERY_S_MAX)
     assert server.process.poll() is None, f"the server died of {name}"
