@@ -13,6 +13,7 @@ import pytest
 
 from kvmeta.engine import engine
 from kvmeta.engine import mark as marks
+from kvmeta.engine.segment import Segment
 from kvmeta_server.cluster import node_state
 from tests.crash import flips, specimens
 from tests.crash.faults import KINDS, Fault
@@ -96,6 +97,23 @@ def test_a_store_that_did_not_look_at_its_mark_would_be_found_out(
     judge = specimen.judge()
     with pytest.raises(WrongError):
         judge(Fault("cut", log, size - 40))
+    judge.close()
+
+
+def test_a_segment_that_did_not_look_at_its_filter_would_be_found_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_REFRESH_TRIES", 1)
+    with open_store(directory / "closed", "r", options=MANUAL) as store:
+        every = [each for tree in store.engine.trees.values() for each in tree.view.segments]
+    segment = next(each for each in every if each.header["filter_blocks"])
+    file = str(segment.path.relative_to(directory / "closed"))
+    at = int(segment.header["filter_offset"]) + 1  # where only a reader is asked
+    judge = StoreSpecimen(directory, "closed").judge()
+    assert judge(Fault("zeroed", file, at, 63)) == DETECTED
+    monkeypatch.setattr(Segment, "_filter_good", lambda *_: True)
+    with pytest.raises(WrongError):
+        judge(Fault("zeroed", file, at, 63))
     judge.close()
 
 
