@@ -41,7 +41,7 @@ test: $(MARK) ## every test that needs no root and no Debian package (under 10 m
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests
 
-flips: $(MARK) ## damage every byte of every kind of file (an hour on two cores; goes on where it was interrupted)
+flips: $(MARK) ## damage every byte of every kind of file (a quarter of an hour on two cores of its own; resumable)
 	$(BIN)/python -m tests.crash.flips
 power-cuts: $(MARK) ## cut the power 1,000 times under ext4 and xfs, and without syncs as the control (root; resumable)
 	$(BIN)/python -m tests.system power-cuts --work $(WORK)/power-cuts --json $(WORK)/power-cuts.json
