@@ -41,7 +41,7 @@ test: $(MARK) ## every test that needs no root and no Debian package (under 10 m
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests
 
-flips: $(MARK) ## damage every byte of every kind of file (an hour on two cores; goes on where it was interrupted)
+flips: $(MARK) ## damage every byte of every kind of file (a quarter of an hour on two cores of its own; resumable)
 	$(BIN)/python -m tests.crash.flips
 power-cuts: $(MARK) ## cut the power 1,000 times under ext4 and xfs, and without syncs as the control (root; resumable)
 	$(BIN)/python -m tests.system power-cuts --work $(WORK)/power-cuts --json $(WORK)/power-cuts.json
@@ -127,9 +127,9 @@ $(PROTOS_MARK): protos/requirements.txt
 	$(PROTOS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES for all together (60); findings stay in build/fuzz
+fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES=30 for all together; findings stay in build/fuzz
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
-	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),60)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
 
 hostile: $(MARK) ## every attack on a server at full size, a healthy client beside it (10 minutes)
 	$(BIN)/python -m tests.hostile

@@ -410,9 +410,10 @@ class Engine:
     def log_bytes(self) -> int:
         """Return the bytes of the log's files."""
         total = 0
-        for file in filenames.log(self.path).iterdir():
-            with contextlib.suppress(FileNotFoundError):  # RocksDB removed it meanwhile
-                total += file.stat().st_size
+        with os.scandir(filenames.log(self.path)) as files:
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):  # RocksDB removed it meanwhile
+                    total += file.stat().st_size
         return total
 
     # Datasets

@@ -221,8 +221,11 @@ def channel_arguments(config: Config) -> list[tuple[str, int]]:
         ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
         ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # 0: every ping is answered. A connection with too many gRPC would close when its answers have left,
+        # and until then note each one more, with a copy of all its notes: a flood took all threads for long
+        # after its end. Answers cost little, and gRPC reads no further where too many of them wait.
+        ("grpc.http2.max_ping_strikes", 0),
     ]
     if limits.connection_idle_s:
         arguments.append(("grpc.max_connection_idle_ms", round(limits.connection_idle_s * 1000)))

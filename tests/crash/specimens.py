@@ -17,17 +17,16 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
-from kvmeta.engine import engine
-from kvmeta.engine.rocks import Rocks
 from tests.crash import faults
 from tests.crash.faults import Fault
+from tests.crash.segment_reader import SegmentReader
 from tests.crash.small import MANUAL, ids, locations, open_store, put
 
 TOP = 480  # every ID below is asked for; some are absent
@@ -38,19 +37,31 @@ VERDICTS = (DETECTED, HARMLESS, DOCUMENTED, WRONG)
 _EVERY_BIT = ("log/*.log", "log/*.sst", "log/MANIFEST", "log/CURRENT")
 """What RocksDB judges by itself: one bit of a byte may mean more to it than another."""
 _OTHERS = ("foreign", "older")  # another store of the same shape; this one before its last changes
+_UNREAD = 128  # of a file that nobody reads each so many-th byte is tried
+_TWIN = 16  # of one that has the form of another
+_OPTIONS = 4  # of RocksDB's options, which are given anew at every opening
+_TO_WRITE = {"segment": 16, "SEAL": 8, "log/OPTIONS": 8, "log/LOG": 8}
+"""To write a store is opened for each so many-th tried byte of these, to read for all: a segment and the seal
+are read by one code in both modes, and the others by none of ours."""
+_REFUSED_TO_WRITE = 4  # as well where to read was refused, for a writer begins by reading as a reader does
 
 
 class WrongError(AssertionError):
     """An answer is not the right one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Held:
     """What a dataset answers for the IDs 0 … TOP + AFTER - 1."""
 
     found: np.ndarray
     locations: np.ndarray
     versions: np.ndarray
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """Return where the IDs that are there lie in the columns, in the order of their bytes."""
+        return in_order(self.found)
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,16 @@ class Answers:
     volumes: tuple[kvmeta.Volume, ...]
 
 
+@cache
 def every_id() -> np.ndarray:
     """Return all IDs that are asked for."""
-    return ids(0, TOP + AFTER)
+    return kvmeta.as_ids(ids(0, TOP + AFTER))
+
+
+def in_order(there: np.ndarray) -> np.ndarray:
+    """Return the places of those of all IDs that are `there`, in the order of the IDs' bytes."""
+    places = np.flatnonzero(there)
+    return places[np.argsort(every_id()[places])]
 
 
 def answers_of(store: EmbeddedStore) -> Answers:
@@ -143,9 +161,9 @@ def files_of(directory: Path) -> list[str]:
 def strides(state: str, names: list[str]) -> dict[str, int]:
     """Return, for each file whose faults are tried in `state`, of which of its bytes: 1 is every one.
 
-    Segments are the same files in all states, and two have the same form. Of several OPTIONS the newest
-    counts. LOG, RocksDB's diary, is read by nobody. A mark that was taken back changes only what the log is
-    judged by.
+    Segments are the same files in all states, and two have the same form. LOG, RocksDB's diary, is read by
+    nobody, nor are OPTIONS but the newest; a closed store's seal has them all. A mark that was taken back
+    changes only what the log is judged by.
     """
     twins = sorted(name for name in names if kind_of(name) == "segment")[1:2]
     newest = max((name for name in names if kind_of(name) == "log/OPTIONS"), default="")
@@ -154,13 +172,13 @@ def strides(state: str, names: list[str]) -> dict[str, int]:
         kind = kind_of(name)
         if state == "power cut" and kind not in ("log/*.log", "MARK"):
             continue
-        sampled = (
-            name in twins
-            or (kind == "segment" and state != "closed")
-            or (kind == "log/OPTIONS" and name != newest)
-            or kind == "log/LOG"
-        )
-        out[name] = 16 if sampled else 1
+        out[name] = 1
+        if kind == "log/LOG" or (kind == "log/OPTIONS" and name != newest):
+            out[name] = _UNREAD
+        elif kind == "log/OPTIONS" and state != "closed":
+            out[name] = _OPTIONS
+        elif name in twins or (kind == "segment" and state != "closed"):
+            out[name] = _TWIN
     return out
 
 
@@ -206,65 +224,49 @@ class StoreSpecimen:
 
     def judge(self) -> StoreJudge:
         """Return who judges damaged copies of it."""
-        return StoreJudge(self._directory, self.state)
-
-
-class LogReadOnce:
-    """Stands in for `Rocks` where the log is not what was damaged: most of a reader's time goes there."""
-
-    def __init__(self, log: Path) -> None:
-        with Rocks(log, read_only=True) as rocks:
-            self._manifest, self._wal = rocks.manifest(), list(rocks.wal(b""))
-
-    def __call__(self, _: Path, *, read_only: bool) -> LogReadOnce:
-        assert read_only
-        return self
-
-    def __enter__(self) -> LogReadOnce:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def manifest(self) -> dict[bytes, bytes]:
-        """Return the manifest's rows."""
-        return dict(self._manifest)
-
-    def wal(self, first: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the WAL's records from key `first` on."""
-        return (record for record in self._wal if record[0] >= first)
+        return StoreJudge(self._directory, self.state, self._strides)
 
 
 class StoreJudge:
-    """Does faults to a copy of a specimen and judges what it answers. Works in a scratch directory."""
+    """Does faults to a copy of a specimen and judges what it answers. Works in a scratch directory.
 
-    def __init__(self, directory: Path, state: str) -> None:
-        self._directory, self._root = directory, directory / state
+    `strides`: of each file, of which of its bytes faults are tried.
+    """
+
+    def __init__(self, directory: Path, state: str, strides: dict[str, int]) -> None:
+        self._directory = directory
         self._copy = directory / f"copy-{os.getpid()}"
-        self._log = LogReadOnce(self._root / "log")
+        self._strides = strides
+        self._files = {name: (directory / state / name).read_bytes() for name in files_of(directory / state)}
         acknowledged: list[Answers] = pickle.loads((directory / "expected").read_bytes())
         self._expected = acknowledged[-1]
         self._earlier = acknowledged[:-1] if state == "power cut" else []
-        self._renew()
+        shutil.rmtree(self._copy, ignore_errors=True)
+        shutil.copytree(directory / state, self._copy)
+        self._reader = SegmentReader(self._copy, lambda store: ask(store, self._expected)[0])
 
     def __call__(self, fault: Fault) -> str:
         """Return the verdict over a fault; WrongError says what is wrong."""
         fault.do(self._copy, self._directory)
-        # A segment is read by one code in both modes: to write is tried with each sixteenth byte of one.
-        if kind_of(fault.file) == "segment" and fault.at % 16:
-            with mock.patch.object(engine, "Rocks", self._log):
+        kind, tried = kind_of(fault.file), fault.at // self._strides[fault.file]
+        if tried % _TO_WRITE.get(kind, 1):
+            if kind == "segment":
+                noticed = self._reader.notices(fault)
+            else:
                 noticed, _ = self._read(self._expected)
-            if noticed:
-                self._restore(fault)
-                return DETECTED
+            self._restore(fault)
+            return DETECTED if noticed else HARMLESS
         noticed, held = self._read(self._expected, *self._earlier)
+        if held is None and tried % _REFUSED_TO_WRITE:
+            self._restore(fault)
+            return DETECTED
         opened, noticed_writing, held_writing = self._write(self._expected, *self._earlier)
         if opened:
             if not noticed_writing:
                 self._read_on(held_writing)
             elif not self._read(self._expected, *self._earlier)[0]:
                 raise WrongError("what was noticed is forgotten at the next opening")
-            self._renew()
+            self._renew(fault)
         else:
             self._restore(fault)
         if noticed or noticed_writing:
@@ -302,16 +304,23 @@ class StoreJudge:
         if noticed:
             raise WrongError("damage is noticed only after a put")
 
-    def _renew(self) -> None:
-        shutil.rmtree(self._copy, ignore_errors=True)
-        shutil.copytree(self._root, self._copy)
+    def _renew(self, fault: Fault) -> None:
+        """Let the copy be as it was, after a writer; in place, for the reader has the segments mapped."""
+        for folder in ("", "log", "segments"):
+            for entry in os.scandir(self._copy / folder):
+                if entry.is_file() and os.path.relpath(entry.path, self._copy) not in self._files:
+                    Path(entry.path).unlink()
+        for name, data in self._files.items():
+            if kind_of(name) != "segment" or name in fault.files:
+                (self._copy / name).write_bytes(data)
 
     def _restore(self, fault: Fault) -> None:
         for file in fault.files:
-            shutil.copyfile(self._root / file, self._copy / file)
+            (self._copy / file).write_bytes(self._files[file])
 
     def close(self) -> None:
         """Remove the copy."""
+        self._reader.close()
         shutil.rmtree(self._copy, ignore_errors=True)
 
 
@@ -363,21 +372,20 @@ def _compare_lookup(store: EmbeddedStore, name: str, held: Held, *, put_here: bo
 
 
 def _compare_scan(store: EmbeddedStore, name: str, held: Held, *, put_here: bool) -> bool:
-    wanted = held.found.copy()
-    wanted[TOP:] |= put_here
     try:
         pages = list(store.dataset(name).scan(page_rows=300))
     except kvmeta.CorruptionError:
         return True
+    there = held.order
+    if put_here:
+        there = in_order(held.found | (np.arange(TOP + AFTER) >= TOP))
     found = np.concatenate([page.ids for page in pages])
     order = np.argsort(found)
-    names = kvmeta.as_ids(every_id()[wanted])
-    by_id = np.argsort(names)
-    if not np.array_equal(found[order], names[by_id]):
-        raise WrongError(f"{name}: the scan has {len(found)} IDs, expected {len(names)}")
-    old = np.flatnonzero(wanted)[by_id] < TOP if put_here else np.ones(len(names), np.bool_)
+    if not np.array_equal(found[order], every_id()[there]):
+        raise WrongError(f"{name}: the scan has {len(found)} IDs, expected {len(there)}")
+    old = there < TOP
     for column, expected in (("locations", held.locations), ("versions", held.versions)):
         scanned = np.concatenate([getattr(page, column) for page in pages])[order]
-        if not np.array_equal(scanned[old], expected[wanted][by_id][old]):
+        if not np.array_equal(scanned[old], expected[there[old]]):
             raise WrongError(f"{name}: the scan has wrong {column}")
     return False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from kvmeta.engine import engine
 from kvmeta.engine import mark as marks
+from kvmeta.engine.segment import Segment
 from kvmeta_server.cluster import node_state
 from tests.crash import flips, specimens
 from tests.crash.faults import KINDS, Fault
@@ -24,10 +26,10 @@ EACH = 4  # cases of each kind for each file
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("flips") / "work"
-    flips.build(path)
-    return path
+def directory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kvmeta-flips-", dir=flips.fast_directory()) as folder:
+        flips.build(Path(folder) / "work")
+        yield Path(folder) / "work"
 
 
 def sampled() -> Callable[[list[Fault]], list[Fault]]:
@@ -98,6 +100,23 @@ def test_a_store_that_did_not_look_at_its_mark_would_be_found_out(
     judge.close()
 
 
+def test_a_segment_that_did_not_look_at_its_filter_would_be_found_out(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_REFRESH_TRIES", 1)
+    with open_store(directory / "closed", "r", options=MANUAL) as store:
+        every = [each for tree in store.engine.trees.values() for each in tree.view.segments]
+    segment = next(each for each in every if each.header["filter_blocks"])
+    file = str(segment.path.relative_to(directory / "closed"))
+    at = int(segment.header["filter_offset"]) + 1  # where only a reader is asked
+    judge = StoreSpecimen(directory, "closed").judge()
+    assert judge(Fault("zeroed", file, at, 63)) == DETECTED
+    monkeypatch.setattr(Segment, "_filter_good", lambda *_: True)
+    with pytest.raises(WrongError):
+        judge(Fault("zeroed", file, at, 63))
+    judge.close()
+
+
 def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,14 +127,15 @@ def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
     judge.close()
 
 
-def test_nobody_reads_rocksdbs_diary_and_its_lock(directory: Path, tmp_path: Path) -> None:
+def test_nobody_reads_rocksdbs_diary_its_lock_and_its_older_options(directory: Path, tmp_path: Path) -> None:
     """So their bytes are sampled in the full form, too: a file that was read has an access time."""
     store = tmp_path / "store"
     shutil.copytree(directory / "killed", store)
-    unread = [
-        name for name in specimens.files_of(store) if specimens.kind_of(name) in ("log/LOG", "log/LOCK")
-    ]
-    (probe,) = [name for name in specimens.files_of(store) if specimens.kind_of(name) == "log/CURRENT"]
+    kinds = {name: specimens.kind_of(name) for name in specimens.files_of(store)}
+    *older, _ = (name for name, kind in kinds.items() if kind == "log/OPTIONS")
+    unread = [*older, *(name for name, kind in kinds.items() if kind in ("log/LOG", "log/LOCK"))]
+    assert older
+    (probe,) = (name for name, kind in kinds.items() if kind == "log/CURRENT")
     held = {name: os.open(store / name, os.O_RDONLY) for name in (*unread, probe)}
     for name in held:
         os.utime(store / name, ns=(0, (store / name).stat().st_mtime_ns))

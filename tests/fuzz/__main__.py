@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,18 @@ def fuzzed(name: str, seconds: int, data: Path) -> dict[str, Any]:
     """Fuzz one target and return what came of it."""
     folder = data / name
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log", "w") as log:
-        ended = run(
-            "driver", name, str(seconds), str(folder), wait_s=seconds + _START_S, stdout=log, stderr=log
-        )
+    wait_s, status = seconds + _START_S, None
+    with open(folder / "log", "w") as log, suppress(subprocess.TimeoutExpired):
+        status = run(
+            "driver", name, str(seconds), str(folder), wait_s=wait_s, stdout=log, stderr=log
+        ).returncode
     told = re.search(r"stat::number_of_executed_units:\s*(\d+)", (folder / "log").read_text(errors="replace"))
     findings = [file.stem for file in sorted((folder / "findings").glob("*.txt"))]
     findings += [file.name for pattern in _ARTEFACTS for file in sorted(folder.glob(pattern))]
-    if ended.returncode and not findings:
-        findings.append(f"ended with status {ended.returncode}: see {folder / 'log'}")
+    if status is None:
+        findings.append(f"not ended after {wait_s} s: see {folder / 'log'}")
+    elif status and not findings:
+        findings.append(f"ended with status {status}: see {folder / 'log'}")
     return {"seconds": seconds, "executions": int(told[1]) if told else 0, "findings": findings}
 
 

@@ -41,12 +41,13 @@ def main() -> int:
         if found.grown_mb > GROWN_MB_MAX or found.recovery_s > RECOVERY_S_MAX or found.calls == found.failed:
             broken.append(name)
     print(f"{'attack':<14}{'RSS +MB':>9}{'bound':>7}{'calls':>8}{'failed':>8}{'calls/s':>9}{'before':>8}"
-          f"{'share':>7}{'slowest s':>11}{'recovery s':>12}")  # fmt: skip
+          f"{'share':>7}{'slowest s':>11}{'recovery s':>12}{'its CPU s':>11}")  # fmt: skip
     for name, found in results.items():
         share = found.rate_during / found.rate_before
         print(f"{name:<14}{found.grown_mb:>9.0f}{GROWN_MB_MAX:>7}{found.calls:>8,}{found.failed:>8,}"
               f"{found.rate_during:>9.0f}{found.rate_before:>8.0f}{share:>7.0%}{found.slowest_s:>11.2f}"
-              f"{found.recovery_s:>12.2f}{'  broken' if name in broken else ''}")  # fmt: skip
+              f"{found.recovery_s:>12.2f}{found.recovery_cpu_s:>11.2f}"
+              f"{'  broken' if name in broken else ''}")  # fmt: skip
     if arguments.json:
         arguments.json.write_text(
             json.dumps({name: asdict(found) for name, found in results.items()}, indent=1)

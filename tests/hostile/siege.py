@@ -39,7 +39,11 @@ _TYPED = (kvmeta.UnavailableError, kvmeta.DeadlineError, kvmeta.OutcomeUnknownEr
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack did. Rates are calls a second; `failed` counts calls that ended with a typed error."""
+    """What an attack did. Rates are calls a second; `failed` counts calls that ended with a typed error.
+
+    `recovery_cpu_s` is the server's processor time during the recovery: what is left of an attack costs that
+    much, however long it takes where others have the cores.
+    """
 
     grown_mb: float
     calls: int
@@ -48,6 +52,7 @@ class Outcome:
     rate_during: float
     slowest_s: float
     recovery_s: float
+    recovery_cpu_s: float
 
 
 class Healthy:
@@ -109,8 +114,8 @@ class Healthy:
             raise AssertionError(f"the lookup of {first} … is wrong")
 
 
-class Memory:
-    """The most resident memory of a process since `start`, sampled."""
+class Usage:
+    """The most resident memory of a process since `start`, sampled, and its processor time."""
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
@@ -118,7 +123,7 @@ class Memory:
         self.idle = self.most = self._process.memory_info().rss
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Usage:
         self._thread.start()
         return self
 
@@ -130,6 +135,12 @@ class Memory:
     def grown_mb(self) -> float:
         """Return by how much it grew."""
         return (self.most - self.idle) / 1e6
+
+    @property
+    def cpu_s(self) -> float:
+        """Return the processor time it has taken."""
+        times = self._process.cpu_times()
+        return float(times.user + times.system)
 
     def _watch(self) -> None:
         while not self._end.wait(_SAMPLE_S):
@@ -144,7 +155,7 @@ def besieged(
     healthy.calls = healthy.failed = 0
     healthy.slowest_s = 0.0
     address = server.target.removeprefix("kvmeta://")
-    with Memory(server.process.pid) as memory:
+    with Usage(server.process.pid) as usage:
         attacker = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.attack", name, address, str(scale)],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -157,10 +168,15 @@ def besieged(
             assert ready, f"the attack {name} did not begin"
             assert attacker.poll() is None, f"the attack {name} ended by itself"
         finally:
+            attacker.kill()  # its connections end with it, at once
+            attacker.wait()
             attacker.stdin.close()
-            attacker.wait(30)
             attacker.stdout.close()
+        before_s = usage.cpu_s
         recovery_s = healthy.recovered(4 * RECOVERY_S_MAX)
+        recovery_cpu_s = usage.cpu_s - before_s
     assert server.process.poll() is None, f"the server died of {name}"
     calls, failed, slowest = healthy.calls, healthy.failed, healthy.slowest_s
-    return Outcome(memory.grown_mb, calls, failed, rate_before, rate_during, slowest, recovery_s)
+    return Outcome(
+        usage.grown_mb, calls, failed, rate_before, rate_during, slowest, recovery_s, recovery_cpu_s
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -296,6 +297,22 @@ def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub:
             raw.settimeout(10)
             while raw.recv(4096):
                 pass
+    assert stub.Lookup(FIRST, timeout=10).states.plain
+
+
+def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None:
+    """Pings that gRPC holds against a peer cost it a copy of all the earlier ones each: a flood stops it."""
+    host, port = server.address.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as raw:
+        raw.sendall(frames.PREFACE + frames.encoded(frames.SETTINGS, 0, 0, b""))
+        for first in range(0, 3000, 1000):
+            numbers = [struct.pack(">Q", first + i) for i in range(1000)]
+            raw.sendall(b"".join(frames.encoded(frames.PING, 0, 0, number) for number in numbers))
+            answers = b""
+            while frames.encoded(frames.PING, frames.ACK, 0, numbers[-1]) not in answers:
+                came = raw.recv(1 << 16)
+                assert came, "the server hung up"
+                answers += came
     assert stub.Lookup(FIRST, timeout=10).states.plain
 
 
