@@ -31,6 +31,8 @@ class Mix(NamedTuple):
     kinds: tuple[str, ...] = ()
     pause_s: float | None = None
     """Between two faults, on average; None: a seed's own choice."""
+    lonely: int = 0
+    """From how many owners more than they can do without writes are kept: many are not acknowledged."""
 
 
 class Faults:

@@ -36,6 +36,7 @@ from kvmeta_server.config import ClusterSettings
 Rows = NDArray[np.uint64]
 START_MS = EPOCH_MS + 200_000_000_000
 RETRY_S = 2.0
+LONELY_SHARE = 0.6
 PACE = Pace(
     probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, long_s=12.0, grace_s=2.0,
     mend_s=1e9,  # nothing is damaged here, and a look changes what comes after it
@@ -70,6 +71,8 @@ class Shared:
     """Where the nodes' stores lie; None: in memory."""
     left_out: float = 0.0
     """How often an owner that a write can do without never hears of it, so that quorums are minimal."""
+    lonely: int = 0
+    """From how many more owners writes are kept: then they are not acknowledged."""
     purges_at_once: bool = False
     """Whether tombstones go as soon as they may."""
     faults: list[str] = field(default_factory=list)
@@ -234,9 +237,9 @@ class SimulatedNode:
     def _leaves_out(self, version: int) -> bool:
         """Return whether a write leaves out the owner it is being sent to: no more than it can spare."""
         shared = self.shared
-        spare = shared.settings["replicas"] - shared.settings["write_quorum"]
+        spare = shared.settings["replicas"] - shared.settings["write_quorum"] + shared.lonely
         count = self._left_out.get(version, 0)
-        if count >= spare or shared.rng.random() >= shared.left_out:
+        if count >= spare or shared.rng.random() >= (LONELY_SHARE if shared.lonely else shared.left_out):
             return False
         self._left_out[version] = count + 1
         return True

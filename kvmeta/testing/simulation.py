@@ -91,7 +91,7 @@ class Simulation:
         self.shared = Shared(
             rng, self.network, self.space, repairs, settings, self.note, self._check_hinted,
             directory=Path(self._directory.name) if self._directory else None,
-            left_out=rng.choice([0, 0, 0.4, 0.8]), purges_at_once=rng.random() < 0.3,
+            left_out=rng.choice([0, 0, 0.4, 0.8]), purges_at_once=rng.random() < 0.3, lonely=mix.lonely,
         )  # fmt: skip
         self.history = History()
         self.nodes: dict[str, SimulatedNode] = {}
