@@ -217,7 +217,7 @@ def left_behind_taken_for_kept(patch: Patch) -> None:
     patch(Coordinator, "_kept", kept)
 
 
-def reads_in_a_move_not_brought_to_targets(patch: Patch) -> None:
+def reads_not_brought_to_targets(patch: Patch) -> None:
     patch(coordinator._Unsettled, "of", lambda self, versions: np.zeros(len(versions), np.bool_))
 
 
@@ -371,7 +371,7 @@ MUTANTS = {
         ("a relocate takes effect on any version", relocates_on_any_version, 22),
         ("an insert does not look first", inserts_without_a_look, 4),
         ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 49),
-        ("a read in a move is not brought to the targets", reads_in_a_move_not_brought_to_targets, 51, LONELY),
+        ("a read in a move is not brought to the targets", reads_not_brought_to_targets, 51, LONELY),
         ("a fast miss is not confirmed", fast_misses_believed, 8),
         ("unavailable is told as absent", unavailable_told_as_absent, 3),
         ("the older version wins a merge", the_older_version_wins_a_copy, 3),

@@ -401,7 +401,7 @@ def _is_majority(write_quorum: int, replicas: int) -> bool:
     return replicas // 2 < write_quorum <= replicas
 
 
-@lru_cache(maxsize=4)  # most maps differ in the phases of their partitions, and not in their nodes
+@lru_cache(maxsize=64)  # most maps differ in the phases of their partitions, and not in their nodes
 def _placed(candidates: tuple[Candidate, ...], partitions: int, replicas: int) -> NDArray[np.uint16]:
     owners = place(candidates, partitions, replicas)
     owners.flags.writeable = False
