@@ -147,6 +147,7 @@ def test_a_node_that_hangs_costs_a_moment(three: DevCluster) -> None:
 def dev(data: Path) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
     """Give `kvmeta dev` of two nodes, its target, and what it says on stderr until it is ready."""
     command = [sys.executable, "-m", "kvmeta", "dev", "--nodes", "2", "--port", "0", "--data", str(data)]
+    command = ["env", "--default-signal=INT,HUP", *command]  # which shells ignore in background jobs
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         timer = threading.Timer(120, process.kill)
         timer.start()
