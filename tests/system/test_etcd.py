@@ -194,10 +194,13 @@ def test_of_several_urls_one_that_answers_is_enough(tmp_path: Path, host: str) -
 def test_a_node_joins_by_mutual_tls_though_one_member_is_away(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
     with Members(tmp_path, ["localhost"], made) as members:
-        node = DevNode(
-            "n1", tmp_path, f"https://127.0.0.1:{free_port()},{members.urls[0]}", "secure", free_port(),
-            [f"cluster.etcd_{name}={made[name]}" for name in ("ca", "cert", "key")],
-        )  # fmt: skip
+        port, settings = free_port(), [f"cluster.etcd_{name}={made[name]}" for name in ("ca", "cert", "key")]
+        serve = [
+            "serve", "--data", str(tmp_path / "n1"), "--listen", f"127.0.0.1:{port}", "--node", "n1",
+            "--cluster", "secure", "--etcd", f"https://127.0.0.1:{free_port()},{members.urls[0]}",
+            *(word for setting in settings for word in ("--set", setting)),
+        ]  # fmt: skip
+        node = DevNode("n1", port, serve, tmp_path / "n1.log", settings, tied=False)
         try:
             node.wait()
             with kvmeta.cluster.open(f"kvmeta://{node.address}") as cluster:
