@@ -321,13 +321,21 @@ class Simulation:
 
     async def _compare(self) -> None:
         """Compare all replicas, as nodes do from time to time, until they are equal."""
-        for _ in range(ROUNDS):
-            await asyncio.sleep(REPAIR_S)
-            with suppress(KvmetaError):
-                reports = [await node.member.repair() for node in list(self.nodes.values()) if node.member]
-                if not any(report.skipped or report.rows for report in reports) and self._equal():
-                    return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                for _ in range(ROUNDS):
+                    await asyncio.sleep(REPAIR_S)
+                    if await self._repaired() and self._equal():
+                        return
         raise Violation("replicas do not become equal")
+
+    async def _repaired(self) -> bool:
+        """Let every node compare what it leads; return whether there was nothing to send and none missing."""
+        try:
+            reports = [await node.member.repair() for node in list(self.nodes.values()) if node.member]
+        except KvmetaError:
+            return False
+        return not any(report.skipped or report.rows for report in reports)
 
     def _equal(self) -> bool:
         cluster_map = self.map

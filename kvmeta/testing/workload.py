@@ -62,7 +62,10 @@ class Clients:
     async def read_everything(self) -> bool:
         """Read all IDs by quorum; return whether all were answered."""
         rows = _rows_of(self._keys)
-        return await self._read(rows, self._history.begin(_keys_of(rows)))
+        try:
+            return await self._read(rows, self._history.begin(_keys_of(rows)))
+        except CallError:
+            return False
 
     async def _one(self) -> None:
         works: list[Callable[[Rows, dict[Key, Floor]], Awaitable[Any]]] = [
