@@ -91,9 +91,9 @@ bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the pla
 	$(BIN)/python -m bench.readme
 
 SEEDS ?= 1000
-FIRST ?= 1001
+FIRST ?= 1
 
-sim: $(MARK) ## simulate clusters under faults: SEEDS=1000 from FIRST=1001 on; a seed that fails prints what replays it
+sim: $(MARK) ## simulate clusters under faults: SEEDS=1000 from FIRST=1 on; a seed that fails prints what replays it
 	$(BIN)/python -m kvmeta.testing --first $(FIRST) --seeds $(SEEDS)
 
 sim-release: $(MARK) ## the same with 100,000 seeds; resumable, recorded in bench/data/sim.jsonl

@@ -188,9 +188,10 @@ class Faults:
         node.syncs_fail = self._rng.choice([0.05, 0.3, 1.0])
 
         def mend() -> None:  # its engine takes no writes before it is opened again
-            node.syncs_fail = 0.0
-            node.kill()
-            node.start()
+            if node.syncs_fail:  # else it is healed already
+                node.syncs_fail = 0.0
+                node.kill()
+                node.start()
 
         self._after(mend, 4.0)
         return True

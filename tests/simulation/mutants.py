@@ -359,7 +359,7 @@ MUTANTS = {
         ("R - W replicas are read", read_quorum_one_short, 1),
         ("W - 1 owners acknowledge", write_quorum_one_short, 1),
         ("a write in a move does not wait for the targets", targets_not_waited_for, 4),
-        ("a copy is made from one owner", copied_from_one_owner, 15),
+        ("a copy is made from one owner", copied_from_one_owner, 23),
         ("targets are read before they have copied", switched_before_all_have_copied, 1),
         ("a move goes on before the owners know the step before", steps_without_the_owners_knowing, 38),
         ("what was promised not to come is taken", promises_not_kept, 63),
