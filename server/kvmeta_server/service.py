@@ -172,43 +172,30 @@ class Service:
         """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
         admission, arrivals = gates or self._gates
 
-        async def behaviour(_: Any, context: Any) -> bytes:
-            held = 0
-
-            async def answered() -> bytes:
-                nonlocal held
+        async def answered(context: Any) -> bytes:
+            left_s, peer, held = self._time_left(context), context.peer(), 0
+            if left_s is None:
+                self._end_in_time(context)
+            # gRPC itself ends a call at its own deadline
+            async with asyncio.timeout(self._limits.deadline_s if left_s is None else None):
                 raw = await arrivals.message(peer, lambda: _one(context))
-                size = len(raw)
-                try:
-                    admission.admit(peer, size, while_draining=while_draining)
-                except Refused:
-                    del raw  # while the refusal is on its way the next messages are read
-                    raise
-                held = size
+                admission.admit(peer, len(raw), while_draining=while_draining)
+                held = len(raw)
                 context.add_done_callback(lambda _: admission.release(peer, held))
-                return await answer(raw)
+                response = await answer(raw)
+            admission.hold(peer, len(response), may_refuse=name in _READS)
+            held += len(response)
+            return response
 
+        async def behaviour(_: Any, context: Any) -> bytes:
             try:
-                left_s, peer = self._time_left(context), context.peer()
-                if left_s is None:
-                    self._end_in_time(context)
-                    async with asyncio.timeout(self._limits.deadline_s):
-                        response = await answered()
-                else:  # gRPC itself ends the call at its deadline
-                    response = await answered()
-                admission.hold(peer, len(response), may_refuse=name in _READS)
-                held += len(response)
-                return response
-            except TimeoutError as error:
-                told = error if isinstance(error, DeadlineError) else self._late(name)
-                raise await self._abort(context, told) from None
-            except KvmetaError as error:
-                raise await self._abort(context, error) from None
-            except Exception as error:  # noqa: BLE001 - told to the log and, without its inside, to the client
-                self._log.fault(name, error)
-                message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
-                told = status.status(grpc.StatusCode.INTERNAL, status.FAULT, message)
-                raise await _aborted(context, grpc.StatusCode.INTERNAL, told) from None
+                return await answered(context)
+            except Exception as error:  # noqa: BLE001 - told to the client
+                code, told = self._told(name, error, context)
+                # Its frames hold the message, which goes before the answer is on its way: gRPC keeps what is
+                # raised here, in a cycle, and that would keep them.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
+                raise await _aborted(context, code, told) from None
 
         return behaviour
 
@@ -231,14 +218,20 @@ class Service:
         allowed = f"the {self._limits.deadline_s:g} s that a call without a deadline may take"
         return DeadlineError(f"{name}: not done within {allowed}")
 
-    async def _abort(self, context: Any, error: KvmetaError) -> BaseException:
+    def _told(self, name: str, error: Exception, context: Any) -> tuple[grpc.StatusCode, Any]:
+        """Return the status that tells of what became of a call."""
         if isinstance(error, Refused):
             self._log.debug("refused", reason=error.reason, message=str(error), peer=context.peer())
             code = grpc.StatusCode.UNAVAILABLE
-            told = status.status(code, error.reason, str(error))
-        else:
-            code, told = status.of_error(error)
-        return await _aborted(context, code, told)
+            return code, status.status(code, error.reason, str(error))
+        if isinstance(error, TimeoutError) and not isinstance(error, KvmetaError):
+            error = self._late(name)
+        if isinstance(error, KvmetaError):
+            return status.of_error(error)
+        self._log.fault(name, error)
+        message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
+        code = grpc.StatusCode.INTERNAL
+        return code, status.status(code, status.FAULT, message)
 
 
 async def _one(context: Any) -> bytes:
