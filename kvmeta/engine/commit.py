@@ -19,19 +19,18 @@ from numpy.typing import NDArray
 from kvmeta.batch import Outcome
 from kvmeta.engine import wal
 from kvmeta.engine.kernels.layout import LOW, VERSION, WORD3
+from kvmeta.engine.kernels.merge import weigh
 from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.rocks import Batch
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.view import Found, View
 from kvmeta.engine.wal import Position
 from kvmeta.errors import KvmetaError, NotFoundError, OutcomeUnknownError
-from kvmeta.version import MOVE_BITS, MOVES_MAX, TOMBSTONE, HybridClock
+from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 
 Rows = NDArray[np.uint64]
 
 PUT, INSERT, DELETE, RELOCATE, APPLY = "put", "insert", "delete", "relocate", "apply"
-ACCEPTED, STALE, REFUSED = 0, 1, 2
-"""An apply's outcomes: held now, something newer is held, too old for what was promised."""
 
 
 @dataclass
@@ -191,10 +190,8 @@ class Committer:
         elif write.kind == APPLY:
             kind = wal.RELOCATE  # rows with versions of their own
             write.held = self._held(write, group)
-            write.outcome = _weigh(write)
-            other = rows[:, VERSION] != write.held.versions
-            other |= (rows[:, WORD3:] != write.held.locations).any(axis=1)
-            rows = rows[(write.outcome == ACCEPTED) & other]
+            write.outcome, news = _weigh(write)
+            rows = rows[news]
         if not len(rows):
             return
         if write.kind == APPLY:
@@ -237,16 +234,11 @@ def _judge(write: Write) -> NDArray[np.uint8]:
     return outcome
 
 
-def _weigh(write: Write) -> NDArray[np.uint8]:
-    """Return each row's outcome: the larger version wins, and what was promised not to come does not."""
+def _weigh(write: Write) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return an apply's outcome for each row, and whether it takes effect."""
     assert write.held is not None
-    versions, held = write.rows[:, VERSION], write.held.versions
-    outcome = np.where(held > versions, np.uint8(STALE), np.uint8(ACCEPTED))
-    differ = (write.held.locations != write.rows[:, WORD3:]).any(axis=1)
-    for i in np.flatnonzero(differ & (held == versions)):  # the larger location, as in a merge
-        if write.held.locations[i].tobytes() > write.rows[i, WORD3:].tobytes():
-            outcome[i] = STALE
-    if write.promised is not None:
-        moved = (held >> MOVE_BITS) == (versions >> MOVE_BITS)
-        outcome[(versions <= write.promised()) & (held < versions) & ~moved] = REFUSED
-    return outcome
+    n = len(write.rows)
+    promised = np.zeros(n, np.uint64) if write.promised is None else write.promised()
+    outcome, news = np.empty(n, np.uint8), np.empty(n, np.bool_)
+    weigh(write.rows, write.held.versions, write.held.locations, promised, outcome, news)
+    return outcome, news

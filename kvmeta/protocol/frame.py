@@ -59,9 +59,9 @@ def _columns_of(kind: Descriptor) -> dict[int, str]:
 
 
 _COLUMNS = {
-    kind.full_name: _columns_of(kind)
-    for file in (pb.DESCRIPTOR, peer.DESCRIPTOR)
-    for kind in file.message_types_by_name.values()
+    getattr(module, name): _columns_of(kind)
+    for module in (pb, peer)
+    for name, kind in module.DESCRIPTOR.message_types_by_name.items()
 }
 """Of each message of the protocol: the numbers and names of its columns."""
 _NUMBERS = {kind: {name: number for number, name in names.items()} for kind, names in _COLUMNS.items()}
@@ -72,12 +72,14 @@ _NONE = View(None, memoryview(b""))
 class Frame:
     """A message: `head` and its columns. Fields of both are attributes, as of the library's messages."""
 
+    __slots__ = ("_columns", "_head")
+
     def __init__(self, head: Message, columns: dict[str, View]) -> None:
         self._head = head
         self._columns = columns
 
     def __getattr__(self, name: str) -> Any:
-        if name in _NUMBERS[self._head.DESCRIPTOR.full_name]:
+        if name in _NUMBERS[type(self._head)]:
             return self._columns.get(name, _NONE)
         return getattr(self._head, name)
 
@@ -89,7 +91,7 @@ class Frame:
 
     def SerializeToString(self) -> bytes:  # noqa: N802 - as the library's messages have it
         """Return the message's bytes."""
-        numbers = _NUMBERS[self._head.DESCRIPTOR.full_name]
+        numbers = _NUMBERS[type(self._head)]
         pieces: list[bytes | memoryview] = [self._head.SerializeToString()]
         for name, column in self._columns.items():
             pieces += [_before(numbers[name], column.form, len(column.data)), column.data]
@@ -98,7 +100,7 @@ class Frame:
 
 def parse(kind: type[Message], raw: bytes) -> Any:
     """Return the message of type `kind` in `raw`, a Frame where it has columns; else InputError."""
-    names = _COLUMNS.get(kind.DESCRIPTOR.full_name)
+    names = _COLUMNS.get(kind)
     try:
         if not names:
             return kind.FromString(raw)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -81,8 +82,9 @@ def _results(seeds: list[int], options: argparse.Namespace) -> Iterator[Result]:
     if options.jobs == 1:
         yield from map(work, seeds)
     else:
-        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-            yield from pool.imap_unordered(work, seeds, chunksize=4)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, context) as pool:
+            yield from pool.map(work, seeds, chunksize=4)
 
 
 def _read(record: Path | None) -> dict[int, str]:

@@ -30,6 +30,7 @@ class KeySpace:
     _granted: int = 0
     _leases: dict[int, tuple[float, int]] = field(default_factory=dict)  # its end, and for how long it is
     _held: dict[str, int] = field(default_factory=dict)  # keys that hang on a lease
+    _waiting: list[Callable[[], None]] = field(default_factory=list)
 
     def txn(self, writes: Sequence[Put], held: dict[str, int]) -> int:
         """As of `seams.Authority.txn`."""
@@ -77,6 +78,10 @@ class KeySpace:
         for lease in [lease for lease, (end, _) in self._leases.items() if end <= now]:
             self.revoke(lease)
 
+    def tell_next(self, notice: Callable[[], None]) -> None:
+        """Call `notice` after the next change."""
+        self._waiting.append(notice)
+
     def compact(self) -> None:
         """Forget the history."""
         self.history.clear()
@@ -93,6 +98,9 @@ class KeySpace:
             if write.lease:
                 self._held[key] = write.lease
         self.history.append(Changed(key, write.data, self.revision))
+        waiting, self._waiting = self._waiting, []
+        for notice in waiting:
+            notice()
         self.changed(key, write.data)
 
 
@@ -133,17 +141,35 @@ class SimulatedEtcd:
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`; or raise Compacted."""
+        space = self._space
         while True:
+            if revision >= space.revision:
+                await self._news()
             await asyncio.sleep(0.1 + 1.4 * self._network.rng.random())
             if not self._network.passes(HOST, self._process.name):
                 continue
-            self._space.expire()
-            if revision < self._space.compacted:
+            space.expire()
+            if revision < space.compacted:
                 raise Compacted
-            news = [change for change in self._space.history if change.revision > revision]
+            news = [change for change in space.history if change.revision > revision]
             if news:
                 revision = news[-1].revision
                 yield [change for change in news if change.key.startswith(prefix)]
+
+    async def _news(self) -> None:
+        """Return after the next change; a timer of this process, so that a paused one hears of it later."""
+        loop = asyncio.get_running_loop()
+        heard: asyncio.Future[None] = loop.create_future()
+
+        def hear() -> None:
+            if not heard.done():
+                heard.set_result(None)
+
+        def notice() -> None:
+            loop.call_later(0, hear, context=self._process.context)
+
+        self._space.tell_next(notice)
+        await heard
 
     async def close(self) -> None:
         """Do nothing."""

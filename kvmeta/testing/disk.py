@@ -82,14 +82,17 @@ class SimulatedDisk:
 
 
 class SimulatedLane:
-    """Threads that take a while: `seams.Lane`. Work is done at once, before or after the wait for it."""
+    """Threads that take a while: `seams.Lane`. Work is done at once, after a wait, or before one."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
     async def run(self, work: Callable[[], T]) -> T:
         """Return the result of `work`."""
-        if self._rng.random() < 0.5:
+        when = self._rng.random()
+        if when < 0.3:
+            return work()
+        if when < 0.65:
             await asyncio.sleep(0.002 * self._rng.random())
             return work()
         result = work()

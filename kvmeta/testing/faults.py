@@ -42,7 +42,9 @@ class Faults:
         self._sim = simulation
         self._rng = rng
         self._count = mix.faults
-        self._pause_s = rng.choice([0.3, 0.8, 1.6]) if mix.pause_s is None else mix.pause_s
+        self._pause_s = rng.choice([0.2, 0.5, 1.0]) if mix.pause_s is None else mix.pause_s
+        self.last_s = self._count * self._pause_s
+        """For how long they come, about."""
         self.made = 0
         self.kinds: dict[str, Callable[[], bool]] = {
             "crash": self._crash,

@@ -1,8 +1,8 @@
 """An event loop whose time is simulated: it jumps to the next timer, so an hour of waiting takes no time.
 
-Every task belongs to a `Process`, by its context. Timers are where a process touches the world (the network,
-lanes and the authority answer by timers, too), so there it is paused and killed: a paused process's timers
-wait, a dead one's never fire, and nothing of it is cleaned up, as after kill -9.
+Every task belongs to a `Process`, by its context. A dead one's calls are never made, and nothing of it is
+cleaned up, as after kill -9. Timers are where a process touches the world (the network, lanes and the
+authority answer by timers, too), so there it is paused: a paused process's timers wait.
 
 A seed is some ten thousand turns of this loop, so it is a loop of its own: a heap of timers and a queue,
 without the files, threads and signals of asyncio's.
@@ -139,6 +139,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         while not done():
             if ready:
                 handle = ready.popleft()
+                process = handle._context.get(_PROCESS)
+                if process is not None and not process.alive:
+                    continue
             else:
                 if not timers:
                     raise RuntimeError("nothing will ever happen: every task waits for another")

@@ -38,7 +38,7 @@ START_MS = EPOCH_MS + 200_000_000_000
 RETRY_S = 2.0
 LONELY_SHARE = 0.6
 PACE = Pace(
-    probe_s=4.0, step_s=1.2, hints_s=3.0, renew_s=2.0, long_s=12.0, grace_s=2.0,
+    probe_s=6.0, step_s=1.2, hints_s=3.0, renew_s=2.0, long_s=12.0, grace_s=2.0,
     mend_s=1e9,  # nothing is damaged here, and a look changes what comes after it
 )  # fmt: skip
 

@@ -37,10 +37,12 @@ from kvmeta_server.cluster.placement import NOBODY
 Rows = NDArray[np.uint64]
 MAP_KEY = f"{prefix_of('sim')}/map"
 SETTLE_S = 600.0
-REPAIR_S = 4.0
+LOOK_S = 0.3
+REPAIR_S = 2.0
+COMPARED_S = 30.0
 COME_BACK_S = 4.0
-ROUNDS = 20
-READS = 4
+ROUNDS = 40
+READS = 8
 OWN_MIX = Mix()
 REAL_EVERY = 20
 """Of so many seeds one runs over the real engine."""
@@ -76,7 +78,7 @@ class Simulation:
         self.partitions = rng.choice([4, 8])
         self._nodes_first = replicas + rng.choice([0, 0, 1, 2])
         self._zones = rng.choice([1, 1, 2, 3])
-        self._op_pause_s = rng.choice([0.2, 0.5, 1.0])
+        self._operations = rng.choice([80, 160, 320])
         repairs = Repairs(
             read=rng.random() < 0.75, hints=rng.random() < 0.75, anti_entropy=rng.random() < 0.75
         )
@@ -133,10 +135,9 @@ class Simulation:
         for _ in range(self._nodes_first):
             self.add_node()
         await self._wait(self._settled, "does not come up")
-        work = [
-            self.clients.process.start(self.clients.run(self._op_pause_s))
-            for _ in range(self._rng.randint(1, 4))
-        ]
+        clients = self._rng.randint(1, 4)
+        pause_s = clients * self.faults.last_s / self._operations
+        work = [self.clients.process.start(self.clients.run(pause_s)) for _ in range(clients)]
         await self._watched(self.faults.run(), work)
         for task in work:
             task.cancel()
@@ -324,16 +325,17 @@ class Simulation:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 for _ in range(ROUNDS):
-                    await asyncio.sleep(REPAIR_S)
                     if await self._repaired() and self._equal():
                         return
+                    await asyncio.sleep(REPAIR_S)
         raise Violation("replicas do not become equal")
 
     async def _repaired(self) -> bool:
         """Let every node compare what it leads; return whether there was nothing to send and none missing."""
         try:
-            reports = [await node.member.repair() for node in list(self.nodes.values()) if node.member]
-        except KvmetaError:
+            async with asyncio.timeout(COMPARED_S):  # one that is drained meanwhile never answers
+                reports = [await node.member.repair() for node in list(self.nodes.values()) if node.member]
+        except (KvmetaError, TimeoutError):
             return False
         return not any(report.skipped or report.rows for report in reports)
 
@@ -372,7 +374,7 @@ class Simulation:
         while not until():
             if self.loop.time() > end:
                 raise Violation(f"the cluster {what}")
-            await self._watched(asyncio.sleep(1.0), [])
+            await self._watched(asyncio.sleep(LOOK_S), [])
 
     async def _watched(self, work: Any, others: list[asyncio.Task[Any]]) -> None:
         """Wait for `work`; what another task raises ends it."""

@@ -13,6 +13,8 @@ import numpy as np
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
+from kvmeta.engine.commit import APPLY, Write
+from kvmeta.engine.kernels.layout import HIGH, ROW_WORDS
 from kvmeta.engine.options import EngineOptions
 
 _ROWS = 4096
@@ -33,6 +35,9 @@ def warm() -> None:
         dataset.insert(ids[:8], locations[:8])
         dataset.delete(ids[:4])
         dataset.relocate(ids[8:16], locations[:8], dataset.lookup(ids[8:16]).versions)
+        rows = np.ones((8, ROW_WORDS), np.uint64)
+        rows[:, HIGH] = np.arange(8)
+        store.engine.commit(Write(store.engine.tree("warm"), APPLY, rows))
         store.flush()
         dataset.lookup(ids)
         for _ in dataset.scan(page_rows=512, tag=0):

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvmeta.engine import wal
-from kvmeta.engine.commit import ACCEPTED, STALE
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.layout import VERSION
+from kvmeta.engine.kernels.merge import ACCEPTED, STALE
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.faults import Mix
 from kvmeta.testing.simulation import OWN_MIX, simulate
@@ -135,11 +135,17 @@ def copied_from_one_owner(patch: Patch) -> None:
 
 
 def switched_before_all_have_copied(patch: Patch) -> None:
-    patch(Moves, "_copied_by_all", lambda self, cluster_map: np.ones(cluster_map.partitions, np.bool_))
+    async def all_have(self: Any, cluster_map: Any) -> Any:
+        return np.ones(cluster_map.partitions, np.bool_)
+
+    patch(Moves, "_copied_by_all", all_have)
 
 
 def steps_without_the_owners_knowing(patch: Patch) -> None:
-    patch(Moves, "_known_to_enough", lambda self, cluster_map, phase: cluster_map.phase == phase)
+    async def all_know(self: Any, cluster_map: Any, phase: int) -> Any:
+        return cluster_map.phase == phase
+
+    patch(Moves, "_known_to_enough", all_know)
 
 
 def promises_not_kept(patch: Patch) -> None:
@@ -165,8 +171,8 @@ def repaired_without_agreement(patch: Patch) -> None:
 def dropped_while_it_is_read(patch: Patch) -> None:
     copy = Moves._copy
 
-    async def dropping(self: Any) -> None:
-        await copy(self)
+    async def dropping(self: Any, cluster_map: Any) -> bool:
+        more = await copy(self, cluster_map)
         now = self._membership.current
         leaving = (now.owners == self._replica.slot).any(axis=1) & (now.phase == COPYING)
         leaving &= ~(now.targets == self._replica.slot).any(axis=1)
@@ -174,6 +180,7 @@ def dropped_while_it_is_read(patch: Patch) -> None:
             stretches = tuple(moves._stretches(now, np.flatnonzero(leaving)))
             for tree in self._replica.engine.trees.values():
                 self._replica.engine.background.drop(tree, stretches)
+        return more
 
     patch(Moves, "_copy", dropping)
 

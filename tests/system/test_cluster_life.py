@@ -320,7 +320,7 @@ def test_a_node_at_the_address_of_a_removed_one_does_not_answer_for_it(
         remove_dead(three, "n3")
         three.nodes["n4"] = dead  # its address
         three.start("n4")
-        until(lambda: three.nodes["n1"].node.peers.state_of(3) is not None, "its successor")
+        until(lambda: three.nodes["n1"].node.peers.likely(3), "its successor")
         assert store.dataset().lookup(some_ids()).found.all()
     three.settle()
     with open_at(three, "n1") as store:

@@ -1,4 +1,4 @@
-"""Merging sorted rows: one row an ID, the largest version; and the scan's last step from rows to columns."""
+"""Merging rows: one row an ID, the largest version; and the scan's last step from rows to columns."""
 
 import numpy as np
 
@@ -7,7 +7,9 @@ from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3, W
 from kvmeta.engine.kernels.memory import byte_swap, njit
 
 U = np.uint64
-_TOMBSTONE = U(0x80)
+_TOMBSTONE, _MOVE_BITS = U(0x80), U(7)  # of a version (kvmeta/version.py)
+ACCEPTED, STALE, REFUSED = np.uint8(0), np.uint8(1), np.uint8(2)
+"""An apply's outcomes: held now, something newer is held, too old for what was promised."""
 
 
 @njit
@@ -19,6 +21,33 @@ def _larger(rows, a, b):
         if rows[a, w] != rows[b, w]:
             return byte_swap(rows[a, w]) > byte_swap(rows[b, w])
     return False
+
+
+@njit
+def weigh(rows, versions, locations, promised, outcome, news):
+    """Weigh `rows` (u8[n, 6]) against what is held of their IDs: `versions` (u8[n]), `locations` (u8[n, 3]).
+
+    Writes to outcome (u1[n]) ACCEPTED where a row wins or is what is held, STALE where what is held wins,
+    REFUSED where it would win and has a version up to `promised` (u8[n]), unless it moves what is held; and
+    to news (bool[n]) whether it is accepted and not yet held.
+    """
+    for i in range(len(rows)):
+        version, held = rows[i, VERSION], versions[i]
+        outcome[i], news[i] = ACCEPTED, False
+        if version < held:
+            outcome[i] = STALE
+        elif version > held:
+            if version <= promised[i] and version >> _MOVE_BITS != held >> _MOVE_BITS:
+                outcome[i] = REFUSED
+            else:
+                news[i] = True
+        else:
+            for w in range(3):
+                ours, theirs = rows[i, WORD3 + w], locations[i, w]
+                if ours != theirs:
+                    news[i] = byte_swap(ours) > byte_swap(theirs)
+                    outcome[i] = ACCEPTED if news[i] else STALE
+                    break
 
 
 @njit

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.batch import Outcome
-from kvmeta.engine.commit import ACCEPTED, REFUSED, STALE
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3
+from kvmeta.engine.kernels.merge import ACCEPTED, REFUSED, STALE
 from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
 from kvmeta.version import MOVES_MAX, TOMBSTONE, HybridClock
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap

@@ -14,13 +14,14 @@ targets was acknowledged before, and a read quorum of the owners has it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.errors import KvmetaError
+from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import COPYING, SWITCHED, ClusterMap
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
@@ -34,6 +35,8 @@ CHUNK = 64
 """Partitions copied before they are noted as copied."""
 AT_ONCE = 4
 """Partitions read at once: one alone waits for the network most of the time."""
+_IDLE_S = 60.0
+"""Between two looks at a map under which there is nothing to do: a newer one comes first."""
 
 Rows = NDArray[np.uint64]
 
@@ -60,6 +63,7 @@ class Moves:
         self._step_s = step_s
         self._rows_s_max = rows_s_max
         self._copied = state.copied(membership.current.partitions)
+        self._epochs: dict[int, int] = {}  # under which maps others surely work, by slot
         self._holding = asyncio.Lock()  # what is copied is not dropped meanwhile, nor the other way round
         self.rows_copied = 0
 
@@ -72,11 +76,14 @@ class Moves:
         """Copy, drive and drop, for ever."""
         await asyncio.gather(*(self._repeat(work) for work in (self._copy, self._drive, self._drop)))
 
-    async def _repeat(self, work: Callable[[], Any]) -> None:
+    async def _repeat(self, work: Callable[[ClusterMap], Awaitable[bool]]) -> None:
+        """Work under the newest map; again after a step, or where there was nothing to do under the next."""
         told = ""
         while True:
+            cluster_map = self._membership.current
+            idle = False
             try:
-                await work()
+                idle = not await work(cluster_map)
                 told = ""
             except KvmetaError as error:  # a peer or etcd is away: later
                 if str(error) != told:
@@ -85,25 +92,40 @@ class Moves:
             except Exception as error:  # noqa: BLE001 - a fault here must not end moves for good
                 self._log.fault("moves", error)
                 await asyncio.sleep(1.0)
-            await asyncio.sleep(self._step_s)
+            await self._membership.newer_than(cluster_map.epoch, _IDLE_S if idle else self._step_s)
+
+    async def _ask(self, slots: Iterable[int]) -> dict[int, peer.StateResponse]:
+        """Ask other nodes how they are; who does not answer is left out."""
+        asked = [slot for slot in slots if slot != self._replica.slot and self._peers.likely(slot)]
+        told: dict[int, peer.StateResponse] = {}
+
+        async def ask(slot: int) -> None:
+            with suppress(PeerError):
+                told[slot] = await self._peers.state(slot)
+                self._epochs[slot] = told[slot].epoch
+
+        await asyncio.gather(*(ask(slot) for slot in asked))
+        return told
 
     def _holds_lease(self) -> bool:
         return self._membership.lease_left_s() > 0
 
     # Copying
 
-    async def _copy(self) -> None:
-        cluster_map = self._membership.current
+    async def _copy(self, cluster_map: ClusterMap) -> bool:
         todo = cluster_map.incoming(self._replica.slot) & (self._copied != cluster_map.changed)
-        if not todo.any() or not self._holds_lease():
-            return
+        if not todo.any():
+            return False
+        if not self._holds_lease():
+            return True
         await self._drop_here(lambda now: now.incoming(self._replica.slot))  # it may be older than a purge
-        ready = np.flatnonzero(todo & self._known_to_enough(cluster_map, COPYING))
+        ready = np.flatnonzero(todo & await self._known_to_enough(cluster_map, COPYING))
         for start in range(0, len(ready), CHUNK):
             async with self._holding:
                 if not self._holds_lease():
-                    return
+                    break
                 await self._copy_chunk(cluster_map, ready[start : start + CHUNK])
+        return True
 
     async def _copy_chunk(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
         missing: set[int] = set()  # their owners do not answer: the others do not wait for them
@@ -205,19 +227,22 @@ class Moves:
 
     # Driving
 
-    async def _drive(self) -> None:
-        cluster_map = self._membership.current
-        if not cluster_map.unplaced.any() or not await self._membership.is_driver():
-            return
+    async def _drive(self, cluster_map: ClusterMap) -> bool:
+        if not cluster_map.unplaced.any():
+            return False
+        if not await self._membership.is_driver():
+            return True
         if not cluster_map.moving.any():  # what had switched when the plan changed
             await self._step(cluster_map, lambda held: held.replanned())
-            return
-        copied = np.flatnonzero((cluster_map.phase == COPYING) & self._copied_by_all(cluster_map))
-        known = np.flatnonzero((cluster_map.phase == SWITCHED) & self._known_to_enough(cluster_map, SWITCHED))
+            return True
+        copied = np.flatnonzero((cluster_map.phase == COPYING) & await self._copied_by_all(cluster_map))
         if len(copied):
             await self._step(cluster_map, lambda held: held.switched(copied.tolist()))
-        elif len(known):
+            return True
+        known = np.flatnonzero(await self._known_to_enough(cluster_map, SWITCHED))
+        if len(known):
             await self._step(cluster_map, lambda held: held.finished(known.tolist()))
+        return True
 
     async def _step(self, planned: ClusterMap, change: Callable[[ClusterMap], ClusterMap]) -> None:
         def unless_changed(held: ClusterMap) -> ClusterMap:
@@ -229,61 +254,70 @@ class Moves:
         if planned.moving.any() and not now.unplaced.any():
             self._log.info("moves done", epoch=now.epoch)
 
-    def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
+    async def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
         """Return bool[P]: whether all of a partition that have to copy it have done so."""
         done = np.ones(cluster_map.partitions, np.bool_)
-        for node in cluster_map.nodes:
-            incoming = cluster_map.incoming(node.slot)
-            if not incoming.any():
-                continue
+        copying = [node.slot for node in cluster_map.nodes if cluster_map.incoming(node.slot).any()]
+        told = await self._ask(copying)
+        for slot in copying:
             has = np.zeros(cluster_map.partitions, np.bool_)
-            if node.slot == self._replica.slot:
+            if slot == self._replica.slot:
                 has[self.copied(cluster_map)] = True
-            else:
-                told = self._peers.state_of(node.slot)
-                if told is not None and told.epoch == cluster_map.epoch:
-                    has[list(told.copied)] = True
-            done &= ~incoming | has
+            elif slot in told and told[slot].epoch == cluster_map.epoch:
+                has[list(told[slot].copied)] = True
+            done &= ~cluster_map.incoming(slot) | has
         return done
 
-    def _known_to_enough(self, cluster_map: ClusterMap, phase: int) -> NDArray[np.bool_]:
-        """Return bool[P]: whether so many owners work under a partition's map that none older can be used."""
-        knows = np.zeros(cluster_map.owners.shape, np.int64)
-        for node in cluster_map.nodes:
-            epoch = self._replica.persisted if node.slot == self._replica.slot else 0
-            told = self._peers.state_of(node.slot)
-            if node.slot != self._replica.slot and told is not None:
-                epoch = told.epoch
-            here = cluster_map.owners == node.slot
-            knows += here & (np.uint64(epoch) >= cluster_map.changed)[:, None]
+    async def _known_to_enough(self, cluster_map: ClusterMap, phase: int) -> NDArray[np.bool_]:
+        """Return bool[P]: which partitions of a phase so many owners know that no older map is of use.
+
+        Owners are asked where what they said before is not enough.
+        """
+        in_phase: NDArray[np.bool_] = cluster_map.phase == phase
+        enough = in_phase & self._known(cluster_map)
+        if (in_phase & ~enough).any():
+            waiting = np.where((in_phase & ~enough)[:, None], cluster_map.owners, NOBODY)
+            await self._ask(slot for slot in _members(waiting) if not self._knows(cluster_map, slot).all())
+            enough = in_phase & self._known(cluster_map)
+        return enough
+
+    def _known(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
+        """Return bool[P]: whether enough of the owners that are left work under a partition's newest change."""
+        knows = np.zeros(cluster_map.owners.shape, np.bool_)
+        for slot in _members(cluster_map.owners):
+            knows |= (cluster_map.owners == slot) & self._knows(cluster_map, slot)[:, None]
+        knows &= cluster_map.alive
         count = (cluster_map.owners != NOBODY).sum(axis=1)
         write = np.minimum(cluster_map.write_quorum, count)
         need = np.minimum(np.maximum(write, count - write + 1), cluster_map.alive.sum(axis=1))
-        enough: NDArray[np.bool_] = knows.sum(axis=1) >= need
-        enough &= cluster_map.phase == phase
-        return enough
+        known: NDArray[np.bool_] = knows.sum(axis=1) >= need
+        return known
+
+    def _knows(self, cluster_map: ClusterMap, slot: int) -> NDArray[np.bool_]:
+        """Return bool[P]: of which partitions' newest change a node is known to know."""
+        epoch = self._replica.persisted if slot == self._replica.slot else self._epochs.get(slot, 0)
+        known: NDArray[np.bool_] = cluster_map.changed <= np.uint64(epoch)
+        return known
 
     # Dropping
 
-    async def _drop(self) -> None:
+    async def _drop(self, cluster_map: ClusterMap) -> bool:
         """Drop what is held and not owned any more, once its owners have every row of it."""
-        cluster_map = self._membership.current
         if cluster_map.unplaced.any():
-            return  # dropping rewrites the store: once, when all has moved
+            return False  # dropping rewrites the store: once, when all has moved
         left = self._state.leftover(cluster_map.partitions)
         left &= ~cluster_map.held_by(self._replica.slot)
         if not left.any():
-            return
+            return False
         partitions = np.flatnonzero(left)
         for dataset in self._replica.datasets():
             for start in range(0, len(partitions), CHUNK):
                 if not self._holds_lease():
-                    return
+                    return True
                 await self._hand_over(cluster_map, dataset, partitions[start : start + CHUNK])
-        if not self._holds_lease():
-            return
-        # Only of those who own it still has anybody heard that they have it.
-        await self._drop_here(lambda now: left & ~now.moving & (now.changed == cluster_map.changed))
+        if self._holds_lease():  # only of those who own it still has anybody heard that they have it
+            await self._drop_here(lambda now: left & ~now.moving & (now.changed == cluster_map.changed))
+        return True
 
     async def _hand_over(self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]) -> None:
         """Make sure that every owner of partitions has what is here; PeerError where one does not say so.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kvmeta.engine.commit import REFUSED, STALE
+from kvmeta.engine.kernels.merge import REFUSED, STALE
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
 from kvmeta.protocol.frame import Frame
 from kvmeta.protocol.packed import PLAIN, unpack_up_to

@@ -7,8 +7,8 @@ dead node costs one call's patience, not every call's.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -37,6 +37,7 @@ APPLY_ROWS = 65_536
 
 FETCH_S = 2.0
 APPLY_S = 5.0
+STATE_S = 1.0
 OPERATIONS = {"insert": pb.OPERATION_INSERT, "relocate": pb.OPERATION_RELOCATE}
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class NodePeers:
         self._wire = world.wire
         self._pace = pace
         self._gone: dict[int, str] = {}
-        self._states: dict[int, peer.StateResponse] = {}
+        self._answered: dict[int, float] = {}  # when others last did
         self._probing: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
 
@@ -72,10 +73,6 @@ class NodePeers:
     def likely(self, slot: int) -> bool:
         """Return whether a node will probably answer."""
         return slot == self._replica.slot or (slot not in self._gone and self._member(slot) is not None)
-
-    def state_of(self, slot: int) -> peer.StateResponse | None:
-        """Return what a node last said of itself; None where it does not answer."""
-        return None if slot in self._gone else self._states.get(slot)
 
     # As of seams.Peers
 
@@ -192,7 +189,7 @@ class NodePeers:
     async def state(self, slot: int) -> peer.StateResponse:
         """Ask a node how it is."""
         request = peer.StateRequest(cluster=self._cluster)
-        reply = await self._call(slot, "State", max(1.0, 2 * self._pace.probe_s), request, even_gone=True)
+        reply = await self._call(slot, "State", STATE_S, request, even_gone=True)
         return cast("peer.StateResponse", reply)
 
     @property
@@ -234,6 +231,7 @@ class NodePeers:
                 f"node {node.name} at {node.address} answered {method} wrongly: {error}"
             ) from None
         self._gone.pop(slot, None)
+        self._answered[slot] = asyncio.get_running_loop().time()
         return parsed
 
     def _member(self, slot: int) -> Node | None:
@@ -242,24 +240,23 @@ class NodePeers:
         return None if node is None or node.state == "removed" else node
 
     async def _probe(self) -> None:
+        """Ask nodes that have answered nothing lately for a sign of life, for ever."""
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            others = [node.slot for node in self._maps.current.nodes if node.slot != self._replica.slot]
-            await asyncio.gather(*(self._probe_one(slot) for slot in others))
-            for slot in set(self._gone) - set(others):
+            lately = started - self._pace.probe_s / 2
+            others = {node.slot for node in self._maps.current.nodes if node.slot != self._replica.slot}
+            silent = [s for s in others if s in self._gone or self._answered.get(s, -math.inf) < lately]
+            await asyncio.gather(*(self._probe_one(slot) for slot in silent))
+            for slot in self._gone.keys() - others:
                 del self._gone[slot]
             await asyncio.sleep(max(0.05, self._pace.probe_s - (loop.time() - started)))
 
     async def _probe_one(self, slot: int) -> None:
         try:
-            self._states[slot] = await self.state(slot)
-        except PeerError as error:
+            await self.state(slot)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next probe comes
             self._gone[slot] = str(error)
-            self._states.pop(slot, None)
-        except Exception:  # noqa: BLE001 - the next probe comes
-            with suppress(KeyError):
-                del self._states[slot]
 
 
 def rows_of(packed: Any) -> Rows:

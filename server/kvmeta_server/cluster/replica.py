@@ -16,10 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.engine.commit import APPLY, REFUSED, Write
+from kvmeta.engine.commit import APPLY, Write
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.digest import digest
 from kvmeta.engine.kernels.layout import HIGH, VERSION
+from kvmeta.engine.kernels.merge import REFUSED
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.window import merged_rows, window_end
 from kvmeta.errors import UnavailableError

@@ -83,8 +83,8 @@ class Peers(Protocol):
     def likely(self, slot: int) -> bool:
         """Return whether a peer will probably answer."""
 
-    def state_of(self, slot: int) -> Any:
-        """Return what a node last said of itself (peer.StateResponse); None where it does not answer."""
+    async def state(self, slot: int) -> Any:
+        """Ask a node how it is (peer.StateResponse)."""
 
 
 class CallError(Exception):
@@ -241,9 +241,9 @@ class Pace:
     """How often a node does what it does by itself, in seconds."""
 
     probe_s: float = 0.5
-    """Between two signs of life asked of each other node."""
+    """Between two signs of life: who has answered nothing for half as long is asked for one."""
     step_s: float = 0.3
-    """Between two looks at what is to move."""
+    """Between two looks at what moves."""
     hints_s: float = 1.0
     """Between two looks at whether hints can go."""
     renew_s: float = 1.0

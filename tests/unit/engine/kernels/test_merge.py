@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmeta.engine.kernels.merge import merge
+from kvmeta.engine.kernels.merge import ACCEPTED, REFUSED, STALE, merge, weigh
 from kvmeta.location import LOCATION
-from kvmeta.version import TOMBSTONE
+from kvmeta.version import MOVE_BITS, TOMBSTONE
 from kvmeta.version import merge as reference
 from tests.unit.engine.rows import by_id, random_rows
 
@@ -46,6 +46,34 @@ def test_merging_keeps_the_largest_and_drops_only_what_it_may(
     out = np.empty_like(rows)
     m = merge(rows, heads, ends, np.uint64(purge), np.uint64(expired), out)
     assert out[:m].tolist() == wanted
+
+
+entries = st.tuples(
+    st.sampled_from([1 << 23, 1 << 23 | 1, 2 << 23, 2 << 23 | TOMBSTONE]), st.integers(0, 300)
+)
+
+
+@given(st.lists(st.tuples(entries, st.none() | entries, st.sampled_from([0, 1 << 23, 3 << 23])), max_size=9))
+def test_weighing_takes_what_a_merge_would_keep_unless_it_was_promised_not_to_come(
+    cases: list[tuple[tuple[int, int], tuple[int, int] | None, int]],
+) -> None:
+    n = len(cases)
+    rows, versions, locations = np.zeros((n, 6), np.uint64), np.zeros(n, np.uint64), np.zeros(n, LOCATION)
+    wanted = []
+    for i, ((version, offset), held, promised) in enumerate(cases):
+        rows[i, 2], rows[i, 4] = version, offset
+        if held is not None:
+            versions[i], locations["offset"][i] = held
+        held = held or (0, 0)
+        bytes_of = [np.array(each[1], "<u8").tobytes() for each in ((version, offset), held)]
+        wins = (version, bytes_of[0]) >= (held[0], bytes_of[1])
+        fresh = version > held[0] and version >> MOVE_BITS != held[0] >> MOVE_BITS
+        outcome = STALE if not wins else REFUSED if fresh and version <= promised else ACCEPTED
+        wanted.append((outcome, outcome == ACCEPTED and (version, offset) != held))
+    outcome, news = np.empty(n, np.uint8), np.empty(n, np.bool_)
+    promises = np.array([promised for _, _, promised in cases], np.uint64)
+    weigh(rows, versions, locations.view(np.uint64).reshape(n, 3), promises, outcome, news)
+    assert list(zip(outcome.tolist(), news.tolist(), strict=True)) == wanted
 
 
 def test_many_long_stretches_come_out_in_order() -> None:

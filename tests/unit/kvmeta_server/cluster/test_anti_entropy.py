@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmeta.engine.commit import REFUSED
+from kvmeta.engine.kernels.merge import REFUSED
 from kvmeta.errors import UnavailableError
 from kvmeta.testing.loop import SimulatedLoop
 from kvmeta_server.cluster import anti_entropy

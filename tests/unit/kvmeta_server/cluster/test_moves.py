@@ -13,7 +13,7 @@ import pytest
 
 from kvmeta.testing.loop import SimulatedLoop
 from kvmeta_server.cluster import moves
-from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.cluster_map import SWITCHED, ClusterMap
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
@@ -57,6 +57,8 @@ class Four(Replicas):
         self.lease_s = 5.0
         self.log = Log()
         self.fencing: set[int] = set()
+        self.behind: set[int] = set()
+        """Nodes that have not heard of the map."""
         self.path = path
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -72,8 +74,12 @@ class Four(Replicas):
     def current(self) -> ClusterMap:
         return self.maps.current
 
-    def state_of(self, slot: int) -> Any:
-        return SimpleNamespace(epoch=self.replicas[slot].persisted, copied=[])
+    async def newer_than(self, epoch: int, timeout_s: float) -> None:
+        await asyncio.sleep(min(timeout_s, 0.1))
+
+    async def state(self, slot: int) -> Any:
+        epoch = 0 if slot in self.behind else self.replicas[slot].persisted
+        return SimpleNamespace(epoch=epoch, copied=[])
 
     async def apply(
         self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False
@@ -199,6 +205,20 @@ def test_rows_that_an_owner_lacks_are_sent_before_they_are_dropped(four: Four) -
     four.work(node, lambda: not four.left_over(), seconds=60)
     assert four.holding(lost) == [0, 1, 1, 1]
     assert held
+
+
+def test_a_node_that_was_removed_and_still_drives_does_not_count_itself_among_those_who_know(
+    four: Four,
+) -> None:
+    """Of two owners that are left one would do then, and the other could acknowledge by the map before."""
+    four.set_map(four.current.with_node("n0", state="removed"))
+    four.set_map(four.current.switched(range(PARTITIONS)))
+    held_by_it = (four.current.owners == 0).any(axis=1)
+    node = four.moves()
+    four.behind = {2, 3}
+    assert not four.run(node._known_to_enough(four.current, SWITCHED))[held_by_it].any()
+    four.behind = set()
+    assert four.run(node._known_to_enough(four.current, SWITCHED))[held_by_it].all()
 
 
 def test_a_drop_does_not_wait_for_owners_that_are_written_to(four: Four) -> None:

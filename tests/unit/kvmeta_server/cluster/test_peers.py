@@ -1,0 +1,100 @@
+"""Who counts as gone, and who is asked for a sign of life, on simulated time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvmeta.testing.loop import SimulatedLoop
+from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.cluster.cluster_map import Node
+from kvmeta_server.cluster.peers import NodePeers
+from kvmeta_server.cluster.seams import CallError, NotReachedError, Pace, PeerError
+
+PROBE_S = 2.0
+
+
+class Wire:
+    """Answers each node but the `silent` ones; counts the calls by address and method."""
+
+    def __init__(self) -> None:
+        self.silent: set[str] = set()
+        self.calls: Counter[tuple[str, str]] = Counter()
+
+    async def call(self, address: str, method: str, request: bytes, timeout_s: float) -> bytes:
+        self.calls[address, method] += 1
+        await asyncio.sleep(0.001)
+        if address in self.silent:
+            raise CallError("no answer in time", answered=False, begun=True)
+        return peer.StateResponse(name=address).SerializeToString() if method == "State" else b""
+
+    async def close(self) -> None: ...
+
+
+class Scene:
+    """Node 0's peers 1 and 2, probed for as long as the test lasts."""
+
+    def __init__(self) -> None:
+        self.loop = SimulatedLoop()
+        self.wire = Wire()
+        nodes = {slot: Node(slot, f"n{slot}", f"at{slot}") for slot in range(3)}
+        maps: Any = SimpleNamespace(
+            current=SimpleNamespace(by_slot=nodes, nodes=list(nodes.values()), cluster_id=b"c")
+        )
+        world: Any = SimpleNamespace(wire=self.wire, reads=None, writes=None)
+        self.peers = NodePeers(SimpleNamespace(slot=0), maps, world, Pace(probe_s=PROBE_S))  # type: ignore[arg-type]
+
+    def run(self, work: Any) -> None:
+        async def live() -> None:
+            self.peers.start()
+            await asyncio.sleep(0.1)  # all are asked at first
+            self.wire.calls.clear()
+            await work(self)
+            await self.peers.stop()
+
+        try:
+            self.loop.run_until_complete(self.loop.create_task(live()))
+        finally:
+            self.loop.end()
+
+
+def test_only_who_is_silent_is_asked_for_a_sign_of_life() -> None:
+    async def work(scene: Scene) -> None:
+        for _ in range(100):
+            await scene.peers.repaired(1, "default", [0], 1)
+            await asyncio.sleep(PROBE_S / 10)
+        assert scene.wire.calls["at1", "State"] == 0
+        assert scene.wire.calls["at2", "State"] == pytest.approx(10, abs=1)
+
+    Scene().run(work)
+
+
+def test_who_does_not_answer_fails_at_once_until_a_probe_is_answered() -> None:
+    async def work(scene: Scene) -> None:
+        scene.wire.silent.add("at1")
+        with pytest.raises(PeerError):
+            await scene.peers.repaired(1, "default", [0], 1)
+        assert not scene.peers.likely(1)
+        with pytest.raises(NotReachedError):
+            await scene.peers.repaired(1, "default", [0], 1)
+        assert scene.wire.calls["at1", "Repaired"] == 1
+        scene.wire.silent.clear()
+        await asyncio.sleep(PROBE_S + 0.1)
+        assert scene.peers.likely(1)
+        await scene.peers.repaired(1, "default", [0], 1)
+
+    Scene().run(work)
+
+
+def test_a_silent_node_counts_as_gone_though_nobody_calls_it() -> None:
+    async def work(scene: Scene) -> None:
+        scene.wire.silent.add("at2")
+        await asyncio.sleep(PROBE_S + 0.1)
+        assert scene.peers.likely(1)
+        assert not scene.peers.likely(2)
+
+    Scene().run(work)
