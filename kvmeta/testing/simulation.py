@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,23 +16,19 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvmeta.engine.kernels.layout import HIGH, LOW, VERSION
 from kvmeta.errors import KvmetaError
 from kvmeta.testing.authority import KeySpace
+from kvmeta.testing.checks import Checks
 from kvmeta.testing.faults import SKEW_MS_MAX, Faults, Mix
-from kvmeta.testing.history import Floor, History, Key, Sent, Violation
+from kvmeta.testing.history import History, Violation
 from kvmeta.testing.loop import Process, SimulatedLoop
 from kvmeta.testing.network import Conditions, Network
 from kvmeta.testing.node import Repairs, Shared, SimulatedNode
-from kvmeta.testing.workload import DATASET, Clients
+from kvmeta.testing.workload import Clients
 from kvmeta.v1 import cluster_pb2 as pb
-from kvmeta.version import TOMBSTONE
-from kvmeta_server.cluster.cluster_map import COPYING, STABLE, SWITCHED, ClusterMap, decode
-from kvmeta_server.cluster.hints import Hint
-from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.membership import prefix_of
 from kvmeta_server.cluster.operators import Operators
-from kvmeta_server.cluster.placement import NOBODY
 
 Rows = NDArray[np.uint64]
 MAP_KEY = f"{prefix_of('sim')}/map"
@@ -90,27 +86,31 @@ class Simulation:
         self.network = Network(rng)
         self.space = KeySpace(self.loop.time, self._changed)
         self._directory = TemporaryDirectory(dir=_memory()) if not seed % REAL_EVERY else None
+        self.history = History()
+        self.nodes: dict[str, SimulatedNode] = {}
+        self._checks = Checks(self.history, self.nodes, self.partitions)
         self.shared = Shared(
-            rng, self.network, self.space, repairs, settings, self.note, self._check_hinted,
+            rng, self.network, self.space, repairs, settings, self.note, self._checks.hinted,
             directory=Path(self._directory.name) if self._directory else None,
             left_out=rng.choice([0, 0, 0.4, 0.8]), purges_at_once=rng.random() < 0.3, lonely=mix.lonely,
         )  # fmt: skip
-        self.history = History()
-        self.nodes: dict[str, SimulatedNode] = {}
         self.removed: dict[str, SimulatedNode] = {}
         """Nodes that operators remove, and that will try to come back."""
         self.wiped = ""
         """The one node whose data a seed may lose."""
         self.operator = Process("operator")
-        self.map: ClusterMap | None = None
         self._known: set[str] = set()
-        self._violations: list[str] = []
         self._numbers = 0
         self.clients = Clients(
             rng, self.network, self.history, lambda: list(self.nodes), _some_keys(rng),
-            reads_settle=repairs.read and replicas != 2, acknowledged=self._check_acknowledged,
+            reads_settle=repairs.read and replicas != 2, acknowledged=self._checks.acknowledged,
         )  # fmt: skip
         self.faults = Faults(self, rng, mix)
+
+    @property
+    def map(self) -> ClusterMap | None:
+        """Return the newest map, as etcd has it."""
+        return self._checks.map
 
     def run(self) -> Result:
         """Live through it."""
@@ -180,19 +180,18 @@ class Simulation:
         """Look at each new map: whatever was acknowledged must be seen by every read quorum of it."""
         if key != MAP_KEY or data is None:
             return
-        before, self.map = self.map, decode(data)
-        self.note("map", self.map.epoch)
-        if before is not None:
-            self._check_step(before, self.map)
-        members = {node.name for node in self.map.nodes}
+        cluster_map = decode(data)
+        self.note("map", cluster_map.epoch)
+        self._checks.adopt(cluster_map)
+        members = {node.name for node in cluster_map.nodes}
         self._known |= members
         for name in [name for name in self.nodes if name in self._known and name not in members]:
             self.nodes.pop(name).retire()  # drained
-        active = {node.name for node in self.map.nodes if node.state != "removed"}
+        active = {node.name for node in cluster_map.nodes if node.state != "removed"}
         for name in [name for name in self.removed if name not in active]:
             come_back = self.removed.pop(name).come_back
             self.loop.call_later(self._rng.expovariate(1 / COME_BACK_S), come_back)
-        self._check_held(self.history.floors)
+        self._checks.held(self.history.floors)
 
     def _settled(self) -> bool:
         cluster_map = self.map
@@ -209,96 +208,6 @@ class Simulation:
             if member.hints.waiting() or member.state.leftover(self.partitions).any():
                 return False
         return True
-
-    # Checks
-
-    def _check_acknowledged(self, member: Member, rows: Rows, sent: Sequence[Sent], last: int) -> None:
-        """Look at rows as they are acknowledged, by their node's map and by the newest.
-
-        `last`: the version of the write's last attempt.
-        """
-        now = member.membership.current
-        for partition, each in zip(now.partition_of(rows[:, HIGH]).tolist(), sent, strict=True):
-            if each.version == last and now.changed[partition] > each.epoch:  # earlier attempts were in time
-                self._violations.append(
-                    f"partition {partition} is acknowledged as of epoch {each.epoch}, and the node knows "
-                    f"that it changed at {int(now.changed[partition])}"
-                )
-        keys = (row[: LOW + 1].tobytes() for row in rows)
-        self._check_held({key: Floor(each.version) for key, each in zip(keys, sent, strict=True)})
-
-    def _check_held(self, floors: dict[Key, Floor]) -> None:
-        """Note where a read quorum of the newest map could miss a floor."""
-        cluster_map = self.map
-        if cluster_map is None or not floors:
-            return
-        mixed = np.frombuffer(b"".join(floors), np.uint64).reshape(-1, 2)
-        partitions = cluster_map.partition_of(mixed[:, HIGH])
-        readers = cluster_map.readers[partitions]
-        holders, without = np.zeros(len(mixed), np.int64), np.zeros(len(mixed), np.int64)
-        stale = np.zeros(len(mixed), np.bool_)
-        unknown = np.zeros(len(mixed), np.bool_)
-        least = np.array([floor.version for floor in floors.values()], np.uint64)
-        absent = np.array(
-            [each.absent or self.history.may_be_gone(key, each.version) for key, each in floors.items()]
-        )
-        for each in cluster_map.nodes:
-            reads = (readers == each.slot).any(axis=1)
-            node = self.nodes.get(each.name)
-            if node is None or node.engine is None:
-                unknown |= reads  # it lost its data: what is left must do
-                continue
-            held = node.engine.tree(DATASET).held(mixed).versions
-            alive = (held != 0) & (held & np.uint64(TOMBSTONE) == 0)
-            holders += reads & (held >= least)
-            without += reads & (held < least) & ~alive
-            stale |= reads & (held < least) & alive
-        holders += np.where(absent & ~stale, without, 0)  # nothing left that a dropped tombstone must hide
-        count = (readers != NOBODY).sum(axis=1)
-        missed = (holders < count - cluster_map.read_quorum[partitions] + 1) & ~unknown
-        if missed.any():
-            i = int(np.flatnonzero(missed)[0])
-            self._violations.append(  # whoever called shall not take it for its own
-                f"epoch {cluster_map.epoch}: a read quorum of partition {int(partitions[i])} may miss "
-                f"{list(floors)[i].hex()}, acknowledged with {int(least[i])}: {int(holders[i])} of "
-                f"{int(count[i])} hold it"
-            )
-
-    def _check_step(self, before: ClusterMap, now: ClusterMap) -> None:
-        """Note where a partition goes on and a quorum of its owners may not know of the step before."""
-        epochs = {node.slot: self.nodes[node.name].epoch for node in before.nodes if node.name in self.nodes}
-        switched = (before.phase == COPYING) & (now.phase == SWITCHED)
-        finished = (before.phase == SWITCHED) & (now.phase == STABLE)
-        for partition in np.flatnonzero(switched | finished).tolist():
-            owners = [slot for slot in before.owners[partition].tolist() if slot != NOBODY]
-            write = min(before.write_quorum, len(owners))
-            changed = int(before.changed[partition])
-            ignorant = [slot for slot in owners if epochs.get(slot, changed) < changed]
-            if len(ignorant) >= min(write, len(owners) - write + 1):
-                self._violations.append(
-                    f"epoch {now.epoch}: partition {partition} goes on, and owners {ignorant} of {owners} "
-                    f"do not know of epoch {changed}"
-                )
-
-    def _check_hinted(self, member: Member, slot: int, hints: list[Hint]) -> None:
-        """Look at hints that count as taken: who they were for has them, or else whoever owns them now.
-
-        What some owner promised not to take any more need not be taken: it was never acknowledged.
-        """
-        promised = np.zeros(self.partitions, np.uint64)
-        for each in self.nodes.values():
-            if each.member is not None:
-                ranges = each.member.state.ranges(DATASET, self.partitions)
-                promised = np.maximum(promised, ranges.promised)
-        name = next((node.name for node in member.membership.current.nodes if node.slot == slot), "")
-        node = self.nodes.get(name)
-        for rows in (hint.rows for hint in hints if hint.dataset == DATASET):
-            partitions = member.membership.current.partition_of(rows[:, HIGH])
-            open_ = rows[:, VERSION] > promised[partitions]
-            if node is not None and node.engine is not None:
-                held = node.engine.tree(DATASET).held(np.ascontiguousarray(rows[:, : LOW + 1])).versions
-                open_ &= held < rows[:, VERSION]
-            self._check_held({row[: LOW + 1].tobytes(): Floor(int(row[VERSION])) for row in rows[open_]})
 
     # The end
 
@@ -325,7 +234,7 @@ class Simulation:
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_S):
                 for _ in range(ROUNDS):
-                    if await self._repaired() and self._equal():
+                    if await self._repaired() and self._checks.equal():
                         return
                     await asyncio.sleep(REPAIR_S)
         raise Violation("replicas do not become equal")
@@ -338,27 +247,6 @@ class Simulation:
         except (KvmetaError, TimeoutError):
             return False
         return not any(report.skipped or report.rows for report in reports)
-
-    def _equal(self) -> bool:
-        cluster_map = self.map
-        assert cluster_map is not None
-        cut, purged = (1 << 64) - 1, np.zeros(self.partitions, np.uint64)
-        members = [node.member for node in self.nodes.values() if node.member]
-        for member in members:
-            purged = np.maximum(purged, member.state.ranges(DATASET, self.partitions).repaired)
-        digests = {
-            member.slot: member.replica.digests(
-                DATASET, range(self.partitions), cut, purged, 0, promise=False
-            )[0]
-            for member in members
-        }
-        for partition, owners in enumerate(cluster_map.owners.tolist()):
-            if any(slot != NOBODY and slot not in digests for slot in owners):
-                return False  # the map changed meanwhile
-            told = [digests[slot][partition] for slot in owners if slot != NOBODY]
-            if any((each != told[0]).any() for each in told[1:]):
-                return False
-        return True
 
     async def _read_everything(self) -> None:
         for _ in range(READS):
@@ -387,8 +275,8 @@ class Simulation:
             raise Violation(fault)
 
     def _fault(self) -> str:
-        if self._violations:
-            return self._violations[0]
+        if self._checks.violations:
+            return self._checks.violations[0]
         error = self.loop.fault()
         if isinstance(error, Violation):
             return str(error)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from typing import Annotated, Any, Literal
 
 import lz4.block
@@ -54,6 +54,20 @@ class Node:
     weight: float = 1.0
     state: NodeState = "active"
     store_id: str = ""
+
+
+def _by_slot(question: Callable[[ClusterMap, int], Mask]) -> Callable[[ClusterMap, int], Mask]:
+    """Keep the answers to a question about a node: it is asked for every batch, and a map never changes."""
+    place = f"_{question.__name__}"
+
+    @wraps(question)
+    def answer(cluster_map: ClusterMap, slot: int) -> Mask:
+        known: dict[int, Mask] = cluster_map.__dict__.setdefault(place, {})
+        if slot not in known:
+            known[slot] = question(cluster_map, slot)
+        return known[slot]
+
+    return answer
 
 
 @dataclass(frozen=True)
@@ -137,34 +151,18 @@ class ClusterMap:
         there = np.where(self.phase == SWITCHED, count, self.alive.sum(axis=1))
         return np.minimum(need, np.maximum(there, 1))
 
+    @_by_slot
     def read_at(self, slot: int) -> Mask:
         """Return bool[P]: whether a node is a reader of a partition."""
-        if slot not in self._read_at:
-            self._read_at[slot] = (self.readers == slot).any(axis=1)
-        return self._read_at[slot]
+        read: Mask = (self.readers == slot).any(axis=1)
+        return read
 
+    @_by_slot
     def read_alone(self, slot: int) -> Mask:
         """Return bool[P]: whether a node alone is a read quorum of a partition."""
-        if slot not in self._read_alone:
-            alone = self.read_at(slot) & (self.read_quorum == 1)
-            self._read_alone[slot] = alone & (self.phase != COPYING)  # there its targets need it, too
-        return self._read_alone[slot]
-
-    @cached_property
-    def _read_at(self) -> dict[int, Mask]:
-        return {}
-
-    @cached_property
-    def _read_alone(self) -> dict[int, Mask]:
-        return {}
-
-    @cached_property
-    def _held_by(self) -> dict[int, Mask]:
-        return {}
-
-    @cached_property
-    def _incoming(self) -> dict[int, Mask]:
-        return {}
+        alone: Mask = self.read_at(slot) & (self.read_quorum == 1)
+        alone &= self.phase != COPYING  # there its targets need it, too
+        return alone
 
     def partition_of(self, high: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Return i8[n]: the partitions of high halves of mixed IDs."""
@@ -178,25 +176,23 @@ class ClusterMap:
         """Return the first and the last high half of a partition."""
         return partition << self.shift, ((partition + 1) << self.shift) - 1
 
+    @_by_slot
     def held_by(self, slot: int) -> Mask:
         """Return bool[P]: whether a node owns a partition or is to own it."""
-        if slot not in self._held_by:
-            held: Mask = (self.owners == slot).any(axis=1)
-            held |= self.moving & (self.targets == slot).any(axis=1)
-            self._held_by[slot] = held
-        return self._held_by[slot]
+        held: Mask = (self.owners == slot).any(axis=1)
+        held |= self.moving & (self.targets == slot).any(axis=1)
+        return held
 
+    @_by_slot
     def incoming(self, slot: int) -> Mask:
         """Return bool[P]: what a node has to copy: what it is to own and does not.
 
         Where there are to be fewer owners than before, fewer of them are read: then those that own it already
         copy, too, what the others acknowledged without them.
         """
-        if slot not in self._incoming:
-            to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
-            to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
-            self._incoming[slot] = to_own
-        return self._incoming[slot]
+        to_own: Mask = (self.phase == COPYING) & (self.targets == slot).any(axis=1)
+        to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
+        return to_own
 
     def node(self, name: str) -> Node:
         """Return a node by name; NotFoundError if there is none."""

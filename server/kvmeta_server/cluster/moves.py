@@ -282,7 +282,7 @@ class Moves:
         return enough
 
     def _known(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
-        """Return bool[P]: whether enough of the owners that are left work under a partition's newest change."""
+        """Return bool[P]: whether enough of the owners that are left know of a partition's newest change."""
         knows = np.zeros(cluster_map.owners.shape, np.bool_)
         for slot in _members(cluster_map.owners):
             knows |= (cluster_map.owners == slot) & self._knows(cluster_map, slot)[:, None]
