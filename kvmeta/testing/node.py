@@ -204,14 +204,14 @@ class SimulatedNode:
         apply, read, done, repaired = member.peers.apply, hints.read, hints.done, member.replica.repaired
         taken: dict[int, list[Hint]] = {}
 
-        async def noted(slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
+        async def noted(slot: int, dataset: str, epoch: int, rows: Rows, **why: bool) -> Applied:
             sent = _SENT.get()
             if sent is not None:
                 for row in rows:
                     sent[row[: LOW + 1].tobytes()] = Sent(int(row[VERSION]), epoch)
                 if self._leaves_out(int(rows[0, VERSION])):
                     raise PeerError("never heard of")
-            return await apply(slot, dataset, epoch, rows, repair=repair)
+            return await apply(slot, dataset, epoch, rows, **why)
 
         def noted_read(slot: int, start: int = 0) -> Iterator[Hint]:
             for hint in read(slot, start):

@@ -8,18 +8,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "rows", "repair")
+    __slots__ = ("cluster", "dataset", "epoch", "rows", "repair", "found")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     REPAIR_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
     cluster: bytes
     dataset: str
     epoch: int
     rows: _kvmeta_pb2.Packed
     repair: bool
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repair: bool = ...) -> None: ...
+    found: bool
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repair: bool = ..., found: bool = ...) -> None: ...
 
 class ApplyResponse(_message.Message):
     __slots__ = ("epoch", "outcomes", "versions")

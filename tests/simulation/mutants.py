@@ -153,7 +153,7 @@ def steps_without_the_owners_knowing(patch: Patch) -> None:
 def promises_not_kept(patch: Patch) -> None:
     apply = Replica.apply
 
-    def anyway(self: Any, dataset: str, epoch: int, rows: Any, *, repair: bool = False) -> Applied:
+    def anyway(self: Any, dataset: str, epoch: int, rows: Any, **why: Any) -> Applied:
         return apply(self, dataset, epoch, rows, repair=True)
 
     patch(Replica, "apply", anyway)

@@ -162,16 +162,20 @@ class Coordinator:
             self._log.warning("not acknowledged", dataset=dataset, ids=int((~done).sum()), reason=reason)
         return Written(done, reason)
 
-    async def repair(self, dataset: str, rows: Rows) -> Mask:
-        """Bring rows with versions to W of their owners; return where W hold them or something newer."""
-        _, tally, epoch = await self._attempt(dataset, rows)
+    async def repair(self, dataset: str, rows: Rows, *, found: bool = False) -> Mask:
+        """Bring rows with versions to W of their owners; return where W hold them or something newer.
+
+        Where an owner refuses rows for a promise, somebody has them or nobody needs to; not so of rows that a
+        read `found`, and answers: they are refused only where something newer was agreed on.
+        """
+        _, tally, epoch = await self._attempt(dataset, rows, found=found)
         return tally.settled & ~self._moved_on(rows, epoch)
 
-    async def _attempt(self, dataset: str, rows: Rows) -> tuple[Mask, _Tally, int]:
+    async def _attempt(self, dataset: str, rows: Rows, *, found: bool = False) -> tuple[Mask, _Tally, int]:
         """Spread rows with versions; return which are acknowledged under the map as it is by then."""
         cluster_map = self._maps.current
         partitions = cluster_map.partition_of(rows[:, HIGH])
-        tally = await self._spread(dataset, cluster_map, partitions, rows)
+        tally = await self._spread(dataset, cluster_map, partitions, rows, found=found)
         moved_on = self._moved_on(rows, cluster_map.epoch)
         tally.fenced |= moved_on
         # Above what lies further ahead nobody could stamp anything that replicas take: one node's wrong clock
@@ -187,7 +191,13 @@ class Coordinator:
         return moved_on
 
     async def _spread(
-        self, dataset: str, cluster_map: ClusterMap, partitions: NDArray[np.int64], rows: Rows
+        self,
+        dataset: str,
+        cluster_map: ClusterMap,
+        partitions: NDArray[np.int64],
+        rows: Rows,
+        *,
+        found: bool,
     ) -> _Tally:
         """Send rows to all their owners and targets; return as soon as enough of them have answered."""
         tally = _Tally(cluster_map, partitions)
@@ -200,7 +210,17 @@ class Coordinator:
             to = np.flatnonzero(is_owner | is_target)
             part = rows if len(to) == len(rows) else rows[to]
             task = asyncio.ensure_future(
-                self._send(tally, slot, dataset, cluster_map.epoch, part, to, is_owner[to], is_target[to])
+                self._send(
+                    tally,
+                    slot,
+                    dataset,
+                    cluster_map.epoch,
+                    part,
+                    to,
+                    is_owner[to],
+                    is_target[to],
+                    found=found,
+                )
             )
             waiting.add(task)
         while waiting and not tally.enough.all():
@@ -220,9 +240,11 @@ class Coordinator:
         to: NDArray[np.int64],
         is_owner: Mask,
         is_target: Mask,
+        *,
+        found: bool,
     ) -> None:
         try:
-            outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows)
+            outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows, found=found)
         except PeerError as error:
             tally.reason = str(error)
             self._hints.add(slot, dataset, rows)
@@ -233,8 +255,9 @@ class Coordinator:
         stale = (outcomes == STALE) | (outcomes == REFUSED)
         if stale.any():
             tally.stale[to] |= stale
-            tally.newer_owners[to] += stale & is_owner
-            tally.newer_targets[to] += stale & is_target
+            newer = outcomes == STALE if found else stale
+            tally.newer_owners[to] += newer & is_owner
+            tally.newer_targets[to] += newer & is_target
             tally.newest = max(tally.newest, int(versions.max()))
         fenced = outcomes == FENCED
         if fenced.any():
@@ -346,7 +369,7 @@ class Coordinator:
         await self._complete(dataset, cluster_map, rows, source, enough)
         differs = np.flatnonzero(enough & ((lowest < rows[:, VERSION]) | unsettled.of(rows[:, VERSION])))
         if len(differs) and self.repairs_reads:
-            enough[differs] = await self.repair(dataset, np.ascontiguousarray(rows[differs]))
+            enough[differs] = await self.repair(dataset, np.ascontiguousarray(rows[differs]), found=True)
         states = np.where(enough, np.uint8(ANSWERED), np.uint8(UNAVAILABLE))
         states[~enough & damaged] = FAILED
         rows[~enough, VERSION:] = 0

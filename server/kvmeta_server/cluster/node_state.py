@@ -162,6 +162,10 @@ class Ranges:
         """Return what is promised now, u8[m]."""
         return self.promised[partitions]
 
+    def repaired_of(self, partitions: NDArray[np.int64]) -> Words:
+        """Return up to where all owners are known to have agreed, u8[m]."""
+        return self.repaired[partitions]
+
     def promise(self, partitions: NDArray[np.int64], version: int) -> None:
         """Promise, durably, to take no row up to `version` that is not held."""
         self._raise("promised", partitions, version)

@@ -46,7 +46,9 @@ class PeerAnswers:
         await self._ready(request)
         rows = rows_of(request.rows)
         outcomes, versions = await self._writes.run(
-            lambda: self._replica.apply(request.dataset, request.epoch, rows, repair=request.repair)
+            lambda: self._replica.apply(
+                request.dataset, request.epoch, rows, repair=request.repair, found=request.found
+            )
         )
         head = peer.ApplyResponse(epoch=self._replica.map.epoch)
         told = versions if ((outcomes == STALE) | (outcomes == REFUSED)).any() else None

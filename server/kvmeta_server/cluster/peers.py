@@ -77,14 +77,16 @@ class NodePeers:
     # As of seams.Peers
 
     async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False
+        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
     ) -> Applied:
         """As of `Replica.apply`."""
         if slot == self._replica.slot:
             return await self._here(
-                self._writes, lambda: self._replica.apply(dataset, epoch, rows, repair=repair)
+                self._writes, lambda: self._replica.apply(dataset, epoch, rows, repair=repair, found=found)
             )
-        head = peer.ApplyRequest(cluster=self._cluster, dataset=dataset, epoch=epoch, repair=repair)
+        head = peer.ApplyRequest(
+            cluster=self._cluster, dataset=dataset, epoch=epoch, repair=repair, found=found
+        )
         parts = [
             await self._apply(slot, head, rows[i : i + APPLY_ROWS]) for i in range(0, len(rows), APPLY_ROWS)
         ]

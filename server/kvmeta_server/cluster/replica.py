@@ -112,11 +112,14 @@ class Replica:
             self.state.clear_leftover(gone)
             self._held = held
 
-    def apply(self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False) -> Applied:
+    def apply(
+        self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
+    ) -> Applied:
         """Merge rows u8[n, 6] (distinct IDs) into what is held, durably.
 
         `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older
-        than a promise, unless for `repair`.
+        than a promise, unless for `repair`; those that a read `found` at an owner, whose digests tell of
+        them, only where they are older than what all owners agreed on.
         """
         if len(rows):
             self._check_clock(int(rows[:, VERSION].max()), "rows are stamped")
@@ -131,7 +134,8 @@ class Replica:
             for start in range(0, len(inside), size):
                 part = inside[start : start + size]
                 mine = rows if len(part) == len(rows) else rows[part]
-                promised = None if repair else partial(ranges.promised_of, partitions[part])
+                bound = ranges.repaired_of if found else ranges.promised_of
+                promised = None if repair else partial(bound, partitions[part])
                 write = Write(tree, APPLY, mine, promised=promised)
                 self.engine.commit(write)
                 assert write.outcome is not None

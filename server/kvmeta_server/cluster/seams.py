@@ -47,7 +47,7 @@ class Peers(Protocol):
     """The replicas of all nodes by slot, one's own among them. Raises PeerError."""
 
     async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False
+        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
     ) -> Applied:
         """As of `Replica.apply`."""
 

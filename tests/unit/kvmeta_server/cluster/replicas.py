@@ -96,13 +96,11 @@ class Replicas:
             raise PeerError(f"node {slot} is down")
         return self.replicas[slot]
 
-    async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: np.ndarray, *, repair: bool = False
-    ) -> Applied:
+    async def apply(self, slot: int, dataset: str, epoch: int, rows: np.ndarray, **why: bool) -> Applied:
         """As of `Replica.apply`."""
         await asyncio.sleep(0)
         with _as_peer_errors():
-            return self._asked(slot, "apply").apply(dataset, epoch, rows, repair=repair)
+            return self._asked(slot, "apply").apply(dataset, epoch, rows, **why)
 
     async def fetch(
         self, slot: int, dataset: str, epoch: int, mixed: np.ndarray, *, versions_only: bool = False

@@ -123,6 +123,33 @@ def test_something_newer_at_one_replica_is_no_answer_for_the_others(three: Repli
     assert not three.run(three.coordinator.repair("default", rows)).any()
 
 
+def test_what_a_read_found_is_taken_by_a_replica_that_has_promised_to_take_nothing_so_old(
+    three: Replicas,
+) -> None:
+    """It counted as something newer there: the read was answered, and the next one could miss it again."""
+    rows = rows_of(N)
+    rows[:, 2] = three.stores[0].engine.clock.stamp()
+    three.replicas[0].apply("default", 0, rows)
+    cut, everywhere = three.stores[1].engine.clock.stamp(), np.arange(three.maps.current.partitions)
+    three.replicas[1].state.ranges("default", len(everywhere)).promise(everywhere, cut)
+    three.down = {2}
+    states, got = read(three, rows)
+    assert (states == ANSWERED).all()
+    assert (got == rows).all()
+    assert three.holding(rows)[1] == N
+
+
+def test_what_a_read_found_is_no_answer_where_all_agreed_on_something_newer(three: Replicas) -> None:
+    """A late one: what it found was deleted, and its tombstone may be gone."""
+    rows = rows_of(N)
+    rows[:, 2] = three.stores[0].engine.clock.stamp()
+    agreed, everywhere = three.stores[1].engine.clock.stamp(), range(three.maps.current.partitions)
+    for slot in (1, 2):
+        three.replicas[slot].repaired("default", everywhere, agreed)
+    assert not three.run(three.coordinator.repair("default", rows, found=True)).any()
+    assert three.holding(rows)[1:] == [0, 0]
+
+
 def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
     rows = rows_of(1)
     rows[:, 2] = three.stores[0].engine.clock.stamp()

@@ -81,12 +81,10 @@ class Four(Replicas):
         epoch = 0 if slot in self.behind else self.replicas[slot].persisted
         return SimpleNamespace(epoch=epoch, copied=[])
 
-    async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False
-    ) -> Applied:
+    async def apply(self, slot: int, dataset: str, epoch: int, rows: Rows, **why: bool) -> Applied:
         if slot in self.fencing:
             return Applied(np.full(len(rows), FENCED, np.uint8), np.zeros(len(rows), np.uint64))
-        return await super().apply(slot, dataset, epoch, rows, repair=repair)
+        return await super().apply(slot, dataset, epoch, rows, **why)
 
     def moves(self, rows_s_max: float = 1e9) -> Moves:
         """Return node 0's part in moves, as after a start of the node."""
