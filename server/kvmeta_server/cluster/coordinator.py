@@ -165,8 +165,8 @@ class Coordinator:
     async def repair(self, dataset: str, rows: Rows, *, found: bool = False) -> Mask:
         """Bring rows with versions to W of their owners; return where W hold them or something newer.
 
-        Where an owner refuses rows for a promise, somebody has them or nobody needs to; not so of rows that a
-        read `found`, and answers: they are refused only where something newer was agreed on.
+        Where an owner refuses rows for a promise, somebody has them or nobody needs to; not so of live rows
+        that a read `found`, and answers: they are refused only where something newer was agreed on.
         """
         _, tally, epoch = await self._attempt(dataset, rows, found=found)
         return tally.settled & ~self._moved_on(rows, epoch)
@@ -255,7 +255,10 @@ class Coordinator:
         stale = (outcomes == STALE) | (outcomes == REFUSED)
         if stale.any():
             tally.stale[to] |= stale
-            newer = outcomes == STALE if found else stale
+            newer = stale
+            if found:  # a tombstone that all agreed on is refused where it is gone already
+                gone = rows[:, VERSION] & np.uint64(TOMBSTONE) != 0
+                newer = (outcomes == STALE) | (stale & gone)
             tally.newer_owners[to] += newer & is_owner
             tally.newer_targets[to] += newer & is_target
             tally.newest = max(tally.newest, int(versions.max()))

@@ -148,6 +148,8 @@ def test_what_a_read_found_is_no_answer_where_all_agreed_on_something_newer(thre
         three.replicas[slot].repaired("default", everywhere, agreed)
     assert not three.run(three.coordinator.repair("default", rows, found=True)).any()
     assert three.holding(rows)[1:] == [0, 0]
+    rows[:, 2] |= np.uint64(TOMBSTONE)  # of which the others agreed, too, and have dropped it since
+    assert three.run(three.coordinator.repair("default", rows, found=True)).all()
 
 
 def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
