@@ -101,7 +101,7 @@ def test_a_server_killed_under_writes_loses_and_invents_nothing(tmp_path: Path) 
                 assert not writer.unknown
                 assert writer.acknowledged == list(range(writer.acknowledged[0], writer.step))
             for writer in inserts:  # what was under way is unknown: it is there whole or not at all
-                # One call, or two where the dying server's port still took the next: none but at its end.
+                # One call, or two: gRPC may give the next one to the connection that it is still closing.
                 assert not set(range(writer.acknowledged[0], writer.acknowledged[19])) & set(writer.unknown)
                 assert max(writer.unknown, default=0) - min(writer.unknown, default=0) <= 1
                 assert writer.all_named

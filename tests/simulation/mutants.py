@@ -66,9 +66,11 @@ def targets_count_as_owners(patch: Patch) -> None:
 
 
 def epoch_unchecked_at_the_acknowledgement(patch: Patch) -> None:
-    async def attempt(self: Any, dataset: str, rows: Any) -> Any:
+    async def attempt(self: Any, dataset: str, rows: Any, *, found: bool = False) -> Any:
         cluster_map = self._maps.current
-        tally = await self._spread(dataset, cluster_map, cluster_map.partition_of(rows[:, 0]), rows)
+        partitions = cluster_map.partition_of(rows[:, 0])
+        tally = coordinator._Tally(cluster_map, partitions, found=found)
+        await self._spread(tally, dataset, cluster_map, partitions, rows)
         if tally.newest:
             self._clock.observe(tally.newest)
         return tally.enough, tally, cluster_map.epoch

@@ -12,4 +12,7 @@ from tests.simulation.mutants import MUTANTS, planted
 def test_a_planted_fault_is_noticed(name: str) -> None:
     mutant = MUTANTS[name]
     with planted(mutant):
-        assert simulate(mutant.seed, mutant.mix).violation
+        violation = simulate(mutant.seed, mutant.mix).violation
+    assert violation
+    assert "TypeError" not in violation, "the plant does not fit the code: it breaks the program, not a rule"
+    assert "AttributeError" not in violation

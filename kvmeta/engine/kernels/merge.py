@@ -5,11 +5,22 @@ import numpy as np
 from kvmeta.engine.kernels.hashing import unmix_one
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3, WORD4, WORD5
 from kvmeta.engine.kernels.memory import byte_swap, njit
+from kvmeta.version import MOVE_BITS, TOMBSTONE
 
 U = np.uint64
-_TOMBSTONE, _MOVE_BITS = U(0x80), U(7)  # of a version (kvmeta/version.py)
+_TOMBSTONE, _MOVE_BITS = U(TOMBSTONE), U(MOVE_BITS)
 ACCEPTED, STALE, REFUSED = np.uint8(0), np.uint8(1), np.uint8(2)
 """An apply's outcomes: held now, something newer is held, too old for what was promised."""
+
+
+@njit
+def _order(a, i, a_first, b, j, b_first):
+    """Compare the bytes of two locations, 3 words from a[i, a_first] and from b[j, b_first] on: -1, 0, 1."""
+    for w in range(3):
+        left, right = byte_swap(a[i, a_first + w]), byte_swap(b[j, b_first + w])
+        if left != right:
+            return 1 if left > right else -1
+    return 0
 
 
 @njit
@@ -17,10 +28,7 @@ def _larger(rows, a, b):
     """Return whether row a wins over row b of the same ID: larger version, then larger location bytes."""
     if rows[a, VERSION] != rows[b, VERSION]:
         return rows[a, VERSION] > rows[b, VERSION]
-    for w in (WORD3, WORD4, WORD5):
-        if rows[a, w] != rows[b, w]:
-            return byte_swap(rows[a, w]) > byte_swap(rows[b, w])
-    return False
+    return _order(rows, a, WORD3, rows, b, WORD3) > 0
 
 
 @njit
@@ -42,12 +50,10 @@ def weigh(rows, versions, locations, promised, outcome, news):
             else:
                 news[i] = True
         else:
-            for w in range(3):
-                ours, theirs = rows[i, WORD3 + w], locations[i, w]
-                if ours != theirs:
-                    news[i] = byte_swap(ours) > byte_swap(theirs)
-                    outcome[i] = ACCEPTED if news[i] else STALE
-                    break
+            order = _order(rows, i, WORD3, locations, i, 0)
+            news[i] = order > 0
+            if order < 0:
+                outcome[i] = STALE
 
 
 @njit

@@ -58,9 +58,10 @@ class Written(NamedTuple):
 
 
 class _Tally:
-    """The answers to rows spread over their owners and targets."""
+    """The answers to rows spread over their owners and targets; `found`: a read found them at one."""
 
-    def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64]) -> None:
+    def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64], *, found: bool) -> None:
+        self.found = found
         owners, targets = cluster_map.write_quorums
         self.need_owners, self.need_targets = owners[partitions], targets[partitions]
         self.owners = np.zeros(len(partitions), np.int64)
@@ -175,7 +176,8 @@ class Coordinator:
         """Spread rows with versions; return which are acknowledged under the map as it is by then."""
         cluster_map = self._maps.current
         partitions = cluster_map.partition_of(rows[:, HIGH])
-        tally = await self._spread(dataset, cluster_map, partitions, rows, found=found)
+        tally = _Tally(cluster_map, partitions, found=found)
+        await self._spread(tally, dataset, cluster_map, partitions, rows)
         moved_on = self._moved_on(rows, cluster_map.epoch)
         tally.fenced |= moved_on
         # Above what lies further ahead nobody could stamp anything that replicas take: one node's wrong clock
@@ -192,15 +194,13 @@ class Coordinator:
 
     async def _spread(
         self,
+        tally: _Tally,
         dataset: str,
         cluster_map: ClusterMap,
         partitions: NDArray[np.int64],
         rows: Rows,
-        *,
-        found: bool,
-    ) -> _Tally:
+    ) -> None:
         """Send rows to all their owners and targets; return as soon as enough of them have answered."""
-        tally = _Tally(cluster_map, partitions)
         owners = cluster_map.owners[partitions]
         moving = cluster_map.moving[partitions]
         targets = np.where(moving[:, None], cluster_map.targets[partitions], NOBODY)
@@ -210,17 +210,7 @@ class Coordinator:
             to = np.flatnonzero(is_owner | is_target)
             part = rows if len(to) == len(rows) else rows[to]
             task = asyncio.ensure_future(
-                self._send(
-                    tally,
-                    slot,
-                    dataset,
-                    cluster_map.epoch,
-                    part,
-                    to,
-                    is_owner[to],
-                    is_target[to],
-                    found=found,
-                )
+                self._send(tally, slot, dataset, cluster_map.epoch, part, to, is_owner[to], is_target[to])
             )
             waiting.add(task)
         while waiting and not tally.enough.all():
@@ -228,7 +218,6 @@ class Coordinator:
         for task in waiting:
             self._behind.add(task)
             task.add_done_callback(self._behind.discard)
-        return tally
 
     async def _send(
         self,
@@ -240,11 +229,9 @@ class Coordinator:
         to: NDArray[np.int64],
         is_owner: Mask,
         is_target: Mask,
-        *,
-        found: bool,
     ) -> None:
         try:
-            outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows, found=found)
+            outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows, found=tally.found)
         except PeerError as error:
             tally.reason = str(error)
             self._hints.add(slot, dataset, rows)
@@ -256,7 +243,7 @@ class Coordinator:
         if stale.any():
             tally.stale[to] |= stale
             newer = stale
-            if found:  # a tombstone that all agreed on is refused where it is gone already
+            if tally.found:  # a tombstone that all agreed on is refused where it is gone already
                 gone = rows[:, VERSION] & np.uint64(TOMBSTONE) != 0
                 newer = (outcomes == STALE) | (stale & gone)
             tally.newer_owners[to] += newer & is_owner

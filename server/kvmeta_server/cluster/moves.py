@@ -77,7 +77,7 @@ class Moves:
         await asyncio.gather(*(self._repeat(work) for work in (self._copy, self._drive, self._drop)))
 
     async def _repeat(self, work: Callable[[ClusterMap], Awaitable[bool]]) -> None:
-        """Work under the newest map; again after a step, or where there was nothing to do under the next."""
+        """Work under the newest map; again after a step, or where `work` had nothing to do under the next."""
         told = ""
         while True:
             cluster_map = self._membership.current
