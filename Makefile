@@ -94,10 +94,10 @@ SEEDS ?= 1000
 FIRST ?= 1
 
 sim: $(MARK) ## simulate clusters under faults: SEEDS=1000 from FIRST=1 on; a seed that fails prints what replays it
-	$(BIN)/python -m kvmeta.testing --first $(FIRST) --seeds $(SEEDS)
+	$(BIN)/python -m kvmeta_server.simulator --first $(FIRST) --seeds $(SEEDS)
 
 sim-release: $(MARK) ## the same with 100,000 seeds; resumable, recorded in bench/data/sim.jsonl
-	mkdir -p bench/data && $(BIN)/python -m kvmeta.testing --seeds 100000 --record bench/data/sim.jsonl
+	mkdir -p bench/data && $(BIN)/python -m kvmeta_server.simulator --seeds 100000 --record bench/data/sim.jsonl
 
 mutants: $(MARK) ## plant faults in the cluster's rules and look for the seeds that notice them (half an hour)
 	$(BIN)/python -m tests.simulation.mutants

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from bench import replicas, report
 from bench.cluster_load import Load, Lookups
 from bench.table import Answer, Series
@@ -204,7 +204,7 @@ def _growth(sizes: Sizes, scratch: Path) -> Iterator[Answer]:
 
 
 def _drain(cluster: DevCluster, name: str) -> None:
-    with kvmeta.cluster.open(cluster.target) as operator:
+    with kvmeta.operators.open(cluster.target) as operator:
         operator.drain(name)
 
 
@@ -294,7 +294,7 @@ def _without_etcd(sizes: Sizes, scratch: Path) -> Iterator[Answer]:
     with (
         _cluster(scratch, "without", sizes, 3) as cluster,
         Worker(Load, cluster.target, sizes.death_rows, 4) as load,
-        kvmeta.cluster.open(cluster.target) as operator,
+        kvmeta.operators.open(cluster.target) as operator,
         Progress(f"{sizes.without_s:g} s without etcd"),
     ):
         load.call("fill")
@@ -331,7 +331,7 @@ def _settle(cluster: DevCluster, nodes: int) -> None:
     end = time.monotonic() + _SETTLE_S
     while time.monotonic() < end:
         try:
-            with kvmeta.cluster.open(cluster.target) as operator:
+            with kvmeta.operators.open(cluster.target) as operator:
                 told = operator.status()
             if len(told.members) == nodes and not told.moving and not told.unavailable:
                 return

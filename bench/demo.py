@@ -26,7 +26,7 @@ from bench.servers import Kvmeta
 from kvmeta.cli.progress import file_progress_bar, progress_bar
 from kvmeta.cli.render import size, table
 from kvmeta.errors import os_errors
-from kvmeta.index import index, pack
+from kvmeta.sources import index, pack
 
 BATCH = 4096
 READ_BATCH = 512

@@ -19,7 +19,8 @@ import grpc
 import numpy as np
 
 import kvmeta
-from kvmeta.protocol.packed import STATE, VERSION, pack
+from kvmeta.protocol.columns import CODE, PLAIN, VERSION
+from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 _ID_BYTES = 16
@@ -30,10 +31,12 @@ LOOKUP, GET = "/bench.Echo/Lookup", "/bench.Echo/Get"
 def lookup_reply(rows: int) -> bytes:
     """Return a LookupResponse of `rows` rows: random bytes, all found."""
     random = np.random.default_rng(5)
-    return pb.LookupResponse(
-        states=pack(np.ones(rows, STATE)),
-        locations=pack(np.frombuffer(random.bytes(rows * kvmeta.LOCATION.itemsize), kvmeta.LOCATION)),
-        versions=pack(random.integers(1, 1 << 62, rows).astype(VERSION)),
+    return ColumnMessage.of(
+        pb.LookupResponse(),
+        PLAIN,
+        states=np.ones(rows, CODE),
+        locations=np.frombuffer(random.bytes(rows * kvmeta.LOCATION.itemsize), kvmeta.LOCATION),
+        versions=random.integers(1, 1 << 62, rows).astype(VERSION),
     ).SerializeToString()
 
 
@@ -59,10 +62,11 @@ def _handler() -> Any:
 
 
 async def _serve() -> None:
-    from kvmeta_server import config, serving  # not above: clients take the names from here
+    from kvmeta_server import config  # not above: clients take the names from here
+    from kvmeta_server.listening.grpc import channel_arguments
 
     chosen = config.load(None, {}, {"data": "unused", "listen": "127.0.0.1:0"})
-    server = grpc.aio.server(options=serving.channel_arguments(chosen))
+    server = grpc.aio.server(options=channel_arguments(chosen))
     server.add_generic_rpc_handlers((_handler(),))
     port = server.add_insecure_port(chosen.listen)
     await server.start()

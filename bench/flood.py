@@ -26,7 +26,7 @@ from bench.table import Answer, Series, ratio
 from bench.timing import Progress
 from bench.workers import Worker
 from bench.workloads import Catalogue
-from kvmeta.protocol.packed import pack
+from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 MEMORY_MB, TIMES = 100, 10

@@ -31,7 +31,7 @@ from bench.table import Answer, Series, ratio
 from bench.timing import Progress
 from bench.workers import Worker, together_s
 from bench.workloads import Batch, Catalogue, Queries
-from kvmeta.protocol.packed import pack
+from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 THREADS = 8

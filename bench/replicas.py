@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta.client.options import addresses_of
 from kvmeta.client.routing import Route
-from kvmeta.protocol.calls import METHODS, PEER_METHODS
+from kvmeta.protocol.methods import METHODS, PEER_METHODS
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.replica import BUCKETS
@@ -28,11 +28,11 @@ def route(target: str) -> Route:
 def differing(target: str) -> int:
     """Return how many partitions have replicas with different digests."""
     held = route(target)
-    with kvmeta.cluster.open(target) as operator:
+    with kvmeta.operators.open(target) as operator:
         cluster_id = bytes.fromhex(operator.status().cluster)
     partitions = len(held.owners)
     digests: dict[int, Any] = {}
-    repaired = np.zeros(partitions, np.uint64)
+    agreed = np.zeros(partitions, np.uint64)
     for cut in (0, (1 << 64) - 1):  # first up to where tombstones may be gone, then everything else
         digests = {}
         for slot in np.unique(held.owners).tolist():
@@ -48,13 +48,13 @@ def differing(target: str) -> int:
                     part = mine[start : start + _GROUP]
                     request = peer.DigestRequest(
                         cluster=cluster_id, dataset="default", partitions=part.tolist(), cut=cut,
-                        purged=repaired[part].tolist(),
+                        purged=agreed[part].tolist(),
                     )  # fmt: skip
                     reply = peer.DigestResponse.FromString(ask(request.SerializeToString(), timeout=60))
                     out[part] = np.frombuffer(reply.digests.plain, np.uint64).reshape(-1, BUCKETS)
                     if not cut:
-                        told = np.frombuffer(reply.repaired.plain, np.uint64)
-                        repaired[part] = np.maximum(repaired[part], told)
+                        told = np.frombuffer(reply.agreed.plain, np.uint64)
+                        agreed[part] = np.maximum(agreed[part], told)
             digests[slot] = out
     differ = 0
     for partition, owners in enumerate(held.owners.tolist()):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from kvmeta.engine.commit import Write
 from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels import hashing
-from kvmeta.engine.manifest import Change, Manifest, VolumeRecord
+from kvmeta.engine.manifest import Change, Manifest
 from kvmeta.engine.options import EngineOptions
+from kvmeta.engine.state import State
 from kvmeta.engine.tree import Tree
-from kvmeta.errors import InputError, KvmetaError, NotFoundError, UnsupportedError
+from kvmeta.errors import KvmetaError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
 from kvmeta.store import (
@@ -36,9 +36,17 @@ from kvmeta.store import (
     VerifyReport,
     check_dataset_name,
     check_ttl,
+)
+from kvmeta.volumes import (
+    Volume,
+    VolumeRow,
+    Volumes,
+    check_codec,
+    known_row,
+    new_row,
+    normal_uri,
     unregistered,
 )
-from kvmeta.volumes import STATES, VOLUME_MAX, Volume, Volumes, normal_uri
 
 Ids = NDArray[np.void]
 Locations = NDArray[np.void]
@@ -51,7 +59,7 @@ class EmbeddedStore(Store):
     def __init__(
         self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None
     ) -> None:
-        self.engine = Engine(path, mode, options)
+        self.engine: State = Engine(path, mode, options)
         self.volumes = EmbeddedVolumes(self.engine)
 
     def __reduce__(self) -> tuple[type[EmbeddedStore], tuple[str, str, EngineOptions]]:
@@ -206,7 +214,7 @@ class EmbeddedDataset(Dataset):
         return ScanPage(ids, locations_of(page.locations), page.versions, page.cursor), page.done
 
     def _volumes(self, numbers: list[int]) -> list[Volume]:
-        return [_volume(self._engine.manifest, number) for number in numbers]
+        return [self._store.volumes.get(number) for number in numbers]
 
     def _distinct(self, ids: Ids, locations: Locations, *, last: bool) -> Distinct:
         return Distinct.of(words_of(ids, 2), words_of(locations, 3), self._engine.keys, last=last)
@@ -247,86 +255,71 @@ def _with_failed(error: KvmetaError, failed: NDArray[np.bool_]) -> KvmetaError:
 class EmbeddedVolumes(Volumes):
     """The table of volumes in the manifest."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: State) -> None:
         self._engine = engine
         self._lock = threading.Lock()
 
-    def add(self, uri: str | Path, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
+    def add(
+        self,
+        uri: str | Path,
+        *,
+        name: str | None = None,
+        size_bytes: int | None = None,
+        codec: str = "raw",
+    ) -> Volume:
         """Register `uri` and return its volume; a URI known already returns the one it has."""
-        text = normal_uri(uri)
-        made: list[int] = []
+        text, stored = normal_uri(uri), check_codec(codec)
+        made: list[VolumeRow] = []
 
         def change(manifest: Manifest) -> Change:
-            number = manifest.head.next_volume
-            if number > VOLUME_MAX:
-                raise InputError("all 2**32 - 1 volume numbers are taken")
-            made.append(number)
-            label = name if name is not None else text.rsplit("/", 1)[-1]
-            return Change(volumes={number: VolumeRecord(number, text, label, size_bytes=size_bytes)})
+            made.append(new_row(manifest.head.next_volume, text, name, size_bytes, stored))
+            return Change(volumes={made[0].number: made[0]})
 
         with self._lock:
             self._engine.check_writable()
-            known = self._find(text)
-            if known is not None:
-                return known
+            number = self._engine.manifest.volume_numbers.get(text)
+            if number is not None:
+                return known_row(self._engine.manifest.volumes[number], stored).volume()
             self._engine.change(change)
-        return self.get(made[0])
+        return made[0].volume()
 
     def get(self, volume: int | str | Path) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""
         self._engine.check_open()
-        if isinstance(volume, (str, Path)):
-            found = self._find(normal_uri(volume))
-            if found is None:
-                raise NotFoundError(
-                    f"no volume with URI {normal_uri(volume)}; register it with store.volumes.add"
-                )
-            return found
-        return _volume(self._engine.manifest, int(volume))
+        return self._row(volume).volume()
 
     def list(self) -> list[Volume]:
         """Return all volumes, by number."""
         self._engine.check_open()
-        return [_public(record) for _, record in sorted(self._engine.manifest.volumes.items())]
+        return [row.volume() for _, row in sorted(self._engine.manifest.volumes.items())]
 
     def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
         """Let `volume` stand for another URI from now on; every entry in it follows."""
         text = normal_uri(uri)
-        with self._lock:
-            known = self._find(text)
-            if known is not None and known != self.get(volume):
-                raise InputError(f"volume {int(known)} has the URI {known.uri} already")
-            return self._replace(volume, uri=text)
+        owner = self._engine.manifest.volume_numbers.get
+        return self._replace(volume, lambda row: row.moved(text, owner(text)))
 
     def set_state(self, volume: int | str | Path, state: str) -> Volume:
-        """Set a volume "online" or "offline"."""
-        if state not in STATES:
-            raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+        """Set a volume "online", "offline" or "retired"."""
+        return self._replace(volume, lambda row: row.in_state(state))
+
+    def _replace(self, volume: int | str | Path, change: Callable[[VolumeRow], VolumeRow]) -> Volume:
         with self._lock:
-            return self._replace(volume, state=state)
+            self._engine.check_open()
+            row = change(self._row(volume))
+            self._engine.change(lambda _: Change(volumes={row.number: row}))
+            return row.volume()
 
-    def _replace(self, volume: int | str | Path, **fields: str) -> Volume:
-        """Change a volume's row; the caller holds the lock."""
-        number = int(self.get(volume))
-        record = self._engine.manifest.volumes[number]
-        changed = VolumeRecord(**{**asdict(record), **fields})
-        self._engine.change(lambda _: Change(volumes={number: changed}))
-        return _public(changed)
-
-    def _find(self, uri: str) -> Volume | None:
-        number = self._engine.manifest.volume_numbers.get(uri)
-        return None if number is None else _public(self._engine.manifest.volumes[number])
-
-
-def _volume(manifest: Manifest, number: int) -> Volume:
-    record = manifest.volumes.get(number)
-    if record is None:
-        raise unregistered(number)
-    return _public(record)
-
-
-def _public(record: VolumeRecord) -> Volume:
-    return Volume(record.number, record.uri, record.name, record.state, record.size_bytes)
+    def _row(self, volume: int | str | Path) -> VolumeRow:
+        manifest = self._engine.manifest
+        if isinstance(volume, (str, Path)):
+            uri = normal_uri(volume)
+            if uri not in manifest.volume_numbers:
+                raise unregistered(uri)
+            return manifest.volumes[manifest.volume_numbers[uri]]
+        if int(volume) not in manifest.volumes:
+            raise unregistered(int(volume))
+        return manifest.volumes[int(volume)]
 
 
 def words_of(column: NDArray[np.void], words: int) -> Words:

@@ -12,6 +12,8 @@ inverse, so unmixing runs them backwards. Mixed IDs are the stored keys: uniform
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,10 +27,12 @@ _30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
+@lru_cache(maxsize=16)
 def round_keys(seed: int) -> NDArray[np.uint64]:
-    """Return the three round keys u8[3] of `seed`."""
-    keys = [_finalise_int((seed + (i + 1) * _GOLDEN) & _MASK) for i in range(3)]
-    return np.array(keys, dtype=np.uint64)
+    """Return the three round keys u8[3] of `seed`, read-only."""
+    keys = np.array([_finalise_int((seed + (i + 1) * _GOLDEN) & _MASK) for i in range(3)], np.uint64)
+    keys.flags.writeable = False
+    return keys
 
 
 def mix(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.uint64]:
@@ -51,7 +55,7 @@ def mixed_high(ids: NDArray[np.void], seed: int = DEFAULT_SEED) -> NDArray[np.ui
     k = round_keys(seed)
     n = len(halves)
     out = np.empty(n, np.uint64)
-    low, scratch, spare = (np.empty(min(n, _BLOCK), np.uint64) for _ in range(3))
+    low, scratch, spare = np.empty((3, min(n, _BLOCK)), np.uint64)
     for start in range(0, n, _BLOCK):
         high = out[start : start + _BLOCK]
         m = len(high)

@@ -16,9 +16,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta import reader
 from kvmeta.batch import Hits, Inserted, Outcome, Relocated, ScanPage, as_versions
-from kvmeta.errors import IncompleteBatchError, InputError, NotFoundError
+from kvmeta.errors import IncompleteBatchError, InputError
+from kvmeta.files import local, plan
 from kvmeta.ids import as_ids
 from kvmeta.location import Location, as_locations
 from kvmeta.version import TTL_S_MAX
@@ -213,8 +213,8 @@ class Dataset(ABC):
         raise IncompleteBatchError, whose `.failed` names them and whose `.partial` has the others.
         """
         hits = self.lookup(ids)
-        volumes = self._volumes(reader.volume_numbers(hits.locations, hits.found))
-        return reader.read(hits.locations, hits.found, volumes)
+        volumes = self._volumes(plan.volume_numbers(hits.locations, hits.found))
+        return local.read(hits.locations, hits.found, volumes)
 
     @abstractmethod
     def load(self, batches: Iterable[tuple[Any, Any]]) -> int:
@@ -381,10 +381,3 @@ def check_dataset_name(name: str) -> str:
     if not all(each.isascii() and (each.isalnum() or each in "_-.") for each in name):
         raise InputError(f'dataset name: expected letters, digits, "_", "-" and ".", got {name!r}')
     return name
-
-
-def unregistered(number: int) -> NotFoundError:
-    """Return the error that says a volume is not registered."""
-    if number == 0:
-        return NotFoundError("volume 0 means unassigned; the location was put without a volume")
-    return NotFoundError(f"volume {number} is not registered; register its URI with store.volumes.add")

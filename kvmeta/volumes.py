@@ -1,16 +1,94 @@
-"""Volumes: what a location's number stands for. Moving one changes one row and no entry."""
+"""Volumes: what a location's number stands for. Moving one changes one row and no entry.
+
+The rules are here, once: which rows may be added, and how one may change. A kind of store keeps the rows.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from kvmeta.errors import InputError, UnsupportedError
+from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 
 VOLUME_MAX = (1 << 32) - 1
-STATES = ("online", "offline")
+State = Literal["online", "offline", "retired"]
+STATES: tuple[State, ...] = ("online", "offline", "retired")
+"""Online: it can be read. Offline: not for now. Retired: never again; its files live on in other volumes."""
+Codec = Literal["raw", "gzip", "deflate", "zstd"]
+CODECS: tuple[Codec, ...] = ("raw", "gzip", "deflate", "zstd")
+"""How each file in a volume is stored: as it is, or compressed by itself."""
+
+
+@dataclass(frozen=True)
+class VolumeRow:
+    """A volume as it is kept: what `Volume` shows."""
+
+    number: int
+    uri: str
+    name: str
+    state: State = "online"
+    size_bytes: int | None = None
+    codec: Codec = "raw"
+
+    def volume(self) -> Volume:
+        """Return it as callers have it."""
+        return Volume(self.number, self.uri, self.name, self.state, self.size_bytes, self.codec)
+
+    def moved(self, uri: str, owner: int | None) -> VolumeRow:
+        """Return it under another URI, of which `owner` is the number that has it; else InputError."""
+        if owner not in (None, self.number):
+            raise InputError(f"volume {owner} has the URI {uri} already")
+        return replace(self, uri=uri)
+
+    def in_state(self, state: str) -> VolumeRow:
+        """Return it in another state; InputError where it is none."""
+        return replace(self, state=check_state(state))
+
+
+def new_row(
+    number: int, uri: str, name: str | None, size_bytes: int | None, codec: Codec = "raw"
+) -> VolumeRow:
+    """Return the row of a volume that is registered now; its name is by default the URI's last part."""
+    if number > VOLUME_MAX:
+        raise InputError("all 2**32 - 1 volume numbers are taken")
+    label = uri.rsplit("/", 1)[-1] if name is None else name
+    return VolumeRow(number, uri, label, size_bytes=size_bytes, codec=codec)
+
+
+def known_row(row: VolumeRow, codec: Codec) -> VolumeRow:
+    """Return the row that a URI has already; InputError where it was registered with another codec."""
+    if row.codec != codec:
+        raise InputError(f"volume {row.number} has the URI {row.uri} already, with codec {row.codec!r}")
+    return row
+
+
+def check_state(state: str) -> State:
+    """Return `state`; InputError where it is none of STATES."""
+    for each in STATES:
+        if each == state:
+            return each
+    raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+
+
+def check_codec(codec: str) -> Codec:
+    """Return `codec`; InputError where it is none of CODECS."""
+    for each in CODECS:
+        if each == codec:
+            return each
+    raise InputError(f"codec: expected one of {', '.join(CODECS)}, got {codec!r}")
+
+
+def unregistered(volume: int | str) -> NotFoundError:
+    """Return the error that says that a volume, by number or URI, is not registered."""
+    if volume == 0:
+        return NotFoundError("volume 0 means unassigned; the location was put without a volume")
+    if isinstance(volume, str):
+        return NotFoundError(f"no volume with URI {volume}; register it with store.volumes.add")
+    return NotFoundError(f"volume {volume} is not registered; register its URI with store.volumes.add")
 
 
 class Volume(int):
@@ -20,11 +98,15 @@ class Volume(int):
     name: str
     state: str
     size_bytes: int | None
+    codec: str
 
-    def __new__(cls, number: int, uri: str, name: str, state: str, size_bytes: int | None) -> Volume:
+    def __new__(
+        cls, number: int, uri: str, name: str, state: str, size_bytes: int | None, codec: str = "raw"
+    ) -> Volume:
         """Return volume `number`."""
         volume = super().__new__(cls, number)
         volume.uri, volume.name, volume.state, volume.size_bytes = uri, name, state, size_bytes
+        volume.codec = codec
         return volume
 
     @property
@@ -33,18 +115,29 @@ class Volume(int):
         return int(self)
 
     def __repr__(self) -> str:
-        return f"Volume({int(self)}, uri={self.uri!r}, name={self.name!r}, state={self.state!r})"
+        more = "" if self.codec == "raw" else f", codec={self.codec!r}"
+        return f"Volume({int(self)}, uri={self.uri!r}, name={self.name!r}, state={self.state!r}{more})"
 
-    def __reduce__(self) -> tuple[type, tuple[int, str, str, str, int | None]]:
-        return Volume, (int(self), self.uri, self.name, self.state, self.size_bytes)
+    def __reduce__(self) -> tuple[type, tuple[int, str, str, str, int | None, str]]:
+        return Volume, (int(self), self.uri, self.name, self.state, self.size_bytes, self.codec)
 
 
 class Volumes(ABC):
     """A store's table of volumes."""
 
     @abstractmethod
-    def add(self, uri: str | Path, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
-        """Register `uri` (a path or a URI) and return its volume; a known URI returns the one it has."""
+    def add(
+        self,
+        uri: str | Path,
+        *,
+        name: str | None = None,
+        size_bytes: int | None = None,
+        codec: str = "raw",
+    ) -> Volume:
+        """Register `uri` (a path or a URI) and return its volume; a known URI returns the one it has.
+
+        `codec` says how each file in it is stored: "raw", "gzip", "deflate" or "zstd".
+        """
 
     @abstractmethod
     def get(self, volume: int | str | Path) -> Volume:
@@ -60,7 +153,10 @@ class Volumes(ABC):
 
     @abstractmethod
     def set_state(self, volume: int | str | Path, state: str) -> Volume:
-        """Set a volume "online" or "offline"; reading from an offline one raises UnavailableError."""
+        """Set a volume "online", "offline" or "retired"; only an online one is read.
+
+        Reading from another raises UnavailableError.
+        """
 
 
 def normal_uri(uri: str | Path) -> str:

@@ -17,8 +17,8 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import EngineNotInstalledError, StorageFullError
 from kvmeta_server import config
-from kvmeta_server.cluster.node import ClusterNode
 from kvmeta_server.cluster.seams import Pace
+from kvmeta_server.cluster.world import ServedNode
 from kvmeta_server.dev import DevEtcd, etcd_program, free_port
 from kvmeta_server.logs import Log
 from kvmeta_server.serving import Server
@@ -52,14 +52,14 @@ class LocalNode:
         """Open the store, join, listen, take part."""
         self.local = EmbeddedStore(self.data, options=self._options)
         log = Log("text", os.environ.get("KVMETA_TEST_LOG", "error"))
-        self.node = ClusterNode(self.config, self.local, log, QUICK)
+        self.node = ServedNode(self.config, self.local, log, QUICK)
         try:
             await self.node.join()
         except BaseException:
             await self.node.stop()
             self.local.close()
             raise
-        self.server = Server(self.config, self.node.store, log, self.node)
+        self.server = Server(self.config, self.node.backend, log, self.node)
         await self.server.start()
         self.node.start()
 
@@ -132,7 +132,7 @@ class LocalCluster:
         async with asyncio.timeout(timeout_s):
             while True:
                 maps = [node.node.membership.current for node in self.nodes.values()]
-                same = len({each.epoch for each in maps}) == 1 and len(maps[0].nodes) == len(self.nodes)
+                same = len({each.epoch for each in maps}) == 1 and len(maps[0].members) == len(self.nodes)
                 if same and not maps[0].unplaced.any():
                     return
                 await asyncio.sleep(0.02)

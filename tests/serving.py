@@ -16,6 +16,7 @@ from typing import Any
 
 from kvmeta.embedded import EmbeddedStore
 from kvmeta_server import config
+from kvmeta_server.backend import LocalBackend
 from kvmeta_server.logs import Log
 from kvmeta_server.serving import Server
 
@@ -37,7 +38,7 @@ def running(store: EmbeddedStore, **settings: Any) -> Iterator[Server]:
     thread.start()
 
     async def start() -> Server:
-        server = Server(chosen, store, Log("text", "error"))
+        server = Server(chosen, LocalBackend(store), Log("text", "error"))
         await server.start()
         return server
 

@@ -16,7 +16,7 @@ import kvmeta
 from bench.echo import LOOKUP
 from bench.servers import Echo, Kvmeta
 from bench.systems.system import Batches, Client, Columns, Ids, Locations, Place, System
-from kvmeta.protocol.packed import pack
+from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 IN_FLIGHT = 16

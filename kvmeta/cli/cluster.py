@@ -15,7 +15,7 @@ from kvmeta.cli.progress import progress_bar
 from kvmeta.errors import InputError
 
 if TYPE_CHECKING:
-    from kvmeta.cluster import Changed, Cluster, Status
+    from kvmeta.operators import Changed, Cluster, Status
 
 _LOOK_S = 0.5
 
@@ -39,9 +39,9 @@ def _open(store: str) -> Cluster:
     import os
 
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    import kvmeta.cluster
+    import kvmeta.operators
 
-    return kvmeta.cluster.open(store)
+    return kvmeta.operators.open(store)
 
 
 @cluster.command(short_help="How the cluster is.")

@@ -10,7 +10,7 @@ from kvmeta.cli import options, render
 from kvmeta.cli.progress import file_progress_bar
 
 if TYPE_CHECKING:
-    from kvmeta.index.indexer import IdRule
+    from kvmeta.sources.indexer import IdRule
 
 
 @click.command(short_help="Register the files in tars.")
@@ -57,7 +57,7 @@ def index(
 
     A damaged tar ends the run; the tars before it are registered all the same.
     """
-    from kvmeta.index import indexer
+    from kvmeta.sources import indexer
 
     options.tell_of_compilation()  # reading tars has kernels of its own, whatever the store
     indexer.tar_files(sources, id_rule)  # a mistyped source must not leave a new store behind

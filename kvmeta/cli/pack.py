@@ -45,7 +45,7 @@ def pack(
     A member is named <directory name>/<path below it>. Symbolic links are not followed. A shard appears under
     its name only when it is whole.
     """
-    from kvmeta.index import packer
+    from kvmeta.sources import packer
 
     with file_progress_bar("packing", progress) as update:
         report = packer.pack(

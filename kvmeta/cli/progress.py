@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvmeta.index.report import Progress
+    from kvmeta.sources.report import Progress
 
 _PATIENCE_S = 1.0  # quicker work needs no bar, and rich takes a tenth of a second to import
 

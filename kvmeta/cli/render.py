@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from kvmeta.index.report import Report
+    from kvmeta.sources.report import Report
 
 _UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
 

@@ -10,9 +10,9 @@ from kvmeta.cli import options, render
 from kvmeta.cli.failure import NOT_FOUND, Failure
 
 
-@click.group(short_help="List, add and move volumes.")
+@click.group(short_help="List, add, move and retire volumes.")
 def volumes() -> None:
-    """List, add and move volumes."""
+    """List, add, move and retire volumes."""
 
 
 @volumes.command("list")
@@ -36,21 +36,29 @@ def list_volumes(store: str, as_json: bool) -> None:
                 each["state"],
                 {True: "there", False: "missing", None: None}[each["exists"]],
                 _size(each["size_bytes"]),
+                each["codec"],
                 each["uri"],
             )
             for each in known
         ]
-        render.table(("NUMBER", "NAME", "STATE", "FILE", "SIZE", "URI"), rows)
+        render.table(("NUMBER", "NAME", "STATE", "FILE", "SIZE", "CODEC", "URI"), rows)
 
 
 @volumes.command()
 @click.argument("uri")
+@click.option(
+    "--codec",
+    type=click.Choice(["raw", "gzip", "deflate", "zstd"]),
+    default="raw",
+    show_default=True,
+    help="How each file in it is stored: as it is, or compressed by itself.",
+)
 @options.store_option
 @options.json_option
-def add(uri: str, store: str, as_json: bool) -> None:
+def add(uri: str, codec: str, store: str, as_json: bool) -> None:
     """Register the volume at URI, a path on this machine or a file: URI, and print its number."""
     with options.open_store(store, "a", must_exist=True) as opened:
-        volume = opened.volumes.add(uri)
+        volume = opened.volumes.add(uri, codec=codec)
         if as_json:
             render.json_line(_shown(volume))
         else:
@@ -93,6 +101,21 @@ def move(
         click.echo(f"moved {render.count(len(moved), 'volume')}")
     else:
         click.echo(f"volume {int(moved[0])} is now at {moved[0].uri}")
+
+
+@volumes.command("set-state")
+@click.argument("volume")
+@click.argument("state", type=click.Choice(["online", "offline", "retired"]))
+@options.store_option
+def set_state(volume: str, state: str, store: str) -> None:
+    """Say that VOLUME (its number, URI or path) is online, offline for now, or retired for good.
+
+    Files are read from online volumes only.
+    """
+    with options.open_store(store, "a", must_exist=True) as opened:
+        known = opened.volumes.get(int(volume) if volume.isdecimal() else volume)
+        opened.volumes.set_state(known, state)
+    click.echo(f"volume {int(known)} is {state}")
 
 
 def _moves_of_prefix(volumes: list[Any], old: str, new: str) -> list[tuple[Any, str]]:
@@ -144,6 +167,7 @@ def _shown(volume: Any) -> dict[str, Any]:
         "name": volume.name,
         "state": str(volume.state),
         "size_bytes": volume.size_bytes,
+        "codec": volume.codec,
         "uri": volume.uri,
     }
 

@@ -1,4 +1,4 @@
-"""Which failed calls are tried again, and what the others mean: a pure function of statuses and the clock.
+"""Which failed calls are tried again, and what the others mean: a pure function of failures and the clock.
 
     the server says that it did nothing (OVERLOADED, DRAINING)   any call is repeated
     it was never reached                                         any call is repeated
@@ -16,10 +16,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import grpc
-
+from kvmeta.client.calls import Call
 from kvmeta.errors import (
     DeadlineError,
     InputError,
@@ -28,36 +27,11 @@ from kvmeta.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from kvmeta.protocol import status
-from kvmeta.protocol.status import DEADLINE, DRAINING, FAULT, NOT_STARTED, FailedStatus
+from kvmeta.protocol.status import DEADLINE, DRAINING, FAULT
+from kvmeta.transport.failures import CallFailed, Kind
 
-QUICK = frozenset(("Describe", "Lookup", "Get", "GetMap", "ListDatasets", "GetVolumes", "ListVolumes"))
-"""Calls that another server is asked for where one does not answer soon."""
 FIRST_PAUSE_S = 0.05
 PAUSE_S_MAX = 2.0
-_NEVER_REACHED = (  # what gRPC says of a call that no server has begun
-    "failed to connect to all addresses",
-    "errors resolving ",
-    "DNS resolution failed",
-    "Stream removed (RST_STREAM (Received RST_STREAM with error code 7))",  # REFUSED_STREAM
-)
-_NOT_SENT = (ValueError, grpc.aio.UsageError)  # what gRPC raises of a channel that is closed
-
-
-class Call(NamedTuple):
-    """One message to a server, as bytes.
-
-    `take` is given the reply's bytes; it raises InputError where they are not what the protocol says.
-    `repeatable`: sending it twice does what sending it once does. `writes`: it changes the store. `to`: whom
-    to ask, in turn; where it is empty, whoever the connection is to.
-    """
-
-    method: str
-    request: bytes
-    take: Callable[[bytes], None]
-    repeatable: bool = True
-    writes: bool = False
-    to: tuple[str, ...] = ()
 
 
 class Attempts:
@@ -103,7 +77,7 @@ class Attempts:
         Only of calls that change nothing and are quick: a write that was given up here might be done there
         later, on top of what the caller wrote since.
         """
-        if len(self._servers) == 1 or self._call.method not in QUICK:
+        if len(self._servers) == 1 or not self._call.method.row.quick:
             return self.left_s()
         share = self._timeout_s / len(self._servers)
         return min(self.left_s(), max(self._failover_s, 0.001), max(share, 0.1))
@@ -119,34 +93,30 @@ class Attempts:
     def cut_off(self, *, sent: bool) -> KvmetaError:
         """Return the error of a call whose store was closed meanwhile."""
         text = f"the connection to {self.server} was closed meanwhile"
-        if self._call.writes and (sent or self._maybe_done):
+        if self._changes and (sent or self._maybe_done):
             return OutcomeUnknownError(f"{text}{self._maybe(True)}")
         return InputError(text)
 
-    def after(self, failed: Any, *, closed: bool = False) -> float:
+    def after(self, failed: CallFailed, *, closed: bool = False) -> float:
         """Return how many seconds to pause before the next attempt; raise the error that ends the call.
 
         `closed`: whether the store was closed, which ends what no kvmeta server has given an answer to.
         """
-        if isinstance(failed, (*_NOT_SENT, grpc.FutureCancelledError)):  # these have no status
-            raise self.cut_off(sent=not isinstance(failed, _NOT_SENT)) if closed else failed
+        if closed and not failed.reason:
+            raise self.cut_off(sent=failed.kind is not Kind.NOT_SENT)
         if self._ended is not None:
             self._end += self._clock() - self._ended
             self._ended = None
-        told = status.of_failed_call(failed)
-        if closed and not told.reason:
-            raise self.cut_off(sent=True)
-        not_started = told.reason in NOT_STARTED or never_reached(told)
-        self.missed = not told.reason or told.reason == DRAINING
-        another = len(self._servers) > 1 and self._call.method in QUICK
-        went_away = _went_away(told) or (another and _too_slow(told))
-        if not (not_started or (self._call.repeatable and went_away)):
-            raise self._error(told)
-        self._maybe_done = self._maybe_done or not not_started
+        self.missed = not failed.reason or failed.reason == DRAINING
+        another = len(self._servers) > 1 and self._call.method.row.quick
+        went_away = failed.kind is Kind.LOST or (another and failed.kind is Kind.LATE)
+        if failed.begun and not (self._call.repeatable and went_away):
+            raise self._error(failed)
+        self._maybe_done = self._maybe_done or failed.begun
         pause_s = self._pause_s * (0.5 + 0.5 * self._share())
         if self._clock() + pause_s >= self._end:
             late = f" (not done within {self._timeout_s:g} s)"
-            raise UnavailableError(f"{self._told(told)}{late}{self._maybe(self._maybe_done)}")
+            raise UnavailableError(f"{self._told(failed)}{late}{self._maybe(self._maybe_done)}")
         self._turn += 1
         if self._turn % len(self._servers):  # another server: no need to wait
             return 0.0
@@ -155,47 +125,35 @@ class Attempts:
 
     def malformed(self, error: InputError) -> KvmetaError:
         """Return the error for a reply that is not what the protocol says."""
-        text = f"{self.server} answered {self._call.method} with something malformed: {error}"
-        return OutcomeUnknownError(text) if self._call.writes else UnavailableError(text)
+        text = f"{self.server} answered {self._call.method.name} with something malformed: {error}"
+        return OutcomeUnknownError(text) if self._changes else UnavailableError(text)
 
-    def _error(self, failed: FailedStatus) -> KvmetaError:
-        """Return what a status means that is not followed by another attempt."""
-        code, told = failed.code, self._told(failed)
+    @property
+    def _changes(self) -> bool:
+        return self._call.method.row.changes
+
+    def _error(self, failed: CallFailed) -> KvmetaError:
+        """Return what a failure means that is not followed by another attempt."""
+        told = self._told(failed)
         if failed.reason not in ("", FAULT, DEADLINE):
             failed.error.args = (f"{failed.error}{self._maybe(self._maybe_done)}", *failed.error.args[1:])
             return failed.error
-        if code == grpc.StatusCode.UNIMPLEMENTED:
+        if failed.kind is Kind.UNKNOWN_CALL:
             return UnsupportedError(f"{told}; is the server older than the client?")
-        if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        if failed.kind is Kind.DENIED:
             return UnavailableError(told)
-        if self._call.writes and not self._call.repeatable:
+        if self._changes and not self._call.repeatable:
             return OutcomeUnknownError(f"{told}{self._maybe(True)}")
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        if failed.kind is Kind.LATE or failed.reason == DEADLINE:
             return DeadlineError(f"{told} (no answer within {self._timeout_s:g} s){self._maybe(True)}")
-        if self._call.writes:
+        if self._changes:
             return OutcomeUnknownError(f"{told}{self._maybe(True)}")
-        if code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT):
+        if failed.kind is Kind.TOO_LARGE:
             return InputError(told)
         return UnavailableError(told)
 
-    def _told(self, failed: FailedStatus) -> str:
-        message = str(failed.error.args[0]) or failed.code.name
-        return f"{self.server}, {self._call.method}: {message}"
+    def _told(self, failed: CallFailed) -> str:
+        return f"{self.server}, {self._call.method.name}: {failed}"
 
     def _maybe(self, maybe_done: bool) -> str:
-        return "; it may or may not have taken effect" if self._call.writes and maybe_done else ""
-
-
-def never_reached(failed: FailedStatus) -> bool:
-    """Return whether no server has begun the call."""
-    return _went_away(failed) and str(failed.error).startswith(_NEVER_REACHED)
-
-
-def _too_slow(failed: FailedStatus) -> bool:
-    """Return whether the time of the attempt was up: the server said nothing."""
-    return not failed.reason and failed.code == grpc.StatusCode.DEADLINE_EXCEEDED
-
-
-def _went_away(failed: FailedStatus) -> bool:
-    """Return whether the connection broke: no kvmeta server made the status."""
-    return not failed.reason and failed.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        return "; it may or may not have taken effect" if self._changes and maybe_done else ""

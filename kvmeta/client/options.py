@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from kvmeta.errors import InputError
-from kvmeta.v1 import kvmeta_pb2 as pb
 
 SCHEME = "kvmeta"
 DEFAULT_PORT = 7400
@@ -60,25 +59,9 @@ class ClientOptions:
             raise InputError(f'compression: expected "none" or "lz4", got {self.compression!r}')
 
     @property
-    def packing(self) -> pb.Compression:
-        """Return `compression` as the protocol has it."""
-        return pb.COMPRESSION_LZ4 if self.compression == "lz4" else pb.COMPRESSION_UNSPECIFIED
-
-    @property
     def job_wait_s(self) -> float:
         """Return how long to ask a server to wait for a job's end: well below the call's own deadline."""
         return min(2.0, self.timeout_s / 2)
-
-    def channel_arguments(self) -> list[tuple[str, Any]]:
-        """Return gRPC's arguments for a channel."""
-        return [
-            ("grpc.max_receive_message_length", 64 << 20),  # the server bounds its replies
-            # gRPC's own retries stay on: without a policy they repeat only what a server has not begun.
-            ("grpc.use_local_subchannel_pool", 1),  # a store has a connection of its own
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 1000),
-            ("grpc.max_reconnect_backoff_ms", 2000),
-        ]
 
 
 def addresses_of(target: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ does not depend on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from kvmeta.errors import InputError
 from kvmeta.mixing import DEFAULT_SEED, mixed_high
-from kvmeta.protocol.frame import parse
-from kvmeta.protocol.packed import unpack
+from kvmeta.protocol.columns import unpack
+from kvmeta.protocol.messages import parse
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 DOWN_S = 5.0
@@ -87,6 +87,7 @@ class Router:
         self._down: dict[str, float] = {}  # never changed, only replaced: threads share it
         self._taken = 0.0
         self._first: tuple[Route, frozenset[str], NDArray[np.uint16]] | None = None
+        self._turns: tuple[Route, dict[int, tuple[str, ...]]] | None = None
 
     def describe(self, epoch: int, seed: int) -> None:
         """Take what a server says of itself: epoch 0 is no cluster."""
@@ -120,42 +121,49 @@ class Router:
         if self.route is not None:
             self._newest = max(self._newest, self.route.epoch + 1)  # what the others know may have changed
 
-    def addresses(self, first: str = "") -> tuple[str, ...]:
-        """Return whom to ask in turn: `first`, then whoever is not known to be down, then the others."""
-        known = list(self.seeds)
-        if self.route is not None:
-            known += self.route.addresses.values()
-        known = list(dict.fromkeys(known))
-        if first in known:  # the next is another for each, so that nobody is everybody's second
-            at = known.index(first)
-            known = known[at:] + known[:at]
-        return self.ordered(known)
+    def addresses(self) -> tuple[str, ...]:
+        """Return whom to ask in turn, those last that are known not to answer."""
+        return self.ordered(self._known())
 
-    def ordered(self, addresses: Sequence[str]) -> tuple[str, ...]:
-        """Return addresses with those last that are known not to answer."""
+    def ordered(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        """Return addresses with those last that are known not to answer, as of now."""
+        if not self._down and (self.route is None or not self.route.away):
+            return addresses
         down = self._down_now()
         if self.route is not None and self.route.away:
             down |= {self.route.addresses[slot] for slot in self.route.away}
-        return tuple(sorted(addresses, key=lambda address: address in down)) if down else tuple(addresses)
+        return tuple(sorted(addresses, key=lambda address: address in down))
 
-    def split(self, ids: Ids) -> Iterator[tuple[tuple[str, ...], Rows | None]]:
-        """Yield whom to ask in turn, and the rows i8[m] of `ids` for it; None: all of them, in order."""
+    def split(self, ids: Ids) -> list[tuple[tuple[str, ...], Rows | None]]:
+        """Return whom to ask in turn, and the rows i8[m] of `ids` for it; None: all of them, in order.
+
+        Who is known not to answer is told when the call is sent (`ordered`), which may be later.
+        """
         route = self.route
         if route is None or not len(ids):
-            yield self.addresses(), None
-            return
+            return [(self._known(), None)]
         slots = self._first_of(route)[route.partitions_of(ids, self._seed)]
         counts = np.bincount(slots)
-        named = np.flatnonzero(counts).tolist()
+        named: list[int] = counts.nonzero()[0].tolist()
         if len(named) == 1:
-            yield self.addresses(route.addresses.get(named[0], "")), None
-            return
-        order = np.argsort(slots, kind="stable")
-        start = 0
-        for slot in named:
-            end = start + int(counts[slot])
-            yield self.addresses(route.addresses.get(slot, "")), order[start:end]
-            start = end
+            return [(self._in_turn(route, named[0]), None)]
+        shares = np.split(np.argsort(slots, kind="stable"), np.cumsum(counts[named])[:-1])
+        return [(self._in_turn(route, slot), share) for slot, share in zip(named, shares, strict=True)]
+
+    def _known(self) -> tuple[str, ...]:
+        route = self.route
+        return self.seeds if route is None else tuple(dict.fromkeys((*self.seeds, *route.addresses.values())))
+
+    def _in_turn(self, route: Route, slot: int) -> tuple[str, ...]:
+        """Return whom to ask in turn for what a node owns: another second for each, nobody everybody's."""
+        if self._turns is None or self._turns[0] is not route:
+            self._turns = route, {}
+        turns = self._turns[1]
+        if slot not in turns:
+            known, first = self._known(), route.addresses.get(slot, "")
+            at = known.index(first) if first in known else 0
+            turns[slot] = known[at:] + known[:at]
+        return turns[slot]
 
     def _first_of(self, route: Route) -> NDArray[np.uint16]:
         down = self._down_now()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from kvmeta.engine import compaction, filenames
 from kvmeta.engine import load as bulk
@@ -20,12 +19,10 @@ from kvmeta.engine.merge import Advance, Merge, advanced
 from kvmeta.engine.run import Run
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.segment_writer import SegmentWriter
+from kvmeta.engine.state import State, Stretches
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.wal import Position
 from kvmeta.errors import CorruptionError
-
-if TYPE_CHECKING:
-    from kvmeta.engine.engine import Engine
 
 _IDLE_S = 1.0
 
@@ -33,7 +30,7 @@ _IDLE_S = 1.0
 class Background:
     """The queue of an engine. `lock` is held during each step; holding it keeps the set of segments still."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: State) -> None:
         self.lock = threading.RLock()
         self._engine = engine
         self._merges: dict[int, Merge] = {}  # open ones by output run; what is under way the manifest says
@@ -137,7 +134,7 @@ class Background:
         for tree in list(self._engine.trees.values()):
             self._merge_all(tree, progress, discard=discard)
 
-    def drop(self, tree: Tree, stretches: tuple[tuple[int, int], ...]) -> None:
+    def drop(self, tree: Tree, stretches: Stretches) -> None:
         """Rewrite the tree without the rows whose high halves lie in `stretches` (first and last, in order).
 
         Nobody may write there meanwhile.
@@ -201,7 +198,7 @@ class Background:
         progress: Callable[[float], None] | None,
         *,
         discard: bool = False,
-        drop: tuple[tuple[int, int], ...] = (),
+        drop: Stretches = (),
     ) -> None:
         output: int | None = None  # of the merge of everything, once it is started
         share: float | None = 0.0
@@ -212,7 +209,7 @@ class Background:
                 progress(share)
 
     def _compact_step(
-        self, tree: Tree, output: int | None, *, discard: bool, drop: tuple[tuple[int, int], ...]
+        self, tree: Tree, output: int | None, *, discard: bool, drop: Stretches
     ) -> tuple[int | None, float | None]:
         """Do one step towards the merge of everything, or of it; return its output run and the share.
 
@@ -310,7 +307,7 @@ class Background:
         choice: Choice | None,
         *,
         discard: bool = False,
-        drop: tuple[tuple[int, int], ...] = (),
+        drop: Stretches = (),
     ) -> None:
         if choice is not None:
             number = self._engine.take_number()

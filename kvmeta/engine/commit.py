@@ -188,7 +188,7 @@ class Committer:
             rows = rows[write.outcome == Outcome.RELOCATED]
             rows[:, VERSION] = write.held.versions[write.outcome == Outcome.RELOCATED] + np.uint64(1)
         elif write.kind == APPLY:
-            kind = wal.RELOCATE  # rows with versions of their own
+            kind = wal.APPLY
             write.held = self._held(write, group)
             write.outcome, news = _weigh(write)
             rows = rows[news]

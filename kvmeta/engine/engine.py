@@ -3,13 +3,8 @@
     commit ──> WAL (one fsync a group) ──> memtables ──> flush ──> runs ──> merge ──> fewer runs
                                      every arrow but the first is a manifest change
 
-Invariants: nothing is visible or acknowledged before its WAL group is synced; a manifest change is durable
-before the view that shows it is published and before a file it no longer names is removed; after a failed
-write or fsync the engine takes no more writes (what failed may be present), reads go on.
-
-Locks, in the order they may nest: background, commit, datasets, manifest, a tree's own.
-
-This file opens, closes and changes the store's state; `background.py` decides when to flush and merge.
+Invariant: nothing is visible or acknowledged before its WAL group is synced. This file opens, closes and
+loads a store; `state.py` holds its state and changes it; `background.py` decides when to flush and merge.
 """
 
 from __future__ import annotations
@@ -20,52 +15,48 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta import mixing
 from kvmeta.engine import filenames, recovery, segment_header
 from kvmeta.engine import load as bulk
 from kvmeta.engine import mark as marks
 from kvmeta.engine.background import Background
-from kvmeta.engine.commit import Committer, Write
 from kvmeta.engine.kernels.layout import VERSION
-from kvmeta.engine.manifest import Change, DatasetRecord, Manifest, RunRecord, TreeRecord
+from kvmeta.engine.manifest import Change, Manifest, RunRecord
 from kvmeta.engine.mark import Mark
-from kvmeta.engine.memtable import Memtable
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.recovery import Recovered
-from kvmeta.engine.rocks import WAL, Batch, Rocks, family_names
+from kvmeta.engine.rocks import WAL, Rocks, family_names
 from kvmeta.engine.run import SegmentFiles
 from kvmeta.engine.segment import Segment
 from kvmeta.engine.segment_writer import SegmentWriter
+from kvmeta.engine.state import DEFAULT_DATASET, State
 from kvmeta.engine.tree import Tree
-from kvmeta.engine.wal import Position
 from kvmeta.errors import (
     CorruptionError,
     FormatError,
     InputError,
     KvmetaError,
     NotFoundError,
-    ReadOnlyError,
     StoreLockedError,
-    UnavailableError,
     os_errors,
 )
 from kvmeta.version import HybridClock
 
 Rows = NDArray[np.uint64]
 
-DEFAULT_DATASET = "default"
 _REFRESH_TRIES = 16
 
 
-class Engine:
+class Engine(State):
     """An open store. `mode`: "a" writes (made if missing), "x" makes, "r" reads the state at open."""
+
+    background: Background
 
     def __init__(
         self,
@@ -76,21 +67,10 @@ class Engine:
     ) -> None:
         if mode not in ("a", "r", "x"):
             raise InputError(f'mode: expected "a", "r" or "x", got {mode!r}')
-        self.path = Path(path).absolute()
-        self.options = options or EngineOptions()
-        self.read_only = mode == "r"
-        self.clock = clock or HybridClock()
-        self.trees: dict[int, Tree] = {}
-        self.manifest = Manifest()
-        self._stopped: KvmetaError | None = None
-        self._closed = False
-        self._pid = os.getpid()
-        self._rocks: Rocks | None = None
+        super().__init__(Path(path).absolute(), options or EngineOptions(), clock, read_only=mode == "r")
+        self._log: Rocks | None = None
         self._mark: marks.MarkFile | None = None
-        self._acknowledged = Position(0, 0)
         self._closing = threading.Lock()
-        self._datasets_lock = threading.Lock()
-        self._manifest_lock = threading.Lock()
         self._lock_fd = -1
         self.background = Background(self)
         try:
@@ -113,8 +93,7 @@ class Engine:
                 raise InputError(f'{self.path} is a store already; open it with mode="a"')
             if not made:
                 self._make()
-        self.identity = recovery.read_identity(self.path)
-        self.keys = mixing.round_keys(self.identity.seed)
+        self._identify(recovery.read_identity(self.path))
         self.files = SegmentFiles(
             self.path,
             self.identity.store_id,
@@ -133,14 +112,12 @@ class Engine:
             state = recovery.recover(self.path, looking, mark, self.files, self.clock, self.options)
         self._mark = marks.MarkFile(self.path, self.identity.store_id, turn)
         self._mark.write_durably(replace(mark, clean=False, seal=0))
-        self._rocks = Rocks(log)
-        recovery.check_same(self._rocks, state, log)
+        self._log = Rocks(log)
+        recovery.check_same(self._log, state, log)
         self._take_over(state)
         options = self.options
         group = max(options.batch_rows_max, min(options.group_rows_max, options.memtable_rows_max))
-        self._committer = Committer(
-            self.clock, state.position, self._append, self._make_room, self.all_or_stop, group
-        )
+        self._commit_from(state.position, group)
         self._committer.appended_rows = state.replayed_rows
         self._remove_orphans()
         self.create_dataset(DEFAULT_DATASET, exist_ok=True)
@@ -271,16 +248,16 @@ class Engine:
             self._release()
 
     def _close_log(self) -> None:
-        assert self._rocks is not None
+        assert self._log is not None
         if self._stopped is not None:
             with contextlib.suppress(KvmetaError):
-                self._rocks.close()
-            self._rocks = None
+                self._log.close()
+            self._log = None
             return
         with self._committer.lock, self._manifest_lock:
-            self._rocks.sync()
-            self._rocks.close()
-            self._rocks = None
+            self._log.sync()
+            self._log.close()
+            self._log = None
             with os_errors("cleaning", self.path):
                 for file in filenames.log(self.path).iterdir():
                     if filenames.is_scratch(file) and file.name != "LOCK":
@@ -293,10 +270,10 @@ class Engine:
         self._closed = True
         if self._pid == os.getpid():
             self.background.stop()
-        if self._rocks is not None and self._pid == os.getpid():
+        if self._log is not None and self._pid == os.getpid():
             with contextlib.suppress(KvmetaError):
-                self._rocks.close()
-        self._rocks = None
+                self._log.close()
+        self._log = None
         self.trees = {}  # with them go the mappings, unless a lookup is still under way
         if self._mark is not None:
             self._mark.close()
@@ -306,31 +283,6 @@ class Engine:
                 fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
             os.close(self._lock_fd)
             self._lock_fd = -1
-
-    def check_open(self) -> None:
-        """Raise where the engine was closed."""
-        if self._closed:
-            raise InputError(f"{self.path} is closed; open the store again")
-
-    @property
-    def may_write(self) -> bool:
-        """Return whether this handle takes writes now."""
-        return not (self._closed or self.read_only or self._stopped) and self._pid == os.getpid()
-
-    def check_writable(self) -> None:
-        """Raise what keeps this handle from writing."""
-        self.check_open()
-        if self.read_only:
-            raise ReadOnlyError(f'{self.path} is open with mode="r"; open it with mode="a" to write')
-        if self._pid != os.getpid():
-            raise ReadOnlyError(
-                f"{self.path} was opened for writing before a fork, and only the parent can write. "
-                'Read it here with mode="r", or start writers by "spawn" or "forkserver"'
-            )
-        if self._stopped is not None:
-            raise type(self._stopped)(
-                f"{self.path} takes no writes since a failure: {self._stopped}. Open it again"
-            )
 
     def _remove_orphans(self) -> None:
         """Remove this store's segment files that the manifest does not name: left over from a crash."""
@@ -348,65 +300,6 @@ class Engine:
                 ):
                     path.unlink()
 
-    # The manifest and the log
-
-    def take_number(self) -> int:
-        """Return a number no file or run of this store has."""
-        with self._manifest_lock:
-            return self.manifest.take_file_number()
-
-    def change(self, change: Callable[[Manifest], Change]) -> None:
-        """Make the change that `change` returns for the current manifest, durably."""
-        self.check_writable()
-        with self._manifest_lock:
-            self.check_writable()  # again: a close, which takes this lock, may have come between
-            prepared = self.manifest.prepare(change(self.manifest))
-            with self.all_or_stop():
-                self._durably(prepared.batch)
-                self.manifest.accept(prepared)
-                self._write_mark()
-
-    def _append(self, batch: Batch, position: Position) -> None:
-        """Make a WAL group durable (the committer's)."""
-        self._durably(batch)
-        with self._manifest_lock:
-            self._acknowledged = position
-            self._write_mark()
-
-    def _durably(self, batch: Batch) -> None:
-        assert self._rocks is not None
-        self._rocks.write(batch)
-        if self.options.sync:
-            self._rocks.sync()
-
-    def stop_writes(self, error: BaseException) -> None:
-        """Take no more writes: after a failed write or fsync nobody can say what the device holds."""
-        if self._stopped is None:
-            known = isinstance(error, KvmetaError)
-            self._stopped = error if known else UnavailableError(f"interrupted by {error!r}")  # type: ignore[assignment]
-        self.background.notify()
-
-    @contextlib.contextmanager
-    def all_or_stop(self) -> Iterator[None]:
-        """Stop writes where the block does not run to its end: disk and memory may differ from then on."""
-        try:
-            yield
-        except BaseException as error:
-            self.stop_writes(error)
-            raise
-
-    def _mark_now(self) -> Mark:
-        head, position = self.manifest.head, self._acknowledged
-        return Mark(position.sequence, position.checksum, head.generation, head.digest)
-
-    def _write_mark(self) -> None:
-        if self._mark is not None:
-            self._mark.write(self._mark_now())
-
-    def position(self) -> Position:
-        """Return the WAL position of the last visible group (of a reader: at its last refresh)."""
-        return self._acknowledged if self.read_only else self._committer.position
-
     def log_bytes(self) -> int:
         """Return the bytes of the log's files."""
         total = 0
@@ -416,86 +309,17 @@ class Engine:
                     total += file.stat().st_size
         return total
 
-    # Datasets
+    # The mark
 
-    def tree(self, name: str) -> Tree:
-        """Return the tree of dataset `name`."""
-        self.check_open()
-        for tree in self.trees.values():
-            if tree.dataset.name == name:
-                return tree
-        known = ", ".join(sorted(tree.dataset.name for tree in self.trees.values()))
-        raise NotFoundError(f"no dataset {name!r} in {self.path} (it has: {known}); create_dataset makes one")
+    def _mark_now(self) -> Mark:
+        head, position = self.manifest.head, self._acknowledged
+        return Mark(position.sequence, position.checksum, head.generation, head.digest)
 
-    def has_tree(self, tree: Tree) -> bool:
-        """Return whether the tree's dataset is still there."""
-        return self.trees.get(tree.dataset.number) is tree
+    def _write_mark(self) -> None:
+        if self._mark is not None:
+            self._mark.write(self._mark_now())
 
-    def check_tree(self, tree: Tree) -> None:
-        """Raise where the tree's dataset was dropped."""
-        if not self.has_tree(tree):
-            raise NotFoundError(f"dataset {tree.dataset.name!r} was dropped from {self.path}")
-
-    def create_dataset(
-        self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False, exist_ok: bool = False
-    ) -> None:
-        """Create a dataset with its options, fixed from now on."""
-        made: list[DatasetRecord] = []
-
-        def change(manifest: Manifest) -> Change:
-            if any(dataset.name == name for dataset in manifest.datasets.values()):
-                raise InputError(f"dataset {name!r} exists already in {self.path}")
-            record = DatasetRecord(manifest.head.next_dataset, name, ttl_s, bottom_filter)
-            made.append(record)
-            return Change(datasets={record.number: record}, trees={record.number: TreeRecord()})
-
-        if exist_ok and any(tree.dataset.name == name for tree in self.trees.values()):
-            return
-        with self._datasets_lock:
-            self.change(change)
-            tree = Tree(made[0], TreeRecord(), (), self.clock, self.options)
-            self.trees = {**self.trees, made[0].number: tree}
-
-    def drop_dataset(self, name: str) -> None:
-        """Remove a dataset and its entries."""
-        self.check_writable()
-        if name == DEFAULT_DATASET:
-            raise InputError("the default dataset cannot be dropped")
-        with self.background.lock, self._committer.lock, self._datasets_lock:
-            tree = self.tree(name)
-            number = tree.dataset.number
-            self.background.forget(tree)
-            with self.all_or_stop():
-                self.change(lambda _: Change(datasets={number: None}, trees={number: None}))
-                self.trees = {n: t for n, t in self.trees.items() if n != number}
-                self.remove_segments(s.record.number for s in tree.view.segments)
-
-    # Writing
-
-    def commit(self, write: Write) -> None:
-        """Return when `write` is durable and visible."""
-        self.check_writable()
-        self.background.wait_for_room(write.tree)  # before the commit lock: what frees room may need it
-        self._committer.commit(write)
-
-    def settle(self) -> None:
-        """Return when what is being committed now is visible."""
-        with self._committer.lock:
-            pass
-
-    def _make_room(self, tree: Tree, n: int) -> None:
-        """Let `n` rows fit the tree's memtable (the committer's)."""
-        self.check_writable()
-        self.check_tree(tree)
-        if not tree.fits(n):
-            tree.freeze()
-            self.background.notify()
-
-    def freeze(self, trees: Iterable[Tree]) -> None:
-        """Set the mutable memtables of `trees` aside for their flush."""
-        with self._committer.lock:
-            for tree in trees:
-                tree.freeze()
+    # What comes in without the log
 
     def load(self, tree: Tree, batches: Iterable[bulk.Columns]) -> int:
         """Bulk-load `batches`; return the rows read. Visible whole when it returns, or not at all."""
@@ -550,28 +374,3 @@ class Engine:
             records.append(RunRecord(self.take_number(), bottom=False, from_high=0, segments=segments))
         filenames.sync_directory(filenames.segments(self.path))
         return records
-
-    def set_tree(
-        self,
-        tree: Tree,
-        record: TreeRecord,
-        *,
-        flushed: Memtable | None = None,
-        anchor: Position | None = None,
-    ) -> None:
-        """Make a tree's new record durable, then visible, then remove the files it no longer names."""
-        self.check_tree(tree)
-        with self.all_or_stop():
-            self.change(lambda _: Change(trees={tree.dataset.number: record}, anchor=anchor))
-            self.remove_segments(tree.replace_runs(record, self.files, flushed))
-
-    def remove_segments(self, numbers: Iterable[int]) -> None:
-        """Remove files that the manifest does not name."""
-        for number in numbers:
-            path = filenames.segment(self.path, number)
-            with os_errors("removing", path):
-                path.unlink(missing_ok=True)
-
-    def appended_rows(self) -> int:
-        """Return the rows appended to the WAL since the store was opened, those replayed included."""
-        return self._committer.appended_rows

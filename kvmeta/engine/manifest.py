@@ -3,7 +3,7 @@
 Rows of RocksDB's default column family, values in JSON (docs/format.md):
 
     dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merges under way
-    volume/%08x    URI, name, state, size     head         generation, digest, next numbers, WAL anchor
+    volume/%08x    URI, name, state, codec    head         generation, digest, next numbers, WAL anchor
 
 `digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest
 that lost a row, or went back in time, is noticed at open.
@@ -23,6 +23,7 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import WAL_START, Position
 from kvmeta.errors import MALFORMED, CorruptionError
+from kvmeta.volumes import VolumeRow
 
 _HEAD = b"head"
 _MASK = (1 << 64) - 1
@@ -82,17 +83,6 @@ class TreeRecord:
 
 
 @dataclass(frozen=True)
-class VolumeRecord:
-    """A volume's row."""
-
-    number: int
-    uri: str
-    name: str
-    state: str = "online"
-    size_bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class Head:
     """The row that makes the others one state."""
 
@@ -111,7 +101,7 @@ class Change:
 
     datasets: dict[int, DatasetRecord | None] = field(default_factory=dict)
     trees: dict[int, TreeRecord | None] = field(default_factory=dict)
-    volumes: dict[int, VolumeRecord | None] = field(default_factory=dict)
+    volumes: dict[int, VolumeRow | None] = field(default_factory=dict)
     anchor: Position | None = None
 
 
@@ -135,7 +125,7 @@ class Manifest:
         self.head = Head()
         self.datasets: dict[int, DatasetRecord] = {}
         self.trees: dict[int, TreeRecord] = {}
-        self.volumes: dict[int, VolumeRecord] = {}
+        self.volumes: dict[int, VolumeRow] = {}
         self.volume_numbers: dict[str, int] = {}  # by URI
         self.next_file = 1  # may run ahead of the head's: numbers taken by files not installed yet
         self._rows: dict[bytes, bytes] = {}
@@ -231,7 +221,7 @@ class Manifest:
         return tables[kind]
 
 
-_RECORDS: dict[bytes, Any] = {b"dataset": DatasetRecord, b"volume": VolumeRecord}
+_RECORDS: dict[bytes, Any] = {b"dataset": DatasetRecord, b"volume": VolumeRow}
 
 
 def _encode(change: Change) -> dict[bytes, bytes | None]:

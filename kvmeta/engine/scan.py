@@ -48,6 +48,72 @@ def stretch(shard: tuple[int, int], sample: float) -> Stretch:
     return Stretch(first, first + max(1, width) - 1)
 
 
+class Walk:
+    """A page of a scan while it is filled, window by window, whatever the windows' rows come from.
+
+    `after` is the cursor that the page before ended with; `high` is where the next window starts.
+    """
+
+    def __init__(
+        self,
+        over: Stretch,
+        after: bytes | None,
+        rows_max: int,
+        tag: int | None,
+        keys: NDArray[np.uint64],
+        expired: int,
+    ) -> None:
+        self._over = over
+        self._rows_max = rows_max
+        self._tag = tag
+        self._keys = keys
+        self._expired = np.uint64(expired)
+        self.high, self._low, self._fresh = over.first, 0, True  # `fresh`: nothing of `high` is seen yet
+        if after is not None:
+            high, low = int.from_bytes(after[:8], "big"), int.from_bytes(after[8:], "big")
+            if high >= over.first:
+                self.high, self._low, self._fresh = high, low, False
+                if low == HASH_MAX and high < over.last:  # all of it is seen
+                    self.high, self._low, self._fresh = high + 1, 0, True
+        self._ids = np.empty((rows_max, 2), np.uint64)
+        self._locations, self._versions = np.empty((rows_max, 3), np.uint64), np.empty(rows_max, np.uint64)
+        self._written = self._examined = 0
+        self.goes_on = self.high <= over.last
+
+    @property
+    def wanted(self) -> int:
+        """Return how many entries the page still has room for."""
+        return self._rows_max - self._written
+
+    def take(self, rows: NDArray[np.uint64], until: int) -> None:
+        """Take over the merged rows (u8[n, 6]) of the window from `high` to `until`."""
+        m, consumed = kernels.emit(
+            rows, np.uint64(self.high), np.uint64(self._low), self._fresh, np.uint64(self._tag or 0),
+            self._tag is None, self._expired, self._keys, self._ids[self._written :],
+            self._locations[self._written :], self._versions[self._written :],
+        )  # fmt: skip
+        self._written += m
+        self._examined += len(rows)
+        if consumed < len(rows):
+            self.high, self._low = (int(half) for half in rows[consumed - 1, :2])
+            self._fresh = self.goes_on = False
+            return
+        self.high, self._low, self._fresh = until, HASH_MAX, False
+        self.goes_on = until < self._over.last and self.wanted > 0 and self._examined < EXAMINED_ROWS_MAX
+        if self.goes_on:
+            self.high, self._low, self._fresh = until + 1, 0, True
+
+    def columns(self) -> Columns:
+        """Return the page as it is; the next one continues behind it."""
+        high, low, over = self.high, self._low, self._over
+        if self._fresh and high > over.first:  # stopped between two windows
+            high, low = high - 1, HASH_MAX
+        done = high > over.last or (high == over.last and low == HASH_MAX)
+        cursor = high.to_bytes(8, "big") + low.to_bytes(8, "big")
+        n = self._written
+        return Columns(self._ids[:n], self._locations[:n], self._versions[:n], cursor, done)
+
+
 def page(
     tree: Tree, keys: NDArray[np.uint64], over: Stretch, after: bytes | None, rows_max: int, tag: int | None
 ) -> Columns:
@@ -55,35 +121,10 @@ def page(
 
     It ends after `EXAMINED_ROWS_MAX` rows, so it may be empty and not the last.
     """
-    high, low = over.first, 0
-    fresh = after is None
-    if after is not None:
-        high, low = int.from_bytes(after[:8], "big"), int.from_bytes(after[8:], "big")
-        if high < over.first:
-            high, low, fresh = over.first, 0, True
-    ids, locations = np.empty((rows_max, 2), np.uint64), np.empty((rows_max, 3), np.uint64)
-    versions = np.empty(rows_max, np.uint64)
     expired = tree.expired()
-    written = examined = 0
-    while high <= over.last:
+    walk = Walk(over, after, rows_max, tag, keys, expired)
+    while walk.goes_on:
         view = tree.view
-        last = window_end(view, high, over.last, max(1024, rows_max - written))
-        rows = merged_rows(view, high, last, expired=expired)
-        m, consumed = kernels.emit(
-            rows, np.uint64(high), np.uint64(low), fresh, np.uint64(tag or 0), tag is None,
-            np.uint64(expired), keys, ids[written:], locations[written:], versions[written:],
-        )  # fmt: skip
-        written += m
-        examined += len(rows)
-        if consumed < len(rows):
-            high, low = (int(half) for half in rows[consumed - 1, :2])
-            break
-        high, low, fresh = last, HASH_MAX, False
-        if last == over.last:
-            break
-        if written == rows_max or examined >= EXAMINED_ROWS_MAX:
-            break
-        high, low, fresh = last + 1, 0, True
-    done = high > over.last or (high == over.last and low == HASH_MAX)
-    cursor = high.to_bytes(8, "big") + low.to_bytes(8, "big")
-    return Columns(ids[:written], locations[:written], versions[:written], cursor, done)
+        last = window_end(view, walk.high, over.last, max(1024, walk.wanted))
+        walk.take(merged_rows(view, walk.high, last, expired=expired), last)
+    return walk.columns()

@@ -1,8 +1,8 @@
 """The write-ahead log: one record a batch, packed columns, chained.
 
 The key is the sequence (u8, big-endian). The value is a 40-byte header (`RECORD`) and the columns: mixed IDs
-(16 n bytes), then, lz4-compressed where that shrinks them, locations (24 n; puts and relocates) and versions
-(8 n; relocates only). The checksum, XXH3-64 over sequence, header and payload, is the next record's
+(16 n bytes), then, lz4-compressed where that shrinks them, locations (24 n; all but deletes) and versions
+(8 n; relocates and applies). The checksum, XXH3-64 over sequence, header and payload, is the next record's
 `previous`: a missing, repeated or foreign record breaks the chain.
 """
 
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3
 from kvmeta.errors import CorruptionError
 
-PUT, DELETE, RELOCATE = 1, 2, 3
-_COLUMN_BYTES = {PUT: 24, DELETE: 0, RELOCATE: 32}  # of a row
+PUT, DELETE, RELOCATE, APPLY = 1, 2, 3, 4
+_COLUMN_BYTES = {PUT: 24, DELETE: 0, RELOCATE: 32, APPLY: 32}  # of a row
+_OWN_VERSIONS = (RELOCATE, APPLY)  # a version for each row, not one for all
 _RAW, _LZ4 = 0, 1
 _LZ4_ROWS_MIN = 64
 
@@ -34,7 +35,7 @@ RECORD = np.dtype(
         ("reserved", "<u2"),
         ("rows", "<u4"),
         ("column_bytes", "<u4"),  # of locations and versions before compression
-        ("version", "<u8"),  # of every row; 0 for relocates, whose rows carry their own
+        ("version", "<u8"),  # of every row; 0 where rows carry their own
         ("previous", "<u8"),
         ("checksum", "<u8"),
     ]
@@ -75,13 +76,13 @@ def encode(before: Position, dataset: int, kind: int, rows: NDArray[np.uint64]) 
     parts = []
     if kind != DELETE:
         parts.append(rows[:, WORD3:].tobytes())
-    if kind == RELOCATE:
+    if kind in _OWN_VERSIONS:
         parts.append(rows[:, VERSION].tobytes())
     columns = b"".join(parts)
     header = np.zeros((), RECORD)
     header["dataset"], header["kind"], header["rows"] = dataset, kind, len(rows)
     header["column_bytes"] = len(columns)
-    header["version"] = 0 if kind == RELOCATE else rows[0, VERSION]
+    header["version"] = 0 if kind in _OWN_VERSIONS else rows[0, VERSION]
     header["previous"] = before.checksum
     if len(rows) >= _LZ4_ROWS_MIN and columns:
         packed = lz4.block.compress(columns, mode="fast", acceleration=4, store_size=False)
@@ -142,7 +143,7 @@ def _rows(header: np.void, payload: bytes) -> NDArray[np.uint64]:
     rows[:, HIGH : LOW + 1] = np.frombuffer(ids, "<u8").reshape(n, 2)
     if kind != DELETE:
         rows[:, WORD3:] = np.frombuffer(columns, "<u8", 3 * n).reshape(n, 3)
-    if kind == RELOCATE:
+    if kind in _OWN_VERSIONS:
         rows[:, VERSION] = np.frombuffer(columns, "<u8", n, 24 * n)
     else:
         rows[:, VERSION] = header["version"]

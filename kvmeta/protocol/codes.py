@@ -1,20 +1,41 @@
-"""The codes in a response's columns: one byte an ID."""
+"""The codes in the columns of responses: one byte an ID. A number means one thing, everywhere."""
 
 from __future__ import annotations
 
-from kvmeta.batch import Outcome
+from enum import IntEnum
 
-ABSENT, FOUND, FAILED = 0, 1, 2
-"""A lookup's states. A client takes one that it does not know for FAILED."""
 
-EXISTS = 6
-"""A write's outcome: an insert found the ID held. The others are those of `Outcome`."""
+class State(IntEnum):
+    """What a read knows of an ID. A client takes one that it does not know for FAILED."""
 
-UNACKNOWLEDGED = 7
-"""A write's outcome: too few replicas answered; it may take effect."""
+    ABSENT = 0
+    FOUND = 1
+    FAILED = 2
+    """The pages that may hold it are damaged."""
+    UNAVAILABLE = 3
+    """Too few replicas answered."""
+    FENCED = 4
+    """Between nodes: asked under an older map, or not of this node. Nothing was looked at."""
+    ANSWERED = 5
+    """Between nodes: what is held is told, be it an entry, a tombstone or nothing."""
 
-UNAVAILABLE = 3
-"""A lookup's state: too few replicas answered."""
 
-TOOK_EFFECT = Outcome.RELOCATED
-"""A write's outcome, whatever the write."""
+class Outcome(IntEnum):
+    """What became of an ID of a write. Up to FAILED they are those of `kvmeta.Outcome`."""
+
+    TOOK_EFFECT = 0
+    ABSENT = 1
+    CHANGED = 2
+    EXHAUSTED = 3
+    REPEATED = 4
+    FAILED = 5
+    EXISTS = 6
+    """An insert found it held."""
+    UNACKNOWLEDGED = 7
+    """Too few replicas answered; it may take effect."""
+    FENCED = 8
+    """Between nodes: planned under an older map, or not for this node. Nothing was done."""
+    STALE = 9
+    """Between nodes: something newer is held."""
+    REFUSED = 10
+    """Between nodes: it is older than what was promised or agreed."""

@@ -9,8 +9,19 @@ from kvmeta.store import Damage, DatasetStats, StoreStats, VerifyReport
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
 
-STATE_OF = {"online": pb.VOLUME_STATE_ONLINE, "offline": pb.VOLUME_STATE_OFFLINE}
+STATE_OF = {
+    "online": pb.VOLUME_STATE_ONLINE,
+    "offline": pb.VOLUME_STATE_OFFLINE,
+    "retired": pb.VOLUME_STATE_RETIRED,
+}
+CODEC_OF = {
+    "raw": pb.CODEC_UNSPECIFIED,
+    "gzip": pb.CODEC_GZIP,
+    "deflate": pb.CODEC_DEFLATE,
+    "zstd": pb.CODEC_ZSTD,
+}
 _STATE_NAMES = {state: name for name, state in STATE_OF.items()}
+_CODEC_NAMES = {codec: name for name, codec in CODEC_OF.items()}
 _ID_BYTES = 16
 _DATASET_FIELDS = tuple(field.name for field in fields(DatasetStats) if field.name != "ttl_s")
 
@@ -23,6 +34,7 @@ def volume_message(volume: Volume) -> pb.Volume:
         name=volume.name,
         state=STATE_OF[volume.state],
         size_bytes=volume.size_bytes,
+        codec=CODEC_OF[volume.codec],
     )
 
 
@@ -30,14 +42,22 @@ def volume(message: pb.Volume) -> Volume:
     """Return the volume of a message; one in a state that this version does not know is offline."""
     size = message.size_bytes if message.HasField("size_bytes") else None
     state = _STATE_NAMES.get(message.state, "offline")
-    return Volume(message.number, message.uri, message.name, state, size)
+    codec = _CODEC_NAMES.get(message.codec, f"codec {message.codec}")
+    return Volume(message.number, message.uri, message.name, state, size, codec)
 
 
 def state_name(state: pb.VolumeState) -> str:
     """Return the name of a volume's state; InputError where it is none."""
     if state not in _STATE_NAMES:
-        raise InputError(f"state: expected ONLINE or OFFLINE, got {state}")
+        raise InputError(f"state: expected ONLINE, OFFLINE or RETIRED, got {state}")
     return _STATE_NAMES[state]
+
+
+def codec_name(codec: pb.Codec) -> str:
+    """Return the name of a volume's codec; InputError where it is none."""
+    if codec not in _CODEC_NAMES:
+        raise InputError(f"codec: expected {', '.join(pb.Codec.keys())}, got {codec}")
+    return _CODEC_NAMES[codec]
 
 
 def stats_message(stats: StoreStats) -> pb.StatsResponse:

@@ -1,17 +1,15 @@
-"""Errors as gRPC statuses and back: one table, read in both directions.
+"""Errors as statuses and back: one table, read in both directions.
 
-A status carries a google.rpc.ErrorInfo whose domain is "kvmeta" and whose reason names the error. A status
-without one was not made by a kvmeta server: the connection broke, or something stands in between.
+A status is a google.rpc.Status: a code, a message, and a google.rpc.ErrorInfo whose domain is "kvmeta" and
+whose reason names the error. A status without one was not made by a kvmeta server: something stands between.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from enum import IntEnum
+from typing import NamedTuple
 
-import grpc
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
@@ -20,28 +18,48 @@ from kvmeta import errors
 from kvmeta.errors import CorruptionError, KvmetaError
 
 DOMAIN = "kvmeta"
-DETAILS_KEY = "grpc-status-details-bin"
 _MESSAGE_BYTES_MAX = 1000  # all metadata of an answer must stay below 8 KiB, and gRPC may triple the message
 _RANGES_MAX = 16
 
 _RANGE = re.compile(r"\b([0-9a-f]{1,32})-([0-9a-f]{1,32})\b")
-_Code = grpc.StatusCode
 
-TABLE: tuple[tuple[type[KvmetaError], grpc.StatusCode, str], ...] = (
-    (errors.InputError, _Code.INVALID_ARGUMENT, "INPUT"),
-    (errors.NotFoundError, _Code.NOT_FOUND, "NOT_FOUND"),
-    (errors.StoreLockedError, _Code.FAILED_PRECONDITION, "STORE_LOCKED"),
-    (errors.FormatError, _Code.FAILED_PRECONDITION, "FORMAT"),
-    (errors.CorruptionError, _Code.DATA_LOSS, "CORRUPTION"),
-    (errors.StorageFullError, _Code.RESOURCE_EXHAUSTED, "STORAGE_FULL"),
-    (errors.ReadOnlyError, _Code.FAILED_PRECONDITION, "READ_ONLY"),
-    (errors.UnavailableError, _Code.UNAVAILABLE, "UNAVAILABLE"),
-    (errors.DeadlineError, _Code.DEADLINE_EXCEEDED, "DEADLINE"),
-    (errors.OutcomeUnknownError, _Code.UNKNOWN, "OUTCOME_UNKNOWN"),
-    (errors.IncompleteBatchError, _Code.DATA_LOSS, "INCOMPLETE_BATCH"),
-    (errors.UnsupportedError, _Code.UNIMPLEMENTED, "UNSUPPORTED"),
-    (errors.EngineNotInstalledError, _Code.FAILED_PRECONDITION, "ENGINE_NOT_INSTALLED"),
-    (errors.KvmetaError, _Code.FAILED_PRECONDITION, "STORE"),
+
+class Code(IntEnum):
+    """A status's code, of google.rpc.Code."""
+
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+TABLE: tuple[tuple[type[KvmetaError], Code, str], ...] = (
+    (errors.InputError, Code.INVALID_ARGUMENT, "INPUT"),
+    (errors.NotFoundError, Code.NOT_FOUND, "NOT_FOUND"),
+    (errors.StoreLockedError, Code.FAILED_PRECONDITION, "STORE_LOCKED"),
+    (errors.FormatError, Code.FAILED_PRECONDITION, "FORMAT"),
+    (errors.CorruptionError, Code.DATA_LOSS, "CORRUPTION"),
+    (errors.StorageFullError, Code.RESOURCE_EXHAUSTED, "STORAGE_FULL"),
+    (errors.ReadOnlyError, Code.FAILED_PRECONDITION, "READ_ONLY"),
+    (errors.UnavailableError, Code.UNAVAILABLE, "UNAVAILABLE"),
+    (errors.DeadlineError, Code.DEADLINE_EXCEEDED, "DEADLINE"),
+    (errors.OutcomeUnknownError, Code.UNKNOWN, "OUTCOME_UNKNOWN"),
+    (errors.IncompleteBatchError, Code.DATA_LOSS, "INCOMPLETE_BATCH"),
+    (errors.UnsupportedError, Code.UNIMPLEMENTED, "UNSUPPORTED"),
+    (errors.EngineNotInstalledError, Code.FAILED_PRECONDITION, "ENGINE_NOT_INSTALLED"),
+    (errors.KvmetaError, Code.FAILED_PRECONDITION, "STORE"),
 )
 """Error class, status code, reason; the most special class first."""
 
@@ -58,27 +76,18 @@ _OF_REASON: dict[str, type[KvmetaError]] = {
 REASONS = frozenset(_OF_REASON)
 
 
-class FailedStatus(NamedTuple):
-    """What a status says: its code, the reason ("" where no kvmeta server made it), and the error."""
+class Told(NamedTuple):
+    """What a status says: the reason ("" where no kvmeta server made it), and the error."""
 
-    code: grpc.StatusCode
     reason: str
     error: KvmetaError
 
 
-class _FailedCall(Protocol):
-    """A grpc.RpcError or grpc.aio.AioRpcError."""
-
-    def code(self) -> Any: ...
-    def details(self) -> Any: ...
-    def trailing_metadata(self) -> Any: ...
-
-
-def of_error(error: KvmetaError) -> tuple[grpc.StatusCode, status_pb2.Status]:
+def of_error(error: KvmetaError) -> status_pb2.Status:
     """Return the status that tells of `error`."""
     for kind, code, reason in TABLE:
         if isinstance(error, kind):
-            return code, status(code, reason, str(error), metadata_of(error))
+            return status(code, reason, str(error), metadata_of(error))
     raise AssertionError(error)  # the table ends with the root
 
 
@@ -88,13 +97,13 @@ def reason_of(error: KvmetaError) -> str:
 
 
 def status(
-    code: grpc.StatusCode, reason: str, message: str, metadata: dict[str, str] | None = None
+    code: Code, reason: str, message: str, metadata: dict[str, str] | None = None
 ) -> status_pb2.Status:
     """Return a google.rpc.Status with one ErrorInfo."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
     detail = any_pb2.Any()
     detail.Pack(info)
-    return status_pb2.Status(code=code.value[0], message=_short(message), details=[detail])
+    return status_pb2.Status(code=code, message=_short(message), details=[detail])
 
 
 def metadata_of(error: KvmetaError) -> dict[str, str]:
@@ -115,31 +124,32 @@ def error_of(reason: str, message: str, metadata: dict[str, str]) -> KvmetaError
     return kind(message)
 
 
-def of_failed_call(failed: _FailedCall) -> FailedStatus:
-    """Return what a failed call's status says; the error of one without ErrorInfo is a plain KvmetaError.
+def told_by(message: str, details: bytes | None) -> Told:
+    """Return what a failed call's message and its serialised Status say.
 
-    A reason that this version does not know is none: the status is to be taken by its code.
+    A reason that this version does not know is none: the status is to be taken by its code. The error of a
+    status without a reason is a plain KvmetaError.
     """
-    code, message = failed.code(), failed.details() or ""
-    for info in _error_infos(failed.trailing_metadata() or ()):
+    for info in _error_infos(details):
         if info.domain == DOMAIN and info.reason in REASONS:
-            return FailedStatus(code, info.reason, error_of(info.reason, message, dict(info.metadata)))
-    return FailedStatus(code, "", KvmetaError(message))
+            return Told(info.reason, error_of(info.reason, message, dict(info.metadata)))
+    return Told("", KvmetaError(message))
 
 
 def _ranges(text: str) -> list[errors.HashRange]:
     return [(int(first, 16), int(last, 16)) for first, last in _RANGE.findall(text)]
 
 
-def _error_infos(metadata: Iterable[tuple[str, Any]]) -> Iterable[error_details_pb2.ErrorInfo]:
-    for key, value in metadata:
-        if key == DETAILS_KEY:
-            with suppress(DecodeError):  # details that are none say nothing
-                for detail in status_pb2.Status.FromString(value).details:
-                    if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-                        info = error_details_pb2.ErrorInfo()
-                        detail.Unpack(info)
-                        yield info
+def _error_infos(details: bytes | None) -> list[error_details_pb2.ErrorInfo]:
+    found: list[error_details_pb2.ErrorInfo] = []
+    try:
+        for detail in status_pb2.Status.FromString(details or b"").details:
+            info = error_details_pb2.ErrorInfo()
+            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+                found.append(info)
+    except DecodeError:  # details that are none say nothing
+        pass
+    return found
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,6 @@
-"""Tools that try a store's promises: an engine in memory, and a simulator of whole clusters under faults.
+"""For tests of code that uses kvmeta: a store in memory that keeps every promise of one on disk.
 
-python -m kvmeta.testing --seeds 1000      simulate; a seed that fails prints the line that replays it
+    from kvmeta.testing.memory import MemoryStore
+
+It needs the engine's packages (`pip install "kvmeta[engine]"`), no directory and no cleaning up.
 """

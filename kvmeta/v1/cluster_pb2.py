@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvmeta/v1/cluster.proto\x12\tkvmeta.v1\"\x12\n\x10GetStatusRequest\"\xd6\x02\n\x06Member\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0c\n\x04live\x18\x07 \x01(\x08\x12\x10\n\x08\x61nswered\x18\x08 \x01(\x08\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\r\n\x05owned\x18\n \x01(\r\x12\x10\n\x08incoming\x18\x0b \x01(\r\x12\x0e\n\x06hinted\x18\x0c \x01(\x04\x12\x10\n\x08leftover\x18\r \x01(\r\x12\x10\n\x08\x63lock_ms\x18\x0e \x01(\x12\x12\x13\n\x0brows_copied\x18\x0f \x01(\x04\x12\x10\n\x08repaired\x18\x10 \x01(\r\x12\x0f\n\x07\x64\x61maged\x18\x11 \x01(\r\x12\x0e\n\x06mended\x18\x12 \x01(\x04\x12\x0f\n\x07waiting\x18\x14 \x01(\x04\x12\x15\n\rhints_dropped\x18\x15 \x01(\x04\"\xd4\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\x0c\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x12\n\npartitions\x18\x04 \x01(\r\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x06 \x01(\r\x12\"\n\x07members\x18\x07 \x03(\x0b\x32\x11.kvmeta.v1.Member\x12\x0e\n\x06moving\x18\x08 \x01(\r\x12\x0c\n\x04\x65tcd\x18\t \x01(\x08\x12\x13\n\x0bunavailable\x18\n \x01(\r\"f\n\x14\x43hangeMembersRequest\x12!\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x11.kvmeta.v1.Change\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"5\n\x15\x43hangeMembersResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05moves\x18\x02 \x01(\r\" \n\rRepairRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"C\n\x0eRepairResponse\x12\x12\n\npartitions\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0f\n\x07skipped\x18\x03 \x01(\r*\x82\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_DRAIN\x10\x01\x12\x11\n\rCHANGE_REMOVE\x10\x02\x12\x14\n\x10\x43HANGE_REBALANCE\x10\x03\x12\x11\n\rCHANGE_WEIGHT\x10\x04\x12\x12\n\x0e\x43HANGE_UNDRAIN\x10\x05\x32\xeb\x01\n\x0e\x43lusterService\x12\x46\n\tGetStatus\x12\x1b.kvmeta.v1.GetStatusRequest\x1a\x1c.kvmeta.v1.GetStatusResponse\x12R\n\rChangeMembers\x12\x1f.kvmeta.v1.ChangeMembersRequest\x1a .kvmeta.v1.ChangeMembersResponse\x12=\n\x06Repair\x12\x18.kvmeta.v1.RepairRequest\x1a\x19.kvmeta.v1.RepairResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17kvmeta/v1/cluster.proto\x12\tkvmeta.v1\"\x12\n\x10GetStatusRequest\"\xd4\x02\n\x06Member\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0c\n\x04zone\x18\x04 \x01(\t\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0c\n\x04live\x18\x07 \x01(\x08\x12\x10\n\x08\x61nswered\x18\x08 \x01(\x08\x12\r\n\x05\x65poch\x18\t \x01(\x04\x12\r\n\x05owned\x18\n \x01(\r\x12\x10\n\x08incoming\x18\x0b \x01(\r\x12\x0e\n\x06hinted\x18\x0c \x01(\x04\x12\x10\n\x08leftover\x18\r \x01(\r\x12\x10\n\x08\x63lock_ms\x18\x0e \x01(\x12\x12\x13\n\x0brows_copied\x18\x0f \x01(\x04\x12\x0e\n\x06\x61greed\x18\x10 \x01(\r\x12\x0f\n\x07\x64\x61maged\x18\x11 \x01(\r\x12\x0e\n\x06mended\x18\x12 \x01(\x04\x12\x0f\n\x07waiting\x18\x14 \x01(\x04\x12\x15\n\rhints_dropped\x18\x15 \x01(\x04\"\xd4\x01\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\x0c\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x12\n\npartitions\x18\x04 \x01(\r\x12\x10\n\x08replicas\x18\x05 \x01(\r\x12\x14\n\x0cwrite_quorum\x18\x06 \x01(\r\x12\"\n\x07members\x18\x07 \x03(\x0b\x32\x11.kvmeta.v1.Member\x12\x0e\n\x06moving\x18\x08 \x01(\r\x12\x0c\n\x04\x65tcd\x18\t \x01(\x08\x12\x13\n\x0bunavailable\x18\n \x01(\r\"f\n\x14\x43hangeMembersRequest\x12!\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x11.kvmeta.v1.Change\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"5\n\x15\x43hangeMembersResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05moves\x18\x02 \x01(\r\" \n\rRepairRequest\x12\x0f\n\x07\x64\x61taset\x18\x01 \x01(\t\"C\n\x0eRepairResponse\x12\x12\n\npartitions\x18\x01 \x01(\r\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0f\n\x07skipped\x18\x03 \x01(\r*\x82\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANGE_DRAIN\x10\x01\x12\x11\n\rCHANGE_REMOVE\x10\x02\x12\x14\n\x10\x43HANGE_REBALANCE\x10\x03\x12\x11\n\rCHANGE_WEIGHT\x10\x04\x12\x12\n\x0e\x43HANGE_UNDRAIN\x10\x05\x32\xeb\x01\n\x0e\x43lusterService\x12\x46\n\tGetStatus\x12\x1b.kvmeta.v1.GetStatusRequest\x1a\x1c.kvmeta.v1.GetStatusResponse\x12R\n\rChangeMembers\x12\x1f.kvmeta.v1.ChangeMembersRequest\x1a .kvmeta.v1.ChangeMembersResponse\x12=\n\x06Repair\x12\x18.kvmeta.v1.RepairRequest\x1a\x19.kvmeta.v1.RepairResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvmeta.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGE']._serialized_start=881
-  _globals['_CHANGE']._serialized_end=1011
+  _globals['_CHANGE']._serialized_start=879
+  _globals['_CHANGE']._serialized_end=1009
   _globals['_GETSTATUSREQUEST']._serialized_start=38
   _globals['_GETSTATUSREQUEST']._serialized_end=56
   _globals['_MEMBER']._serialized_start=59
-  _globals['_MEMBER']._serialized_end=401
-  _globals['_GETSTATUSRESPONSE']._serialized_start=404
-  _globals['_GETSTATUSRESPONSE']._serialized_end=616
-  _globals['_CHANGEMEMBERSREQUEST']._serialized_start=618
-  _globals['_CHANGEMEMBERSREQUEST']._serialized_end=720
-  _globals['_CHANGEMEMBERSRESPONSE']._serialized_start=722
-  _globals['_CHANGEMEMBERSRESPONSE']._serialized_end=775
-  _globals['_REPAIRREQUEST']._serialized_start=777
-  _globals['_REPAIRREQUEST']._serialized_end=809
-  _globals['_REPAIRRESPONSE']._serialized_start=811
-  _globals['_REPAIRRESPONSE']._serialized_end=878
-  _globals['_CLUSTERSERVICE']._serialized_start=1014
-  _globals['_CLUSTERSERVICE']._serialized_end=1249
+  _globals['_MEMBER']._serialized_end=399
+  _globals['_GETSTATUSRESPONSE']._serialized_start=402
+  _globals['_GETSTATUSRESPONSE']._serialized_end=614
+  _globals['_CHANGEMEMBERSREQUEST']._serialized_start=616
+  _globals['_CHANGEMEMBERSREQUEST']._serialized_end=718
+  _globals['_CHANGEMEMBERSRESPONSE']._serialized_start=720
+  _globals['_CHANGEMEMBERSRESPONSE']._serialized_end=773
+  _globals['_REPAIRREQUEST']._serialized_start=775
+  _globals['_REPAIRREQUEST']._serialized_end=807
+  _globals['_REPAIRRESPONSE']._serialized_start=809
+  _globals['_REPAIRRESPONSE']._serialized_end=876
+  _globals['_CLUSTERSERVICE']._serialized_start=1012
+  _globals['_CLUSTERSERVICE']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Member(_message.Message):
-    __slots__ = ("slot", "name", "address", "zone", "weight", "state", "live", "answered", "epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "repaired", "damaged", "mended", "waiting", "hints_dropped")
+    __slots__ = ("slot", "name", "address", "zone", "weight", "state", "live", "answered", "epoch", "owned", "incoming", "hinted", "leftover", "clock_ms", "rows_copied", "agreed", "damaged", "mended", "waiting", "hints_dropped")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -43,7 +43,7 @@ class Member(_message.Message):
     LEFTOVER_FIELD_NUMBER: _ClassVar[int]
     CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
-    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -63,12 +63,12 @@ class Member(_message.Message):
     leftover: int
     clock_ms: int
     rows_copied: int
-    repaired: int
+    agreed: int
     damaged: int
     mended: int
     waiting: int
     hints_dropped: int
-    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., repaired: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., waiting: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., agreed: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., waiting: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("name", "cluster", "epoch", "partitions", "replicas", "write_quorum", "members", "moving", "etcd", "unavailable")

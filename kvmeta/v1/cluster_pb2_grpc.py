@@ -71,7 +71,7 @@ class ClusterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Repair(self, request, context):
-        """Compares all replicas now and repairs what differs; returns when it is done.
+        """Compares all replicas now and brings each what it lacks; returns when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

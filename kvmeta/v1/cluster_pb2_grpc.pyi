@@ -38,7 +38,7 @@ class ClusterServiceStub:
     ChangeMembers: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.ChangeMembersRequest, _cluster_pb2.ChangeMembersResponse]
     """Changes the members. Moves follow by themselves. Errors: INPUT, NOT_FOUND, UNAVAILABLE (etcd does not answer)."""
     Repair: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RepairRequest, _cluster_pb2.RepairResponse]
-    """Compares all replicas now and repairs what differs; returns when it is done."""
+    """Compares all replicas now and brings each what it lacks; returns when it is done."""
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -50,7 +50,7 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     ChangeMembers: _aio.UnaryUnaryMultiCallable[_cluster_pb2.ChangeMembersRequest, _cluster_pb2.ChangeMembersResponse]  # type: ignore[assignment]
     """Changes the members. Moves follow by themselves. Errors: INPUT, NOT_FOUND, UNAVAILABLE (etcd does not answer)."""
     Repair: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RepairRequest, _cluster_pb2.RepairResponse]  # type: ignore[assignment]
-    """Compares all replicas now and repairs what differs; returns when it is done."""
+    """Compares all replicas now and brings each what it lacks; returns when it is done."""
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """A cluster's members and moves, asked of any node."""
@@ -77,6 +77,6 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cluster_pb2.RepairRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.RepairResponse, _abc.Awaitable[_cluster_pb2.RepairResponse]]:
-        """Compares all replicas now and repairs what differs; returns when it is done."""
+        """Compares all replicas now and brings each what it lacks; returns when it is done."""
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

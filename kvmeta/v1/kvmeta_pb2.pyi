@@ -25,11 +25,19 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERATION_DELETE: _ClassVar[Operation]
     OPERATION_RELOCATE: _ClassVar[Operation]
 
+class Codec(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CODEC_UNSPECIFIED: _ClassVar[Codec]
+    CODEC_GZIP: _ClassVar[Codec]
+    CODEC_DEFLATE: _ClassVar[Codec]
+    CODEC_ZSTD: _ClassVar[Codec]
+
 class VolumeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     VOLUME_STATE_UNSPECIFIED: _ClassVar[VolumeState]
     VOLUME_STATE_ONLINE: _ClassVar[VolumeState]
     VOLUME_STATE_OFFLINE: _ClassVar[VolumeState]
+    VOLUME_STATE_RETIRED: _ClassVar[VolumeState]
 
 class JobKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -52,9 +60,14 @@ OPERATION_PUT: Operation
 OPERATION_INSERT: Operation
 OPERATION_DELETE: Operation
 OPERATION_RELOCATE: Operation
+CODEC_UNSPECIFIED: Codec
+CODEC_GZIP: Codec
+CODEC_DEFLATE: Codec
+CODEC_ZSTD: Codec
 VOLUME_STATE_UNSPECIFIED: VolumeState
 VOLUME_STATE_ONLINE: VolumeState
 VOLUME_STATE_OFFLINE: VolumeState
+VOLUME_STATE_RETIRED: VolumeState
 JOB_KIND_UNSPECIFIED: JobKind
 JOB_KIND_COMPACT: JobKind
 JOB_KIND_VERIFY: JobKind
@@ -280,18 +293,20 @@ class ListDatasetsResponse(_message.Message):
     def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Volume(_message.Message):
-    __slots__ = ("number", "uri", "name", "state", "size_bytes")
+    __slots__ = ("number", "uri", "name", "state", "size_bytes", "codec")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     number: int
     uri: str
     name: str
     state: VolumeState
     size_bytes: int
-    def __init__(self, number: _Optional[int] = ..., uri: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    codec: Codec
+    def __init__(self, number: _Optional[int] = ..., uri: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[VolumeState, str]] = ..., size_bytes: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class VolumeName(_message.Message):
     __slots__ = ("number", "uri")
@@ -302,14 +317,16 @@ class VolumeName(_message.Message):
     def __init__(self, number: _Optional[int] = ..., uri: _Optional[str] = ...) -> None: ...
 
 class AddVolumeRequest(_message.Message):
-    __slots__ = ("uri", "name", "size_bytes")
+    __slots__ = ("uri", "name", "size_bytes", "codec")
     URI_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     uri: str
     name: str
     size_bytes: int
-    def __init__(self, uri: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    codec: Codec
+    def __init__(self, uri: _Optional[str] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., codec: _Optional[_Union[Codec, str]] = ...) -> None: ...
 
 class AddVolumeResponse(_message.Message):
     __slots__ = ("volume",)

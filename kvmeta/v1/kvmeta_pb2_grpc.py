@@ -211,7 +211,8 @@ class StoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AddVolume(self, request, context):
-        """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT, READ_ONLY.
+        """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
+        codec), READ_ONLY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,7 +69,9 @@ class StoreServiceStub:
     ListDatasets: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.ListDatasetsRequest, _kvmeta_pb2.ListDatasetsResponse]
     """Returns the names of the datasets, sorted."""
     AddVolume: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.AddVolumeRequest, _kvmeta_pb2.AddVolumeResponse]
-    """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT, READ_ONLY."""
+    """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
+    codec), READ_ONLY.
+    """
     GetVolumes: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.GetVolumesRequest, _kvmeta_pb2.GetVolumesResponse]
     """Returns volumes by number or URI. Errors: NOT_FOUND, if one of them is not registered."""
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.ListVolumesRequest, _kvmeta_pb2.ListVolumesResponse]
@@ -126,7 +128,9 @@ class StoreServiceAsyncStub(StoreServiceStub):
     ListDatasets: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.ListDatasetsRequest, _kvmeta_pb2.ListDatasetsResponse]  # type: ignore[assignment]
     """Returns the names of the datasets, sorted."""
     AddVolume: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.AddVolumeRequest, _kvmeta_pb2.AddVolumeResponse]  # type: ignore[assignment]
-    """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT, READ_ONLY."""
+    """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
+    codec), READ_ONLY.
+    """
     GetVolumes: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.GetVolumesRequest, _kvmeta_pb2.GetVolumesResponse]  # type: ignore[assignment]
     """Returns volumes by number or URI. Errors: NOT_FOUND, if one of them is not registered."""
     ListVolumes: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.ListVolumesRequest, _kvmeta_pb2.ListVolumesResponse]  # type: ignore[assignment]
@@ -246,7 +250,9 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvmeta_pb2.AddVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvmeta_pb2.AddVolumeResponse, _abc.Awaitable[_kvmeta_pb2.AddVolumeResponse]]:
-        """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT, READ_ONLY."""
+        """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
+        codec), READ_ONLY.
+        """
 
     @_abc_1.abstractmethod
     def GetVolumes(

@@ -1,5 +1,6 @@
 from kvmeta.v1 import kvmeta_pb2 as _kvmeta_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,21 +8,28 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Bound(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BOUND_UNSPECIFIED: _ClassVar[Bound]
+    BOUND_AGREED: _ClassVar[Bound]
+    BOUND_NONE: _ClassVar[Bound]
+BOUND_UNSPECIFIED: Bound
+BOUND_AGREED: Bound
+BOUND_NONE: Bound
+
 class ApplyRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "rows", "repair", "found")
+    __slots__ = ("cluster", "dataset", "epoch", "rows", "bound")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    REPAIR_FIELD_NUMBER: _ClassVar[int]
-    FOUND_FIELD_NUMBER: _ClassVar[int]
+    BOUND_FIELD_NUMBER: _ClassVar[int]
     cluster: bytes
     dataset: str
     epoch: int
     rows: _kvmeta_pb2.Packed
-    repair: bool
-    found: bool
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repair: bool = ..., found: bool = ...) -> None: ...
+    bound: Bound
+    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., bound: _Optional[_Union[Bound, str]] = ...) -> None: ...
 
 class ApplyResponse(_message.Message):
     __slots__ = ("epoch", "outcomes", "versions")
@@ -130,14 +138,14 @@ class DigestRequest(_message.Message):
     def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., cut: _Optional[int] = ..., purged: _Optional[_Iterable[int]] = ..., expired: _Optional[int] = ..., promise: bool = ...) -> None: ...
 
 class DigestResponse(_message.Message):
-    __slots__ = ("digests", "repaired")
+    __slots__ = ("digests", "agreed")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
-    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
     digests: _kvmeta_pb2.Packed
-    repaired: _kvmeta_pb2.Packed
-    def __init__(self, digests: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., repaired: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+    agreed: _kvmeta_pb2.Packed
+    def __init__(self, digests: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., agreed: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
-class RepairedRequest(_message.Message):
+class AgreeRequest(_message.Message):
     __slots__ = ("cluster", "dataset", "partitions", "version")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
@@ -149,7 +157,7 @@ class RepairedRequest(_message.Message):
     version: int
     def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
 
-class RepairedResponse(_message.Message):
+class AgreeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -160,7 +168,7 @@ class StateRequest(_message.Message):
     def __init__(self, cluster: _Optional[bytes] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "repaired", "rows_copied", "damaged", "mended", "hints_dropped")
+    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "agreed", "rows_copied", "damaged", "mended", "hints_dropped")
     class HintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -174,7 +182,7 @@ class StateResponse(_message.Message):
     HINTS_FIELD_NUMBER: _ClassVar[int]
     LEFTOVER_FIELD_NUMBER: _ClassVar[int]
     UNIX_MS_FIELD_NUMBER: _ClassVar[int]
-    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    AGREED_FIELD_NUMBER: _ClassVar[int]
     ROWS_COPIED_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
@@ -185,9 +193,9 @@ class StateResponse(_message.Message):
     hints: _containers.ScalarMap[str, int]
     leftover: int
     unix_ms: int
-    repaired: int
+    agreed: int
     rows_copied: int
     damaged: int
     mended: int
     hints_dropped: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., repaired: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., agreed: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...

@@ -60,10 +60,10 @@ class PeerServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_peer__pb2.DigestRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_peer__pb2.DigestResponse.FromString,
                 _registered_method=True)
-        self.Repaired = channel.unary_unary(
-                '/kvmeta.v1.PeerService/Repaired',
-                request_serializer=kvmeta_dot_v1_dot_peer__pb2.RepairedRequest.SerializeToString,
-                response_deserializer=kvmeta_dot_v1_dot_peer__pb2.RepairedResponse.FromString,
+        self.Agree = channel.unary_unary(
+                '/kvmeta.v1.PeerService/Agree',
+                request_serializer=kvmeta_dot_v1_dot_peer__pb2.AgreeRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_peer__pb2.AgreeResponse.FromString,
                 _registered_method=True)
         self.State = channel.unary_unary(
                 '/kvmeta.v1.PeerService/State',
@@ -111,7 +111,7 @@ class PeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Repaired(self, request, context):
+    def Agree(self, request, context):
         """Tells that all owners agreed on partitions up to a version: tombstones up to it may go.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -153,10 +153,10 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     request_deserializer=kvmeta_dot_v1_dot_peer__pb2.DigestRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_peer__pb2.DigestResponse.SerializeToString,
             ),
-            'Repaired': grpc.unary_unary_rpc_method_handler(
-                    servicer.Repaired,
-                    request_deserializer=kvmeta_dot_v1_dot_peer__pb2.RepairedRequest.FromString,
-                    response_serializer=kvmeta_dot_v1_dot_peer__pb2.RepairedResponse.SerializeToString,
+            'Agree': grpc.unary_unary_rpc_method_handler(
+                    servicer.Agree,
+                    request_deserializer=kvmeta_dot_v1_dot_peer__pb2.AgreeRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_peer__pb2.AgreeResponse.SerializeToString,
             ),
             'State': grpc.unary_unary_rpc_method_handler(
                     servicer.State,
@@ -311,7 +311,7 @@ class PeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def Repaired(request,
+    def Agree(request,
             target,
             options=(),
             channel_credentials=None,
@@ -324,9 +324,9 @@ class PeerService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/kvmeta.v1.PeerService/Repaired',
-            kvmeta_dot_v1_dot_peer__pb2.RepairedRequest.SerializeToString,
-            kvmeta_dot_v1_dot_peer__pb2.RepairedResponse.FromString,
+            '/kvmeta.v1.PeerService/Agree',
+            kvmeta_dot_v1_dot_peer__pb2.AgreeRequest.SerializeToString,
+            kvmeta_dot_v1_dot_peer__pb2.AgreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,7 +48,7 @@ class PeerServiceStub:
     """Returns the next rows held in a stretch of the hash order, tombstones included."""
     Digest: _grpc.UnaryUnaryMultiCallable[_peer_pb2.DigestRequest, _peer_pb2.DigestResponse]
     """Returns digests of partitions. With `promise`, first promises to take no row up to `cut` that is not held."""
-    Repaired: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RepairedRequest, _peer_pb2.RepairedResponse]
+    Agree: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AgreeRequest, _peer_pb2.AgreeResponse]
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _grpc.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
@@ -68,7 +68,7 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Returns the next rows held in a stretch of the hash order, tombstones included."""
     Digest: _aio.UnaryUnaryMultiCallable[_peer_pb2.DigestRequest, _peer_pb2.DigestResponse]  # type: ignore[assignment]
     """Returns digests of partitions. With `promise`, first promises to take no row up to `cut` that is not held."""
-    Repaired: _aio.UnaryUnaryMultiCallable[_peer_pb2.RepairedRequest, _peer_pb2.RepairedResponse]  # type: ignore[assignment]
+    Agree: _aio.UnaryUnaryMultiCallable[_peer_pb2.AgreeRequest, _peer_pb2.AgreeResponse]  # type: ignore[assignment]
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _aio.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]  # type: ignore[assignment]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
@@ -117,11 +117,11 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns digests of partitions. With `promise`, first promises to take no row up to `cut` that is not held."""
 
     @_abc_1.abstractmethod
-    def Repaired(
+    def Agree(
         self,
-        request: _peer_pb2.RepairedRequest,
+        request: _peer_pb2.AgreeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_peer_pb2.RepairedResponse, _abc.Awaitable[_peer_pb2.RepairedResponse]]:
+    ) -> _typing.Union[_peer_pb2.AgreeResponse, _abc.Awaitable[_peer_pb2.AgreeResponse]]:
         """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
 
     @_abc_1.abstractmethod

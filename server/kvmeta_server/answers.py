@@ -1,38 +1,36 @@
-"""What a server answers: one function a call, request in, response out. No gRPC, no threads.
+"""What a server answers: one coroutine a call, request in, response out. No gRPC, no threads.
 
-Whatever is wrong is raised as a KvmetaError; columns are views of the request's bytes until the engine copies
-them.
+Over a store in a directory they never wait, over a cluster they do (backend.py). Whatever is wrong is raised
+as a KvmetaError; columns are views of the request's bytes until the engine copies them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import kvmeta
-from kvmeta.batch import Hits, Outcome
-from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
+from kvmeta.batch import Inserted, Relocated
+from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import (
     CorruptionError,
     IncompleteBatchError,
     InputError,
     OutcomeUnknownError,
     UnavailableError,
-    UnsupportedError,
 )
 from kvmeta.ids import ID, ids_from_keys
-from kvmeta.location import LOCATION
+from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records
-from kvmeta.protocol.codes import EXISTS, FAILED, TOOK_EFFECT, UNACKNOWLEDGED, UNAVAILABLE
-from kvmeta.protocol.frame import Frame
-from kvmeta.protocol.packed import VERSION, unpack, unpack_up_to
+from kvmeta.protocol.codes import Outcome, State
+from kvmeta.protocol.columns import PLAIN, VERSION, Column, unpack, unpack_up_to
+from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import Volume
-from kvmeta_server.cluster.store import CoordinatedDataset, CoordinatedStore
+from kvmeta_server.backend import Backend
 from kvmeta_server.config import Limits
 
 TEXT_BYTES_MAX = 4096
@@ -41,54 +39,57 @@ VOLUMES_BYTES_MAX = 2 << 20
 """Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
 _ID_BYTES = 16
-AnyDataset = EmbeddedDataset | CoordinatedDataset
 
 
 class Answers:
-    """The answers of one store."""
+    """The answers of one backend; `version` is that of this package."""
 
-    def __init__(self, store: EmbeddedStore | CoordinatedStore, limits: Limits) -> None:
-        self._store = store
+    def __init__(self, backend: Backend, limits: Limits, version: str = "") -> None:
+        self._backend = backend
         self._limits = limits
+        self._version = version
 
-    def describe(self, _: pb.DescribeRequest) -> pb.DescribeResponse:
+    async def describe(self, _: pb.DescribeRequest) -> pb.DescribeResponse:
         """Say what the server is and accepts."""
-        identity = self._store.engine.identity
+        engine = self._backend.local.engine
         return pb.DescribeResponse(
-            version=kvmeta.__version__,
-            store_id=identity.store_id,
-            seed=identity.seed,
+            version=self._version,
+            store_id=engine.identity.store_id,
+            seed=engine.identity.seed,
             batch_rows_max=self._limits.batch_rows_max,
             message_bytes_max=self._limits.message_bytes_max,
-            read_only=self._store.engine.read_only,
-            epoch=self._epoch(),
+            read_only=engine.read_only,
+            epoch=self._backend.epoch,
         )
 
-    def lookup(self, request: pb.LookupRequest) -> Frame:
+    async def lookup(self, request: Any) -> ColumnMessage:
         """Look up a batch; damage is a state, not an error."""
         fast = request.consistency == pb.CONSISTENCY_FAST
-        hits, states = _looked_up(self._dataset(request.dataset), self._ids(request.ids), fast=fast)
-        head, packing = pb.LookupResponse(epoch=self._epoch()), request.reply_compression
-        return Frame.of(head, packing, states=states, locations=hits.locations, versions=hits.versions)
+        hits, states = await self._backend.lookup(_name(request), self._ids(request.ids), fast=fast)
+        head, packing = pb.LookupResponse(epoch=self._backend.epoch), request.reply_compression
+        return ColumnMessage.of(
+            head, packing, states=states, locations=hits.locations, versions=hits.versions
+        )
 
-    def write(self, request: pb.WriteRequest) -> pb.WriteResponse | Frame:
+    async def write(self, request: Any) -> pb.WriteResponse | ColumnMessage:
         """Write a batch, which is atomic: it is one chunk of the engine."""
-        dataset = self._dataset(request.dataset)
-        ids = self._ids(request.ids)
+        dataset, ids = _name(request), self._ids(request.ids)
         operation, packing = request.operation, request.reply_compression
         if operation == pb.OPERATION_DELETE:
-            return self._all_or_some(lambda: dataset.delete(ids))
+            return await self._all_or_some(self._backend.delete(dataset, ids))
         if operation not in (pb.OPERATION_PUT, pb.OPERATION_INSERT, pb.OPERATION_RELOCATE):
             raise InputError(f"operation: expected PUT, INSERT, DELETE or RELOCATE, got {operation}")
         locations = unpack(request.locations, LOCATION, len(ids), "locations")
         if operation == pb.OPERATION_PUT:
-            return self._all_or_some(lambda: dataset.put(ids, locations))
+            return await self._all_or_some(self._backend.put(dataset, ids, locations))
         if operation == pb.OPERATION_INSERT:
-            return _insert(pb.WriteResponse(epoch=self._epoch()), dataset, ids, locations, packing)
-        versions = unpack(request.versions, VERSION, len(ids), "versions")
-        return _relocate(pb.WriteResponse(epoch=self._epoch()), dataset, ids, locations, versions, packing)
+            columns = await _inserted(self._backend.insert(dataset, ids, locations))
+        else:
+            versions = unpack(request.versions, VERSION, len(ids), "versions")
+            columns = await _relocated(self._backend.relocate(dataset, ids, locations, versions))
+        return ColumnMessage.of(pb.WriteResponse(epoch=self._backend.epoch), packing, **columns)
 
-    def scan(self, request: pb.ScanRequest) -> Frame:
+    async def scan(self, request: pb.ScanRequest) -> ColumnMessage:
         """Return the next page of a scan."""
         rows_max = self._limits.batch_rows_max
         scan = Scan(
@@ -98,18 +99,18 @@ class Answers:
             after=request.after or None,
             shard=(request.shard_index, request.shard_count or 1),
         )
-        page, done = self._dataset(request.dataset).scan_page(scan)
+        page, done = await self._backend.scan_page(_name(request), scan)
         packing = request.reply_compression
         head = pb.ScanResponse(cursor=page.cursor, done=done)
-        return Frame.of(head, packing, ids=page.ids, locations=page.locations, versions=page.versions)
+        return ColumnMessage.of(head, packing, ids=page.ids, locations=page.locations, versions=page.versions)
 
-    def get(self, request: pb.GetRequest) -> pb.GetResponse:
+    async def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
         fast = request.consistency == pb.CONSISTENCY_FAST
-        hits, states = _looked_up(self._dataset(request.dataset), _entry_id(request.entry), fast=fast)
-        if states[0] == UNAVAILABLE:
+        hits, states = await self._backend.lookup(_name(request), _entry_id(request.entry), fast=fast)
+        if states[0] == State.UNAVAILABLE:
             raise UnavailableError("too few replicas of the entry answered; try again")
-        if states[0] == FAILED:
+        if states[0] == State.FAILED:
             raise CorruptionError("the page that may hold the entry is damaged; run verify to see which")
         if not hits.found[0]:
             return pb.GetResponse()
@@ -117,163 +118,135 @@ class Answers:
         location = pb.Location(volume=volume, length=length, offset=offset, checksum=checksum, tag=tag)
         return pb.GetResponse(location=location, version=int(hits.versions[0]))
 
-    def put(self, request: pb.PutRequest) -> pb.PutResponse:
+    async def put(self, request: pb.PutRequest) -> pb.PutResponse:
         """Set one entry."""
         if not request.HasField("location"):
             raise InputError("location: missing")
         given = request.location
-        row = kvmeta.Location(given.volume, given.length, given.offset, given.checksum, given.tag)
-        self._dataset(request.dataset).put(_entry_id(request.entry), row)
+        row = Location(given.volume, given.length, given.offset, given.checksum, given.tag)
+        await self._backend.put(_name(request), _entry_id(request.entry), as_locations(row, 1))
         return pb.PutResponse()
 
-    def delete(self, request: pb.DeleteRequest) -> pb.DeleteResponse:
+    async def delete(self, request: pb.DeleteRequest) -> pb.DeleteResponse:
         """Remove one entry."""
-        self._dataset(request.dataset).delete(_entry_id(request.entry))
+        await self._backend.delete(_name(request), _entry_id(request.entry))
         return pb.DeleteResponse()
 
-    def create_dataset(self, request: pb.CreateDatasetRequest) -> pb.CreateDatasetResponse:
+    async def create_dataset(self, request: pb.CreateDatasetRequest) -> pb.CreateDatasetResponse:
         """Create a dataset."""
         ttl_s = request.ttl_s if request.HasField("ttl_s") else None
-        self._store.create_dataset(request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter)
+        await self._backend.create_dataset(request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter)
         return pb.CreateDatasetResponse()
 
-    def drop_dataset(self, request: pb.DropDatasetRequest) -> pb.DropDatasetResponse:
+    async def drop_dataset(self, request: pb.DropDatasetRequest) -> pb.DropDatasetResponse:
         """Remove a dataset."""
-        self._store.drop_dataset(request.name)
+        await self._backend.drop_dataset(request.name)
         return pb.DropDatasetResponse()
 
-    def list_datasets(self, _: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
+    async def list_datasets(self, _: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
         """Return the datasets' names."""
-        return pb.ListDatasetsResponse(names=self._store.datasets())
+        return pb.ListDatasetsResponse(names=await self._backend.datasets())
 
-    def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
+    async def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
         """Register a volume."""
-        volume = self._store.volumes.add(
+        volume = await self._backend.add_volume(
             _absolute_uri(request.uri),
-            name=_bounded("name", request.name) if request.HasField("name") else None,
-            size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
+            _bounded("name", request.name) if request.HasField("name") else None,
+            request.size_bytes if request.HasField("size_bytes") else None,
+            records.codec_name(request.codec),
         )
         return pb.AddVolumeResponse(volume=records.volume_message(volume))
 
-    def get_volumes(self, request: pb.GetVolumesRequest) -> pb.GetVolumesResponse:
+    async def get_volumes(self, request: pb.GetVolumesRequest) -> pb.GetVolumesResponse:
         """Return the first of some volumes, as many as fit."""
-        found, _ = _fitting(self._volume(name) for name in request.volumes)
-        return pb.GetVolumesResponse(volumes=found)
+        found = _Fitting()
+        for name in request.volumes:
+            if not found.take(await self._volume(name)):
+                break
+        return pb.GetVolumesResponse(volumes=found.messages)
 
-    def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
+    async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         """Return the next volumes by number."""
-        after = (volume for volume in self._store.volumes.list() if int(volume) > request.after)
-        found, done = _fitting(after)
-        return pb.ListVolumesResponse(volumes=found, done=done)
+        found = _Fitting()
+        after = [volume for volume in await self._backend.volumes() if int(volume) > request.after]
+        done = all(found.take(volume) for volume in after)
+        return pb.ListVolumesResponse(volumes=found.messages, done=done)
 
-    def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
+    async def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
         """Change a volume."""
-        volume = self._volume(request.volume)
+        volume = await self._volume(request.volume)
         state = None if request.state == pb.VOLUME_STATE_UNSPECIFIED else records.state_name(request.state)
         if request.HasField("uri"):
-            volume = self._store.volumes.move(volume, _absolute_uri(request.uri))
+            volume = await self._backend.move_volume(volume, _absolute_uri(request.uri))
         if state is not None:
-            volume = self._store.volumes.set_state(volume, state)
+            volume = await self._backend.set_volume_state(volume, state)
         return pb.UpdateVolumeResponse(volume=records.volume_message(volume))
 
-    def get_map(self, _: pb.GetMapRequest) -> Frame:
+    async def get_map(self, _: pb.GetMapRequest) -> ColumnMessage:
         """Return the cluster's map."""
-        if isinstance(self._store, EmbeddedStore):
-            raise UnsupportedError("this is a single server; there is no map")
-        cluster_map, peers = self._store.maps.current, self._store.peers
-        nodes = [
-            pb.Node(slot=node.slot, name=node.name, address=node.address, live=peers.likely(node.slot))
-            for node in cluster_map.nodes
-        ]
-        head = pb.GetMapResponse(
-            epoch=cluster_map.epoch, partitions=cluster_map.partitions, replicas=cluster_map.replicas,
-            write_quorum=cluster_map.write_quorum, nodes=nodes,
-        )  # fmt: skip
-        return Frame.of(head, pb.COMPRESSION_UNSPECIFIED, owners=np.ascontiguousarray(cluster_map.readers))
+        return self._backend.get_map()
 
-    def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
+    async def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
         """Write what is in memory to runs."""
-        self._store.flush()
+        await self._backend.flush()
         return pb.FlushResponse()
 
-    def stats(self, _: pb.StatsRequest) -> pb.StatsResponse:
+    async def stats(self, _: pb.StatsRequest) -> pb.StatsResponse:
         """Return figures about the store."""
-        return records.stats_message(self._store.stats())
+        return records.stats_message(await self._backend.stats())
 
-    def _epoch(self) -> int:
-        return 0 if isinstance(self._store, EmbeddedStore) else self._store.maps.current.epoch
-
-    def _all_or_some(self, write: Callable[[], None]) -> pb.WriteResponse | Frame:
+    async def _all_or_some(self, write: Awaitable[None]) -> pb.WriteResponse | ColumnMessage:
         """Return what became of a write; in a cluster some IDs may be acknowledged and others not."""
-        head = pb.WriteResponse(epoch=self._epoch())
+        head = pb.WriteResponse(epoch=self._backend.epoch)
         try:
-            write()
+            await write
         except OutcomeUnknownError as error:
             if error.failed is None or error.failed.all():
                 raise
-            outcomes = np.where(error.failed, np.uint8(UNACKNOWLEDGED), np.uint8(TOOK_EFFECT))
-            return Frame.of(head, pb.COMPRESSION_UNSPECIFIED, outcomes=outcomes)
+            outcomes = np.where(error.failed, np.uint8(Outcome.UNACKNOWLEDGED), np.uint8(Outcome.TOOK_EFFECT))
+            return ColumnMessage.of(head, PLAIN, outcomes=outcomes)
         return head
 
-    def _dataset(self, name: str) -> AnyDataset:
-        return self._store.dataset(name or "default")
-
-    def _ids(self, packed: pb.Packed) -> NDArray[np.void]:
+    def _ids(self, packed: Column) -> NDArray[np.void]:
         return unpack_up_to(packed, ID, self._limits.batch_rows_max, "ids")
 
-    def _volume(self, name: pb.VolumeName) -> Volume:
+    async def _volume(self, name: pb.VolumeName) -> Volume:
         which = name.WhichOneof("name")
         if which is None:
             raise InputError("volume: expected a number or a URI")
-        return self._store.volumes.get(name.number if which == "number" else _absolute_uri(name.uri))
+        return await self._backend.volume(name.number if which == "number" else _absolute_uri(name.uri))
 
 
-def _looked_up(dataset: AnyDataset, ids: NDArray[np.void], *, fast: bool) -> tuple[Hits, NDArray[np.uint8]]:
-    """Look up a batch; return the hits and the protocol's states."""
-    if isinstance(dataset, CoordinatedDataset):
-        return dataset.lookup_at(ids, fast=fast)
-    hits = dataset.lookup(ids, on_error="mask")
-    states = hits.found.view(np.uint8)
-    return hits, np.where(hits.failed, np.uint8(FAILED), states) if hits.failed.any() else states
+def _name(request: Any) -> str:
+    """Return the dataset that a request is about."""
+    return request.dataset or DEFAULT_DATASET
 
 
-def _insert(
-    head: pb.WriteResponse,
-    dataset: AnyDataset,
-    ids: NDArray[np.void],
-    locations: NDArray[np.void],
-    packing: pb.Compression,
-) -> Frame:
+async def _inserted(insert: Awaitable[Inserted]) -> dict[str, NDArray[Any]]:
+    """Return the columns that tell of an insert."""
     unknown = None
     try:
-        result = dataset.insert(ids, locations)
+        result = await insert
     except (IncompleteBatchError, OutcomeUnknownError) as error:
         result, unknown = _partial(error)
-    outcomes = np.where(result.inserted, np.uint8(TOOK_EFFECT), np.uint8(EXISTS))
+    outcomes = np.where(result.inserted, np.uint8(Outcome.TOOK_EFFECT), np.uint8(Outcome.EXISTS))
     outcomes[result.failed] = Outcome.FAILED
     if unknown is not None:
-        outcomes[unknown] = UNACKNOWLEDGED
-    columns = {"locations": result.locations, "versions": result.versions}
-    return Frame.of(head, packing, outcomes=outcomes, **columns)
+        outcomes[unknown] = Outcome.UNACKNOWLEDGED
+    return {"outcomes": outcomes, "locations": result.locations, "versions": result.versions}
 
 
-def _relocate(
-    head: pb.WriteResponse,
-    dataset: AnyDataset,
-    ids: NDArray[np.void],
-    locations: NDArray[np.void],
-    versions: NDArray[Any],
-    packing: pb.Compression,
-) -> Frame:
+async def _relocated(relocate: Awaitable[Relocated]) -> dict[str, NDArray[Any]]:
+    """Return the column that tells of a relocate."""
     unknown = None
     try:
-        result = dataset.relocate(ids, locations, versions)
+        result = await relocate
     except (IncompleteBatchError, OutcomeUnknownError) as error:
         result, unknown = _partial(error)
     outcomes = result.outcomes
     if unknown is not None:
-        outcomes[unknown] = UNACKNOWLEDGED
-    return Frame.of(head, packing, outcomes=outcomes)
+        outcomes[unknown] = Outcome.UNACKNOWLEDGED
+    return {"outcomes": outcomes}
 
 
 def _partial(error: IncompleteBatchError | OutcomeUnknownError) -> tuple[Any, NDArray[np.bool_] | None]:
@@ -285,17 +258,21 @@ def _partial(error: IncompleteBatchError | OutcomeUnknownError) -> tuple[Any, ND
     return error.partial, error.failed
 
 
-def _fitting(volumes: Iterable[Volume]) -> tuple[list[pb.Volume], bool]:
-    """Return the first volumes, as many as fit a response (at least one), and whether that is all."""
-    found: list[pb.Volume] = []
-    size = 0
-    for volume in volumes:
+class _Fitting:
+    """The first volumes, as many as fit a response: at least one."""
+
+    def __init__(self) -> None:
+        self.messages: list[pb.Volume] = []
+        self._bytes = 0
+
+    def take(self, volume: Volume) -> bool:
+        """Take a volume; return False where it does not fit any more."""
         message = records.volume_message(volume)
-        size += message.ByteSize()
-        if found and size > VOLUMES_BYTES_MAX:
-            return found, False
-        found.append(message)
-    return found, True
+        self._bytes += message.ByteSize()
+        if self.messages and self._bytes > VOLUMES_BYTES_MAX:
+            return False
+        self.messages.append(message)
+        return True
 
 
 def _entry_id(entry: pb.EntryName) -> NDArray[np.void]:

@@ -56,7 +56,7 @@ class Jobs:
         """Return the number of jobs at work."""
         return sum(job.state == pb.JOB_STATE_RUNNING for job in self._jobs.values())
 
-    async def start(self, request: pb.StartJobRequest) -> pb.StartJobResponse:
+    async def start_job(self, request: pb.StartJobRequest) -> pb.StartJobResponse:
         """Start a job, or return the one that this request started before."""
         if len(request.request_id) > REQUEST_ID_CHARACTERS_MAX:
             raise InputError(f"request_id: at most {REQUEST_ID_CHARACTERS_MAX} characters")
@@ -67,7 +67,7 @@ class Jobs:
                 self._of_request[request.request_id] = known
         return pb.StartJobResponse(job=_message(self._jobs[known], 0))
 
-    async def get(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
+    async def get_job(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
         """Return a job as it is, after a wait for its end if one is wanted."""
         job = self._jobs.get(request.id)
         if job is None:

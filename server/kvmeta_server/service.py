@@ -1,215 +1,166 @@
-"""The gRPC service: bytes in, a lane's answer out. Errors become statuses here and nowhere else.
+"""The service: bytes in, an answer's bytes out, whatever they travelled by. One guard for every call.
 
-call ── arrivals: read ── admission ── lane thread: parse, answer, serialise ── raw response
-           │                  │                │
-           └── KvmetaError ───┴────────────────┴── status with ErrorInfo (kvmeta/protocol/status.py)
+    call ── arrivals: read ── admission ── answer ── bytes
+              │                  │           │
+              └── KvmetaError ───┴───────────┴── status with ErrorInfo (kvmeta/protocol/status.py)
 
-Every call is unary, one message each way. The handlers are those of a stream of requests all the same, for
-only these leave it to us when a message is read.
+Where an answer is made, `kvmeta/protocol/methods.py` says: by a thread of a lane, which parses, answers and
+serialises; or on the event loop, which is where all of a cluster's are made.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
-import grpc
 import msgspec
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
-from kvmeta.protocol.calls import (
-    CLUSTER_METHODS,
-    CLUSTER_SERVICE,
-    METHODS,
-    PEER_METHODS,
-    PEER_SERVICE,
-    SERVICE,
-)
-from kvmeta.protocol.frame import Frame, parse
+from kvmeta.protocol.messages import ColumnMessage, parse
+from kvmeta.protocol.methods import CLUSTER_METHODS, PEER_METHODS, STORE_METHODS, Lane, Method
+from kvmeta.protocol.status import Code
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.arrivals import Arrivals
-from kvmeta_server.cluster.node import ClusterNode
-from kvmeta_server.cluster.operators import Operators
+from kvmeta_server.backend import at_once
 from kvmeta_server.config import Limits
 from kvmeta_server.jobs import Jobs
-from kvmeta_server.lanes import Answer, Lane, Lanes
+from kvmeta_server.lanes import Lanes
 from kvmeta_server.logs import Log
 from kvmeta_server.refusal import Refused
 
 DEADLINE_S_MAX = 3600.0
 """A call that brings a longer deadline is treated as one that brings none."""
-_SENDING_S = 5.0  # for the answer, or the status, to leave after the time is up
-_READS = frozenset(
-    (
-        "Describe",
-        "Lookup",
-        "Get",
-        "ListDatasets",
-        "GetVolumes",
-        "ListVolumes",
-        "Stats",
-        "Scan",
-        "GetJob",
-        "GetMap",
-    )
-)
-"""What changes nothing: its answer may be given up."""
 
-_Answer = Callable[[Any], Message | Frame]
-_Behaviour = Callable[[Any, Any], Awaitable[bytes]]
+Answer = Callable[[Any], Awaitable[Message | ColumnMessage]]
+Answered = Callable[[bytes], Awaitable[bytes]]
 
 
-class _Gates(NamedTuple):
+class Arrival(Protocol):
+    """A call that has arrived, as its listener sees it."""
+
+    @property
+    def peer(self) -> str:
+        """Return which connection it came by."""
+
+    def left_s(self) -> float | None:
+        """Return how long it may take; None where it brought no deadline."""
+
+    async def message(self) -> bytes:
+        """Read its message; InputError where there is none."""
+
+    def end_after(self, seconds: float) -> None:
+        """Break it off if even its answer has not left by then."""
+
+    def when_left(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once its answer has left, or it has ended otherwise."""
+
+
+class Failed(Exception):  # noqa: N818 - what became of the call
+    """A call that is answered by a status."""
+
+    def __init__(self, told: status_pb2.Status) -> None:
+        super().__init__(told.message)
+        self.told = told
+
+
+class Gates(NamedTuple):
     """What a call passes before it is answered."""
 
     admission: Admission
     arrivals: Arrivals
 
 
-class Service:
-    """The calls of kvmeta.v1.StoreService."""
+class Endpoint(NamedTuple):
+    """A call as a listener offers it: what it is, and what answers an arrival of it."""
 
-    def __init__(
-        self, answers: Answers, jobs: Jobs, lanes: Lanes, admission: Admission, limits: Limits, log: Log
-    ) -> None:
-        self._gates = _Gates(admission, Arrivals(limits))
+    method: Method
+    answer: Callable[[Arrival], Awaitable[bytes]]
+    """Returns the response's bytes, or raises Failed."""
+
+
+class Service:
+    """Answers, each behind the guard."""
+
+    def __init__(self, lanes: Lanes, admission: Admission, limits: Limits, log: Log) -> None:
+        self._lanes = {Lane.LOOKUPS: lanes.lookups, Lane.WRITES: lanes.writes, Lane.OTHERS: lanes.others}
+        self._gates = Gates(admission, Arrivals(limits))
         self._limits = limits
         self._log = log
-        lookups, writes, others = lanes.lookups, lanes.writes, lanes.others
-        self._answers: dict[str, tuple[Lane, _Answer]] = {
-            "Describe": (lookups, answers.describe),
-            "Lookup": (lookups, answers.lookup),
-            "Get": (lookups, answers.get),
-            "ListDatasets": (lookups, answers.list_datasets),
-            "GetVolumes": (lookups, answers.get_volumes),
-            "ListVolumes": (lookups, answers.list_volumes),
-            "Stats": (lookups, answers.stats),
-            "GetMap": (lookups, answers.get_map),
-            # What waits for a disk, for room or for merges keeps none of the above waiting.
-            "Write": (writes, answers.write),
-            "Put": (writes, answers.put),
-            "Delete": (writes, answers.delete),
-            "Scan": (others, answers.scan),
-            "CreateDataset": (others, answers.create_dataset),
-            "DropDataset": (others, answers.drop_dataset),
-            "AddVolume": (others, answers.add_volume),
-            "UpdateVolume": (others, answers.update_volume),
-            "Flush": (others, answers.flush),
-        }
-        self._waits: dict[str, Callable[[Any], Awaitable[Message]]] = {
-            "StartJob": jobs.start,
-            "GetJob": jobs.get,
-        }
 
-    def handler(self) -> Any:
-        """Return the handler of every call of the protocol; KeyError where one has no answer."""
-        handlers = {}
-        for name, method in METHODS.items():
-            if name in self._waits:
-                behaviour = self._waiting(name, method.request, self._waits[name])
-            else:
-                lane, answer = self._answers[name]
-                behaviour = self._answering(name, lane, on_bytes(method.request, answer))
-            handlers[name] = grpc.stream_unary_rpc_method_handler(behaviour)
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+    def of_store(self, answers: Answers, jobs: Jobs, *, waits: bool) -> list[Endpoint]:
+        """Return the calls of clients; `waits`: whether answers wait, so that they are made on the loop."""
+        made = {
+            method.name: getattr(jobs if method.row.lane is Lane.LOOP else answers, method.function)
+            for method in STORE_METHODS.values()
+        }
+        return self._endpoints(STORE_METHODS, made, self._gates, waits=waits)
 
-    def node_handlers(self, node: ClusterNode) -> tuple[Any, ...]:
-        """Return the handlers of what peers and operators ask of a node."""
-        peers, operators = node.answers, Operators(node, node.tables.local_name)
+    def of_node(self, peers: Any, operators: Any) -> list[Endpoint]:
+        """Return the calls of other nodes and of operators, which pass gates of their own."""
         limits = msgspec.structs.replace(self._limits, calls_max=1 << 14, bytes_in_flight_max=1 << 30)
-        mine = _Gates(Admission(limits), Arrivals(limits))
-        asked: dict[str, Callable[[Any], Awaitable[Message | Frame]]] = {
-            "Apply": peers.apply, "Fetch": peers.fetch, "Decide": peers.decide, "Rows": peers.rows,
-            "Digest": peers.digest, "Repaired": peers.repaired, "State": peers.state,
-        }  # fmt: skip
-        operated: dict[str, Callable[[Any], Awaitable[Message | Frame]]] = {
-            "GetStatus": operators.get_status,
-            "ChangeMembers": operators.change_members,
-            "Repair": operators.repair,
-        }
-        handlers = []
-        for service, methods, answers in (
-            (PEER_SERVICE, PEER_METHODS, asked),
-            (CLUSTER_SERVICE, CLUSTER_METHODS, operated),
-        ):
-            behaviours = {
-                name: grpc.stream_unary_rpc_method_handler(
-                    self._waiting(name, method.request, answers[name], mine)
-                )
-                for name, method in methods.items()
-            }
-            handlers.append(grpc.method_handlers_generic_handler(service, behaviours))
-        return tuple(handlers)
+        gates = Gates(Admission(limits), Arrivals(limits))
+        out: list[Endpoint] = []
+        for methods, answers in ((PEER_METHODS, peers), (CLUSTER_METHODS, operators)):
+            made = {method.name: getattr(answers, method.function) for method in methods.values()}
+            out += self._endpoints(methods, made, gates, waits=True)
+        return out
 
-    def _answering(self, name: str, lane: Lane, answer: Answer) -> _Behaviour:
-        return self._guarded(name, lambda raw: lane.answer(answer, raw))
+    def _endpoints(
+        self, methods: Mapping[str, Method], made: Mapping[str, Answer], gates: Gates, *, waits: bool
+    ) -> list[Endpoint]:
+        return [self._endpoint(method, made[name], gates, waits=waits) for name, method in methods.items()]
 
-    def _waiting(
-        self,
-        name: str,
-        request: type[Message],
-        answer: Callable[[Any], Awaitable[Message | Frame]],
-        gates: _Gates | None = None,
-    ) -> _Behaviour:
-        async def waited(raw: bytes) -> bytes:
-            return (await answer(parse(request, raw))).SerializeToString()
+    def _endpoint(self, method: Method, answer: Answer, gates: Gates, *, waits: bool) -> Endpoint:
+        if waits or method.row.lane is Lane.LOOP:
+            answered = on_loop(method, answer)
+        else:
+            lane, work = self._lanes[method.row.lane], in_lane(method, answer)
 
-        # Whoever waits for a job may ask for its end while the server drains.
-        return self._guarded(name, waited, while_draining=name == "GetJob", gates=gates)
+            def answered(raw: bytes) -> Awaitable[bytes]:
+                return lane.answer(work, raw)
 
-    def _guarded(
-        self,
-        name: str,
-        answer: Callable[[bytes], Awaitable[bytes]],
-        *,
-        while_draining: bool = False,
-        gates: _Gates | None = None,
-    ) -> _Behaviour:
-        """Return the behaviour of call `name`: admitted, bounded in time, its errors told as statuses."""
-        admission, arrivals = gates or self._gates
+        return self._guarded(method, answered, gates)
 
-        async def answered(context: Any) -> bytes:
-            left_s, peer, held = self._time_left(context), context.peer(), 0
+    def _guarded(self, method: Method, answered: Answered, gates: Gates) -> Endpoint:
+        """Return the call: admitted, bounded in time, its errors told as statuses."""
+        admission, arrivals = gates
+
+        async def bounded(arrival: Arrival) -> bytes:
+            left_s, peer, held = self._time_left(arrival), arrival.peer, 0
             if left_s is None:
-                self._end_in_time(context)
-            # gRPC itself ends a call at its own deadline
+                arrival.end_after(self._limits.deadline_s)
+            # The listener itself ends a call at its own deadline.
             async with asyncio.timeout(self._limits.deadline_s if left_s is None else None):
-                raw = await arrivals.message(peer, lambda: _one(context))
-                admission.admit(peer, len(raw), while_draining=while_draining)
+                raw = await arrivals.message(peer, arrival.message)
+                admission.admit(peer, len(raw), while_draining=method.row.while_draining)
                 held = len(raw)
-                context.add_done_callback(lambda _: admission.release(peer, held))
-                response = await answer(raw)
-            admission.hold(peer, len(response), may_refuse=name in _READS)
+                arrival.when_left(lambda: admission.release(peer, held))
+                response = await answered(raw)
+            admission.hold(peer, len(response), may_refuse=not method.row.changes)
             held += len(response)
             return response
 
-        async def behaviour(_: Any, context: Any) -> bytes:
+        async def guarded(arrival: Arrival) -> bytes:
             try:
-                return await answered(context)
+                return await bounded(arrival)
             except Exception as error:  # noqa: BLE001 - told to the client
-                code, told = self._told(name, error, context)
+                told = self._told(method.name, error, arrival)
                 # Its frames hold the message, which goes before the answer is on its way: gRPC keeps what is
-                # raised here, in a cycle, and that would keep them.
+                # raised, in a cycle, and that would keep them.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
-                raise await _aborted(context, code, told) from None
+                raise Failed(told) from None
 
-        return behaviour
+        return Endpoint(method, guarded)
 
-    def _end_in_time(self, context: Any) -> None:
-        """Break the call off if even its answer has not left in time: a peer that does not read it."""
-        task = asyncio.current_task()
-        assert task is not None
-        timer = asyncio.get_running_loop().call_later(self._limits.deadline_s + _SENDING_S, task.cancel)
-        context.add_done_callback(lambda _: timer.cancel())
-
-    def _time_left(self, context: Any) -> float | None:
-        left_s = context.time_remaining()
+    def _time_left(self, arrival: Arrival) -> float | None:
+        left_s = arrival.left_s()
         if left_s is not None and left_s <= DEADLINE_S_MAX:
-            return float(left_s)
+            return left_s
         if self._limits.deadline_required:
             raise InputError("this server takes no call without a deadline; set one")
         return None
@@ -218,46 +169,36 @@ class Service:
         allowed = f"the {self._limits.deadline_s:g} s that a call without a deadline may take"
         return DeadlineError(f"{name}: not done within {allowed}")
 
-    def _told(self, name: str, error: Exception, context: Any) -> tuple[grpc.StatusCode, Any]:
+    def _told(self, name: str, error: Exception, arrival: Arrival) -> status_pb2.Status:
         """Return the status that tells of what became of a call."""
         if isinstance(error, Refused):
-            self._log.debug("refused", reason=error.reason, message=str(error), peer=context.peer())
-            code = grpc.StatusCode.UNAVAILABLE
-            return code, status.status(code, error.reason, str(error))
+            self._log.debug("refused", reason=error.reason, message=str(error), peer=arrival.peer)
+            return status.status(Code.UNAVAILABLE, error.reason, str(error))
         if isinstance(error, TimeoutError) and not isinstance(error, KvmetaError):
             error = self._late(name)
         if isinstance(error, KvmetaError):
             return status.of_error(error)
         self._log.fault(name, error)
         message = f"a fault of the server in {name}, {type(error).__name__}; its log says more"
-        code = grpc.StatusCode.INTERNAL
-        return code, status.status(code, status.FAULT, message)
+        return status.status(Code.INTERNAL, status.FAULT, message)
 
 
-async def _one(context: Any) -> bytes:
-    """Return the message of a call; InputError where there is none, as of one that was taken back.
-
-    By `read`, for the iterator of requests would keep the message as long as the call.
-    """
-    raw = await context.read()
-    if not isinstance(raw, bytes):  # grpc.aio.EOF
-        raise InputError("the call has no message")
-    return raw
-
-
-async def _aborted(context: Any, code: grpc.StatusCode, told: Any) -> BaseException:
-    """End the call with what is told; return what must be raised for it."""
-    try:
-        await context.abort(code, told.message, ((status.DETAILS_KEY, told.SerializeToString()),))
-    except grpc.aio.AbortError as error:
-        return error
-    raise AssertionError("an abort that returns")
-
-
-def on_bytes(request: type[Message], answer: _Answer) -> Answer:
-    """Return `answer` as a function of bytes; InputError where they are no such request."""
+def in_lane(method: Method, answer: Answer) -> Callable[[bytes], bytes]:
+    """Return `answer`, which never waits, as a function of bytes; InputError where they are no request."""
+    request = method.request
 
     def answered(raw: bytes) -> bytes:
-        return answer(parse(request, raw)).SerializeToString()
+        response: bytes = at_once(answer(parse(request, raw))).SerializeToString()
+        return response
+
+    return answered
+
+
+def on_loop(method: Method, answer: Answer) -> Answered:
+    """Return `answer` as a coroutine over bytes; InputError where they are no request."""
+    request = method.request
+
+    async def answered(raw: bytes) -> bytes:
+        return (await answer(parse(request, raw))).SerializeToString()
 
     return answered

@@ -11,76 +11,62 @@ import resource
 import signal
 import socket
 import time
-from typing import Any
 
-import grpc
 import uvloop
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
-from grpc_reflection.v1alpha import reflection
 
+from kvmeta import __version__
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import UnavailableError
-from kvmeta.protocol.calls import SERVICE
-from kvmeta_server.admission import SHARE_OF_ONE, Admission
+from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
-from kvmeta_server.cluster.node import ClusterNode
-from kvmeta_server.cluster.store import CoordinatedStore
+from kvmeta_server.backend import Backend, LocalBackend
+from kvmeta_server.cluster.operators import Operators
+from kvmeta_server.cluster.world import ServedNode
 from kvmeta_server.config import Config
 from kvmeta_server.jobs import Jobs
 from kvmeta_server.lanes import Lane, Lanes
+from kvmeta_server.listening.grpc import GrpcListener
 from kvmeta_server.logs import Log
 from kvmeta_server.memory import keep_freed_memory
-from kvmeta_server.service import Service
+from kvmeta_server.service import Endpoint, Service
 from kvmeta_server.warming import warm
 
-_WINDOW_BYTES = 64 << 10  # of a stream
 _DRAIN_STEP_S = 0.02
 _GOODBYE_S = 0.5  # for answers on their way out when the last call is done
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
-    """A store's server on the running event loop; `address` is where it listens once it has started."""
+    """A backend's server on the running event loop; `address` is where it listens once it has started."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: EmbeddedStore | CoordinatedStore,
-        log: Log,
-        node: ClusterNode | None = None,
-    ) -> None:
+    def __init__(self, config: Config, backend: Backend, log: Log, node: ServedNode | None = None) -> None:
         threads, limits = config.threads, config.limits
-        # A node's lookups wait for other nodes: more threads than cores.
-        lookups = threads.lookup_count if node is None else max(threads.lookup_count, threads.write)
         self._config = config
         self._log = log
         self._lanes = Lanes(
-            Lane("lookup", lookups, limits.calls_max),
+            Lane("lookup", threads.lookup_count, limits.calls_max),
             Lane("write", threads.write, limits.calls_max),
             Lane("other", threads.other, limits.calls_max),
         )
         self.admission = Admission(limits)
-        self._jobs = Jobs(store if isinstance(store, EmbeddedStore) else store.local, limits.jobs_max, log)
-        service = Service(Answers(store, limits), self._jobs, self._lanes, self.admission, limits, log)
-        self._server = grpc.aio.server(options=channel_arguments(config))
-        self._server.add_generic_rpc_handlers((service.handler(),))
+        self._jobs = Jobs(backend.local, limits.jobs_max, log)
+        service = Service(self._lanes, self.admission, limits, log)
+        endpoints: list[Endpoint] = service.of_store(
+            Answers(backend, limits, __version__), self._jobs, waits=backend.waits
+        )
         if node is not None:
-            self._server.add_generic_rpc_handlers(service.node_handlers(node))
-        self._health = HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server)
-        self.address = ""
+            operators = Operators(node, node.backend.tables.local_name)
+            endpoints += service.of_node(node.answers, operators)
+        self._listener = GrpcListener(config, endpoints)
+
+    @property
+    def address(self) -> str:
+        """Return HOST:PORT."""
+        return self._listener.address
 
     async def start(self) -> None:
         """Listen and answer."""
-        self.address = _bind(self._server, self._config)
-        await self._server.start()
-        for name in (SERVICE, ""):
-            await self._health.set(name, _SERVING)
+        await self._listener.start()
         if self._config.insecure:
             message = "no TLS: everybody who reaches this address may read and write"
             self._log.warning("insecure", message=message)
@@ -89,19 +75,19 @@ class Server:
     async def stop(self) -> None:
         """Refuse new calls, let those under way and jobs end for up to `drain_s`, then stop."""
         self._log.info("draining", calls=self.admission.calls, jobs=self._jobs.running)
-        await self._health.enter_graceful_shutdown()
+        await self._listener.say_goodbye()
         self.admission.drain()
         end = time.monotonic() + self._config.limits.drain_s
         while (self.admission.calls or self._jobs.running) and time.monotonic() < end:
             await asyncio.sleep(_DRAIN_STEP_S)
         if self.admission.calls or self._jobs.running:
             self._log.warning("cut off", calls=self.admission.calls, jobs=self._jobs.running)
-        await self._server.stop(_GOODBYE_S)
+        await self._listener.stop(_GOODBYE_S)
         self._lanes.close(_GOODBYE_S)
 
     async def cut(self) -> None:
         """Break off everything at once, as a crash would."""
-        await self._server.stop(None)
+        await self._listener.stop(None)
         self._lanes.close(_GOODBYE_S)
 
 
@@ -141,15 +127,15 @@ def _tell_damage(store: EmbeddedStore, log: Log) -> None:
 async def _serve(config: Config, store: EmbeddedStore, log: Log) -> None:
     stop = _stop_on_signals()
     if config.cluster is None:
-        server = Server(config, store, log)
+        server = Server(config, LocalBackend(store), log)
         await server.start()
         await stop.wait()
         await server.stop()
         return
-    node = ClusterNode(config, store, log)
+    node = ServedNode(config, store, log)
     try:
         await node.join()
-        server = Server(config, node.store, log, node)
+        server = Server(config, node.backend, log, node)
         await server.start()
         node.start()
         await stop.wait()
@@ -193,43 +179,3 @@ def _refuse_taken_port(config: Config) -> None:
         raise UnavailableError(
             f"cannot listen on {config.listen}: {error.strerror}; --listen HOST:PORT names another address"
         ) from None
-
-
-def _bind(server: Any, config: Config) -> str:
-    try:
-        port = server.add_insecure_port(config.listen)
-    except RuntimeError as error:
-        raise UnavailableError(
-            f"cannot listen on {config.listen}: {error}; --listen HOST:PORT names another address"
-        ) from None
-    host = config.listen.rpartition(":")[0]
-    return f"{host}:{port}"
-
-
-def channel_arguments(config: Config) -> list[tuple[str, int]]:
-    """Return gRPC's arguments for a server."""
-    limits = config.limits
-    arguments = [
-        ("grpc.so_reuseport", 0),  # a second server on the port shall fail, not share it
-        ("grpc.max_receive_message_length", limits.message_bytes_max),
-        # What bounds the calls of a connection whose messages never arrive: those are not admitted yet. Twice
-        # its share, so that it is admission which refuses, with a reason.
-        ("grpc.max_concurrent_streams", max(1, 2 * limits.calls_max // SHARE_OF_ONE)),
-        # gRPC would let each stream send 4 MiB, and more, before anybody reads. So it is 64 KiB, and what a
-        # message that is being read still lacks.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
-        ("grpc.keepalive_time_ms", 60_000),  # finds peers that went away without a word
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # 0: every ping is answered. A connection with too many gRPC would close when its answers have left,
-        # and until then note each one more, with a copy of all its notes: a flood took all threads for long
-        # after its end. Answers cost little, and gRPC reads no further where too many of them wait.
-        ("grpc.http2.max_ping_strikes", 0),
-    ]
-    if limits.connection_idle_s:
-        arguments.append(("grpc.max_connection_idle_ms", round(limits.connection_idle_s * 1000)))
-    if limits.connection_age_s:
-        arguments.append(("grpc.max_connection_age_ms", round(limits.connection_age_s * 1000)))
-        arguments.append(("grpc.max_connection_age_grace_ms", round(limits.deadline_s * 1000)))
-    return arguments

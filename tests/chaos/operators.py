@@ -11,11 +11,11 @@ from itertools import cycle
 from typing import Any
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from bench.replicas import differing
 from kvmeta.client.options import addresses_of
-from kvmeta.cluster import Cluster
 from kvmeta.errors import KvmetaError, NotFoundError
+from kvmeta.operators import Cluster
 
 
 class Operator:
@@ -25,7 +25,7 @@ class Operator:
         self._target = target
         options = kvmeta.ClientOptions(timeout_s=3, connect_timeout_s=1)
         nodes = [f"kvmeta://{address}" for address in addresses_of(target)]
-        self._views = cycle([kvmeta.cluster.open(node, options=options) for node in nodes])
+        self._views = cycle([kvmeta.operators.open(node, options=options) for node in nodes])
 
     def changed(self, change: tuple[str, Any], timeout_s: float) -> str:
         """Try a change, `("drain", "n3-1")` say, until it is made; return what keeps it from being so."""

@@ -25,10 +25,9 @@ from kvmeta.store import (
     VerifyReport,
     check_dataset_name,
     check_ttl,
-    unregistered,
 )
 from kvmeta.version import MOVES_MAX, HybridClock, expiry
-from kvmeta.volumes import Volume, Volumes, normal_uri
+from kvmeta.volumes import Volume, Volumes, normal_uri, unregistered
 
 Entry = tuple[bytes, int]  # location bytes, version
 

@@ -2,7 +2,7 @@
 
 *Detected* means that reading a file raises, or that a hint is not handed out: hints acknowledge nothing, and
 anti-entropy brings the rows. A hint handed out for another node than it was kept for is harmless: who does
-not own its rows refuses them, and they go to their owners (`ClusterNode._replay`). Two faults that these
+not own its rows refuses them, and they go to their owners (`Node._replay`). Two faults that these
 files cannot tell are left out: a file that is gone (it may never have been written), and a whole file in the
 place of another (its checksum does not name it).
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 import kvmeta
 from kvmeta.engine.kernels.layout import ROW_WORDS
-from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.cluster_map import Member, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
@@ -46,7 +46,7 @@ def build(directory: Path) -> None:
     state, hints = _files(directory / "node")
     state.set_identity(Identity("5a" * 16, "prod", "n1", 5))
     state.reserve(1 << 60)
-    state.set_map(found("prod", bytes(range(16)), Node(0, "n1", "h:1"), partitions=PARTITIONS))
+    state.set_map(found("prod", bytes(range(16)), Member(0, "n1", "h:1"), partitions=PARTITIONS))
     state.set_datasets(b'{"next": 3, "datasets": {"other": {"id": 2, "ttl_s": null, "bottom_filter": true}}}')
     state.set_copied(rng.integers(0, 9, PARTITIONS).astype(np.uint64))
     state.add_leftover(rng.random(PARTITIONS) < 0.1)
@@ -153,7 +153,7 @@ def _contents(state: NodeState, hints: HintFiles) -> Contents:
     }
     for name in DATASETS:
         ranges = state.ranges(name, PARTITIONS)
-        out[f"ranges/{name}"] = ranges.promised.tobytes() + ranges.repaired.tobytes()
+        out[f"ranges/{name}"] = ranges.promised.tobytes() + ranges.agreed.tobytes()
     return out
 
 

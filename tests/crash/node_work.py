@@ -17,7 +17,7 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.commit import APPLY, Write
 from kvmeta.engine.kernels.layout import HIGH, LOW, ROW_WORDS, VERSION, WORD3, WORD4
 from kvmeta.version import MS_SHIFT
-from kvmeta_server.cluster.cluster_map import COPYING, STABLE, ClusterMap, Node, found
+from kvmeta_server.cluster.cluster_map import COPYING, STABLE, ClusterMap, Member, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
@@ -33,7 +33,7 @@ SELF, PEER = 1, 0  # slots
 
 Rows = NDArray[np.uint64]
 FIRST_MAP = found(
-    "faults", bytes(16), Node(PEER, "peer", "peer:1"), partitions=PARTITIONS, replicas=1, write_quorum=1
+    "faults", bytes(16), Member(PEER, "peer", "peer:1"), partitions=PARTITIONS, replicas=1, write_quorum=1
 )
 
 

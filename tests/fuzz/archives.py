@@ -5,9 +5,9 @@ from __future__ import annotations
 import tarfile
 from typing import Any
 
-from kvmeta.index.tar import scan
+from kvmeta.sources.tar import scan
 from tests.fuzz.target import Target, scratch
-from tests.unit.index.archives import END, extended, header, padded, pax_records, write_tar
+from tests.unit.sources.archives import END, extended, header, padded, pax_records, write_tar
 
 _BLOCK, _SUM_AT, _SUM_BYTES, _MAGIC_AT = 512, 148, 8, 257
 

@@ -10,20 +10,25 @@ import lz4.block
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from kvmeta.client.calls import DatasetCalls, StoreCalls, describe
+from kvmeta.client.catalogue import StorePrograms, describe
 from kvmeta.client.options import ClientOptions
+from kvmeta.client.programs import DatasetPrograms
+from kvmeta.client.routing import Router
 from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta.errors import InputError, UnavailableError
 from kvmeta.ids import ID, ids_from_ints
 from kvmeta.location import LOCATION
 from kvmeta.protocol import status
-from kvmeta.protocol.calls import CLUSTER_METHODS, METHODS, PEER_METHODS
-from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import LZ4, PLAIN, STATE, VERSION, pack, unpack, unpack_into, unpack_up_to
+from kvmeta.protocol.columns import CODE, LZ4, PLAIN, VERSION, Column, fill, unpack, unpack_up_to
+from kvmeta.protocol.messages import ColumnMessage, parse
+from kvmeta.protocol.methods import CLUSTER_METHODS, METHODS, PEER_METHODS
 from kvmeta.store import Scan
+from kvmeta.transport.grpc import DETAILS_KEY, failure_of
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta_server.cluster.peers import rows_of
 from tests.fuzz.target import Target
+from tests.messages import column_of
+from tests.messages import packed as pack
 
 ROWS_MAX = 65_536
 _ROWS = 10
@@ -45,10 +50,10 @@ def _column_seeds() -> list[bytes]:
 def _decode_column(data: bytes) -> Any:
     """Read a Packed as a column of each type."""
     try:
-        packed = pb.Packed.FromString(data)
+        packed = column_of(pb.Packed.FromString(data))
     except DecodeError:
         raise InputError("not a Packed") from None
-    for dtype in (ID, LOCATION, VERSION, STATE):
+    for dtype in (ID, LOCATION, VERSION, CODE):
         for read in (_up_to, _exactly, _into):
             try:
                 column = read(packed, dtype)
@@ -58,17 +63,17 @@ def _decode_column(data: bytes) -> Any:
     return packed
 
 
-def _up_to(packed: Any, dtype: Any) -> Any:
+def _up_to(packed: Column, dtype: Any) -> Any:
     return unpack_up_to(packed, dtype, ROWS_MAX, "column")
 
 
-def _exactly(packed: Any, dtype: Any) -> Any:
+def _exactly(packed: Column, dtype: Any) -> Any:
     return unpack(packed, dtype, _ROWS, "column")
 
 
-def _into(packed: Any, dtype: Any) -> Any:
+def _into(packed: Column, dtype: Any) -> Any:
     out = np.empty(_ROWS, dtype)
-    unpack_into(packed, out, "column")
+    fill(packed, out, slice(0, _ROWS), "column")
     return out
 
 
@@ -89,7 +94,11 @@ def _message_seeds() -> list[bytes]:
         columns = {name: _COLUMNS[name] for name in names if name in _COLUMNS}
         if "rows" in columns and kind.DESCRIPTOR.fields_by_name["rows"].message_type is None:
             del columns["rows"]
-        raw = Frame.of(kind(), LZ4, **columns).SerializeToString() if columns else kind().SerializeToString()
+        raw = (
+            ColumnMessage.of(kind(), LZ4, **columns).SerializeToString()
+            if columns
+            else kind().SerializeToString()
+        )
         seeds.append(bytes([number]) + raw)
     return seeds
 
@@ -101,31 +110,16 @@ def _decode_message(data: bytes) -> Any:
     for field in kind.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is pb.Packed.DESCRIPTOR:
-            unpack_up_to(value, STATE, ROWS_MAX, field.name)
+            unpack_up_to(value, CODE, ROWS_MAX, field.name)
             if field.name == "rows":
                 rows = rows_of(value)
                 assert rows.shape == (len(rows), ROW_WORDS)
     return message
 
 
-class _Failed:
-    """A failed call that says what the bytes say."""
-
-    def __init__(self, details: bytes) -> None:
-        self._details = details
-
-    def code(self) -> Any:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return "told"
-
-    def trailing_metadata(self) -> Any:
-        return ((status.DETAILS_KEY, self._details),)
-
-
 def _programs() -> list[Callable[[], Any]]:
-    calls = DatasetCalls("default", ClientOptions(), ROWS_MAX)
+    calls = DatasetPrograms("default", ClientOptions(), ROWS_MAX)
+    store = StorePrograms(ClientOptions(), Router(("server:7400",)))
     return [
         describe,
         lambda: calls.lookup(_IDS),
@@ -135,9 +129,9 @@ def _programs() -> list[Callable[[], Any]]:
         lambda: calls.relocate(_IDS, _LOCATIONS, _VERSIONS),
         lambda: calls.load([(_IDS, _LOCATIONS)]),
         lambda: calls.scan_page(Scan(page_rows=100, sample=1.0, tag=None, after=None, shard=(0, 1))),
-        lambda: StoreCalls().datasets(),
-        lambda: StoreCalls().stats(),
-        lambda: StoreCalls().verify(None, 0.0),
+        lambda: store.datasets(),
+        lambda: store.stats(),
+        lambda: store.verify(None),
     ]
 
 
@@ -145,7 +139,7 @@ def _decode_reply(data: bytes) -> Any:
     """Run a program of the SDK, by the first byte, whose every call is answered with the other bytes."""
     number, raw = data[:1] or b"\0", data[1:]
     if number == b"\xff":
-        return status.of_failed_call(_Failed(raw))
+        return failure_of(grpc.StatusCode.UNAVAILABLE, "told", ((DETAILS_KEY, raw),))
     programs = _programs()
     program = programs[number[0] % len(programs)]()
     calls = next(program)
@@ -162,9 +156,13 @@ def _decode_reply(data: bytes) -> Any:
 
 
 def _reply_seeds() -> list[bytes]:
-    lookup = Frame.of(pb.LookupResponse(), LZ4, states=_STATES, locations=_LOCATIONS, versions=_VERSIONS)
-    write = Frame.of(pb.WriteResponse(), LZ4, outcomes=_STATES, locations=_LOCATIONS, versions=_VERSIONS)
-    scan = Frame.of(
+    lookup = ColumnMessage.of(
+        pb.LookupResponse(), LZ4, states=_STATES, locations=_LOCATIONS, versions=_VERSIONS
+    )
+    write = ColumnMessage.of(
+        pb.WriteResponse(), LZ4, outcomes=_STATES, locations=_LOCATIONS, versions=_VERSIONS
+    )
+    scan = ColumnMessage.of(
         pb.ScanResponse(cursor=bytes(16), done=True),
         PLAIN,
         ids=_IDS,
@@ -174,7 +172,7 @@ def _reply_seeds() -> list[bytes]:
     job = pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=pb.VerifyReport(segments=1)))
     found = pb.GetResponse(location=pb.Location(volume=1), version=1)
     described = pb.DescribeResponse(batch_rows_max=4)
-    told = status.status(grpc.StatusCode.DATA_LOSS, "CORRUPTION", "x", {"path": "p", "ranges": "0-f,1-2"})
+    told = status.status(status.Code.DATA_LOSS, "CORRUPTION", "x", {"path": "p", "ranges": "0-f,1-2"})
     replies = [described, lookup, found, write, write, write, write, scan,
                pb.ListDatasetsResponse(names=["default"]), pb.StatsResponse(path="p"), job]  # fmt: skip
     seeds = [bytes([number]) + reply.SerializeToString() for number, reply in enumerate(replies)]

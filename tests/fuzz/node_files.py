@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from kvmeta_server.cluster.cluster_map import Node, decode, found
+from kvmeta_server.cluster.cluster_map import Member, decode, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
@@ -30,8 +30,8 @@ _HINT_ROW_BYTES = 48
 
 
 def _maps() -> list[bytes]:
-    one = found("prod", bytes(16), Node(0, "n1", "h:1", store_id="00"), partitions=PARTITIONS)
-    three = one.joined(Node(0, "n2", "h:2", "zone")).joined(Node(0, "n3", "h:3", weight=2.0))
+    one = found("prod", bytes(16), Member(0, "n1", "h:1", store_id="00"), partitions=PARTITIONS)
+    three = one.joined(Member(0, "n2", "h:2", "zone")).joined(Member(0, "n3", "h:3", weight=2.0))
     return [each.encode() for each in (one, three, three.switched(range(PARTITIONS)))]
 
 
@@ -88,7 +88,7 @@ def _states() -> list[bytes]:
     disk = FileDisk(scratch() / "seed-node")
     state = NodeState(disk)
     state.set_identity(Identity("00", "prod", "n1", 5))
-    state.set_map(found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=PARTITIONS))
+    state.set_map(found("prod", bytes(16), Member(0, "n1", "h:1"), partitions=PARTITIONS))
     table = {"next": 3, "datasets": {"x": {"id": 2, "ttl_s": 1.5, "bottom_filter": False}}}
     state.set_datasets(json.dumps(table).encode())
     state.set_copied(np.arange(PARTITIONS, dtype=np.uint64))

@@ -20,7 +20,7 @@ from kvmeta.engine.manifest import (
     MergeRecord,
     RunRecord,
     TreeRecord,
-    VolumeRecord,
+    VolumeRow,
 )
 from kvmeta.engine.mark import SLOT_BYTES, Mark, MarkFile
 from kvmeta.engine.page import PAGE_BYTES, PAYLOAD_BYTES, Bounds
@@ -136,7 +136,7 @@ def _manifest_seeds() -> list[bytes]:
     full = Change(
         datasets={1: DatasetRecord(1, "default"), 2: DatasetRecord(2, "other", 60.0, True)},
         trees={1: TreeRecord(7, (run, RunRecord(4, False, 1 << 60, ())), (merge,)), 2: TreeRecord()},
-        volumes={1: VolumeRecord(1, "file:///a.tar", "a"), 2: VolumeRecord(2, "x://y", "y", "offline", 9)},
+        volumes={1: VolumeRow(1, "file:///a.tar", "a"), 2: VolumeRow(2, "x://y", "y", "offline", 9)},
         anchor=Position(7, 1234),
     )
     seeds = []

@@ -7,7 +7,7 @@ import time
 import numpy as np
 
 import kvmeta
-from kvmeta.protocol.packed import pack
+from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from tests.hostile.wire import Wire, data_frames, message
 

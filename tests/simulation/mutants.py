@@ -15,24 +15,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kvmeta.engine import wal
-from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.layout import VERSION
-from kvmeta.engine.kernels.merge import ACCEPTED, STALE
+from kvmeta.engine.state import State as Store
 from kvmeta.errors import KvmetaError
-from kvmeta.testing.faults import Mix
-from kvmeta.testing.simulation import OWN_MIX, simulate
+from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
-from kvmeta_server.cluster import anti_entropy, coordinator, moves, quorum_rows, replica
+from kvmeta_server.cluster import anti_entropy, moves, quorum_rows, reading, replica, writing
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
-from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE, Coordinator, Read
+from kvmeta_server.cluster.deciding import Decider
 from kvmeta_server.cluster.handoff import Handoff
-from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.joining import Joining
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
-from kvmeta_server.cluster.replica import Applied, Replica
+from kvmeta_server.cluster.reading import Read, Reader
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import Applied, Bound
 from kvmeta_server.cluster.seams import Put
+from kvmeta_server.cluster.tally import Tally
+from kvmeta_server.cluster.writing import Writer
+from kvmeta_server.simulator.faults import Mix
+from kvmeta_server.simulator.simulation import OWN_MIX, simulate
 
 SEEDS_MAX = 400
 Patch = Callable[[Any, str, Any], None]
@@ -62,20 +66,20 @@ def targets_count_as_owners(patch: Patch) -> None:
     def enough(tally: Any) -> Any:
         return tally.owners + tally.targets >= tally.need_owners
 
-    patch(coordinator._Tally, "enough", property(enough))
+    patch(Tally, "enough", property(enough))
 
 
 def epoch_unchecked_at_the_acknowledgement(patch: Patch) -> None:
-    async def attempt(self: Any, dataset: str, rows: Any, *, found: bool = False) -> Any:
+    async def attempt(self: Any, dataset: str, rows: Any, bound: Bound = Bound.PROMISED) -> Any:
         cluster_map = self._maps.current
         partitions = cluster_map.partition_of(rows[:, 0])
-        tally = coordinator._Tally(cluster_map, partitions, found=found)
+        tally = writing.Tally(cluster_map, partitions, bound)
         await self._spread(tally, dataset, cluster_map, partitions, rows)
         if tally.newest:
             self._clock.observe(tally.newest)
         return tally.enough, tally, cluster_map.epoch
 
-    patch(Coordinator, "_attempt", attempt)
+    patch(Writer, "attempt", attempt)
 
 
 def clock_ceiling_not_kept(patch: Patch) -> None:
@@ -87,7 +91,7 @@ def stale_taken_for_accepted(patch: Patch) -> None:
 
     def lenient(self: Any, *args: Any, **named: Any) -> Applied:
         outcomes, versions = apply(self, *args, **named)
-        return Applied(np.where(outcomes == STALE, np.uint8(ACCEPTED), outcomes), versions)
+        return Applied(np.where(outcomes == Outcome.STALE, np.uint8(Outcome.TOOK_EFFECT), outcomes), versions)
 
     patch(Replica, "apply", lenient)
 
@@ -99,11 +103,11 @@ def tombstones_dropped_early(patch: Patch) -> None:
     patch(Replica, "_allow_purge", allow)
 
 
-def reads_not_repaired(patch: Patch) -> None:
-    async def repair(self: Any, dataset: str, rows: Any) -> Any:
+def reads_not_brought(patch: Patch) -> None:
+    async def bring(self: Any, dataset: str, rows: Any, bound: Any = None) -> Any:
         return np.ones(len(rows), np.bool_)
 
-    patch(Coordinator, "repair", repair)
+    patch(Writer, "bring", bring)
 
 
 def read_quorum_one_short(patch: Patch) -> None:
@@ -155,18 +159,18 @@ def steps_without_the_owners_knowing(patch: Patch) -> None:
 def promises_not_kept(patch: Patch) -> None:
     apply = Replica.apply
 
-    def anyway(self: Any, dataset: str, epoch: int, rows: Any, **why: Any) -> Applied:
-        return apply(self, dataset, epoch, rows, repair=True)
+    def anyway(self: Any, dataset: str, epoch: int, rows: Any, bound: Any = None) -> Applied:
+        return apply(self, dataset, epoch, rows, Bound.NONE)
 
     patch(Replica, "apply", anyway)
 
 
-def repaired_without_agreement(patch: Patch) -> None:
+def agreed_without_comparing(patch: Patch) -> None:
     async def compare(
         self: Any, dataset: str, owners: tuple[int, ...], partitions: list[int], cut: int, epoch: int
     ) -> int:
         for owner in owners:
-            await self._peers.repaired(owner, dataset, partitions, cut)
+            await self._peers.agree(owner, dataset, partitions, cut)
         return 0
 
     patch(AntiEntropy, "_compare", compare)
@@ -212,48 +216,48 @@ def newer_maps_not_kept(patch: Patch) -> None:
 
 def relocates_on_any_version(patch: Patch) -> None:
     def judge(self: Any, dataset: str, got: Any, rows: Any) -> Any:
-        return np.full(len(rows), coordinator.UNACKNOWLEDGED, np.uint8)
+        return np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8)
 
-    patch(Coordinator, "_judge", judge)
+    patch(Decider, "_judge", judge)
 
 
 def inserts_without_a_look(patch: Patch) -> None:
-    patch(Coordinator, "absent", lambda self, dataset, rows: np.ones(len(rows), np.bool_))
+    patch(Decider, "absent", lambda self, dataset, rows: np.ones(len(rows), np.bool_))
 
 
 def left_behind_taken_for_kept(patch: Patch) -> None:
     async def kept(self: Any, dataset: str, rows: Any, left: Any) -> Any:
         return np.ones(int(left.sum()), np.bool_)
 
-    patch(Coordinator, "_kept", kept)
+    patch(Decider, "_kept", kept)
 
 
 def reads_not_brought_to_targets(patch: Patch) -> None:
-    patch(coordinator._Unsettled, "of", lambda self, versions: np.zeros(len(versions), np.bool_))
+    patch(reading.Unsettled, "of", lambda self, versions: np.zeros(len(versions), np.bool_))
 
 
 def fast_misses_believed(patch: Patch) -> None:
-    read = Coordinator.read
+    read = Reader.read
 
     async def believing(self: Any, dataset: str, mixed: Any, *, fast: bool = False) -> Read:
         if not fast:
             return await read(self, dataset, mixed)
-        states, rows = np.full(len(mixed), UNAVAILABLE, np.uint8), np.zeros((len(mixed), 6), np.uint64)
+        states, rows = np.full(len(mixed), State.UNAVAILABLE, np.uint8), np.zeros((len(mixed), 6), np.uint64)
         rows[:, :2] = mixed
         await self._read_one(dataset, states, rows)
-        return Read(np.zeros_like(states), rows, "")
+        return Read(np.full_like(states, State.ANSWERED), rows, "")
 
-    patch(Coordinator, "read", believing)
+    patch(Reader, "read", believing)
 
 
 def unavailable_told_as_absent(patch: Patch) -> None:
-    read = Coordinator.read
+    read = Reader.read
 
     async def absent(self: Any, dataset: str, mixed: Any, *, fast: bool = False) -> Read:
         got = await read(self, dataset, mixed, fast=fast)
-        return Read(np.full_like(got.states, ANSWERED), got.rows, "")
+        return Read(np.full_like(got.states, State.ANSWERED), got.rows, "")
 
-    patch(Coordinator, "read", absent)
+    patch(Reader, "read", absent)
 
 
 def the_older_version_wins_a_copy(patch: Patch) -> None:
@@ -269,13 +273,13 @@ def the_older_version_wins_a_copy(patch: Patch) -> None:
 
 
 def acknowledged_without_a_sync(patch: Patch) -> None:
-    durably = Engine._durably
+    durably = Store._durably
 
     def careless(self: Any, batch: Any) -> None:
         with suppress(KvmetaError):
             durably(self, batch)
 
-    patch(Engine, "_durably", careless)
+    patch(Store, "_durably", careless)
 
 
 def map_changed_without_comparing(patch: Patch) -> None:
@@ -291,11 +295,11 @@ def map_changed_without_comparing(patch: Patch) -> None:
 
 
 def removed_nodes_come_back(patch: Patch) -> None:
-    patch(Member, "_check_membership", lambda self, cluster_map: None)
+    patch(Joining, "_check_membership", lambda self, cluster_map: None)
 
 
 def hints_counted_for_the_quorum(patch: Patch) -> None:
-    send = Coordinator._send
+    send = Writer._send
 
     async def counting(self: Any, tally: Any, slot: int, *rest: Any) -> None:
         before, tally.reason = tally.reason, ""
@@ -306,7 +310,7 @@ def hints_counted_for_the_quorum(patch: Patch) -> None:
             tally.targets[to] += is_target
         tally.reason = tally.reason or before
 
-    patch(Coordinator, "_send", counting)
+    patch(Writer, "_send", counting)
 
 
 def hints_for_ex_owners_dropped(patch: Patch) -> None:
@@ -316,7 +320,7 @@ def hints_for_ex_owners_dropped(patch: Patch) -> None:
     send = Handoff._send
 
     async def careless(self: Any, slot: int) -> None:
-        coordinator, self._coordinator = self._coordinator, SimpleNamespace(repair=taken)
+        coordinator, self._coordinator = self._coordinator, SimpleNamespace(bring=taken)
         try:
             await send(self, slot)
         finally:
@@ -335,7 +339,7 @@ def copied_without_tombstones(patch: Patch) -> None:
     patch(quorum_rows, "merged", living)
 
 
-def repaired_versions_do_not_travel(patch: Patch) -> None:
+def agreement_does_not_travel(patch: Patch) -> None:
     async def nothing(self: Any, cluster_map: Any, dataset: str, partitions: Any) -> None:
         pass
 
@@ -365,8 +369,8 @@ MUTANTS = {
         ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 23),
         ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 133),
         ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 12),
-        ("tombstones go before the repaired version", tombstones_dropped_early, 3),
-        ("a read is answered before it is repaired", reads_not_repaired, 14),
+        ("tombstones go before all owners agreed", tombstones_dropped_early, 3),
+        ("a read is answered before W owners have it", reads_not_brought, 14),
         ("R - W replicas are read", read_quorum_one_short, 1),
         ("W - 1 owners acknowledge", write_quorum_one_short, 1),
         ("a write in a move does not wait for the targets", targets_not_waited_for, 71),
@@ -374,7 +378,7 @@ MUTANTS = {
         ("targets are read before they have copied", switched_before_all_have_copied, 1),
         ("a move goes on before the owners know the step before", steps_without_the_owners_knowing, 1),
         ("what was promised not to come is taken", promises_not_kept, 7, AWAY),
-        ("the repaired version rises without agreement", repaired_without_agreement, 1),
+        ("owners are told that they agreed, and did not", agreed_without_comparing, 1),
         ("an owner drops what it is still asked for", dropped_while_it_is_read, 1),
         ("what was left over from before counts as held", what_is_left_over_counts_as_held, 4, SLOWLY),
         ("a replica takes work of an older epoch", nothing_fenced, 1, CUT_OFF),
@@ -392,7 +396,7 @@ MUTANTS = {
         ("a hint counts for the quorum", hints_counted_for_the_quorum, 1),
         ("a hint for an ex-owner is dropped", hints_for_ex_owners_dropped, 14),
         ("a copy leaves tombstones out", copied_without_tombstones, 18),
-        ("the repaired version does not travel with a move", repaired_versions_do_not_travel, 113, MOVING),
+        ("what was agreed does not travel with a move", agreement_does_not_travel, 113, MOVING),
         ("a restart forgets the end of the log", the_log_loses_its_end, 2),
         ("stamps follow the wall clock alone", writes_not_stamped_again, 4),
     )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from kvmeta.testing.loop import Process, SimulatedLoop
+from kvmeta_server.simulator.loop import Process, SimulatedLoop
 
 
 def told_by(story: Callable[[Process, list[str]], Any]) -> list[str]:

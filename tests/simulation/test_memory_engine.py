@@ -7,7 +7,7 @@ import pytest
 
 import kvmeta
 from kvmeta.errors import UnavailableError
-from kvmeta.testing.memory_engine import MemoryDisk, MemoryEngine, MemoryStore
+from kvmeta.testing.memory import MemoryDisk, MemoryEngine, MemoryStore
 from tests.contract.test_contract import StoreContract, locations, many
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmeta.testing.simulation import simulate
+from kvmeta_server.simulator.simulation import simulate
 from tests.simulation.mutants import MUTANTS, planted
 
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from kvmeta.testing.__main__ import main
-from kvmeta.testing.history import NOTHING, Floor, History, Sent, Violation
-from kvmeta.testing.simulation import simulate
 from kvmeta.version import TOMBSTONE
+from kvmeta_server.simulator.__main__ import main
+from kvmeta_server.simulator.history import NOTHING, Floor, History, Sent, Violation
+from kvmeta_server.simulator.simulation import simulate
 
 KEY, PLACE, OTHER = bytes(16), (1, 1, 0), (1, 2, 0)
 
@@ -19,12 +19,12 @@ KEY, PLACE, OTHER = bytes(16), (1, 1, 0), (1, 2, 0)
 @pytest.mark.parametrize("seed", range(1, 26))
 def test_a_seed_violates_nothing(seed: int) -> None:
     result = simulate(seed)
-    assert not result.violation, f"python -m kvmeta.testing --seed {seed}: {result.violation}"
+    assert not result.violation, f"python -m kvmeta_server.simulator --seed {seed}: {result.violation}"
     assert sum(result.faults.values()) >= 25
 
 
 def test_a_seed_has_one_trace_in_every_process() -> None:
-    program = "from kvmeta.testing.simulation import simulate; print(simulate(3).trace)"
+    program = "from kvmeta_server.simulator.simulation import simulate; print(simulate(3).trace)"
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     traces = {
         subprocess.run(

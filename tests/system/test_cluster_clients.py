@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import etcd, local_cluster
 from tests.system.test_cluster_life import open_at, places, some_ids

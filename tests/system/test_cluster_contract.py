@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import kvmeta
 from kvmeta.remote import RemoteStore
-from kvmeta_server.cluster import member, membership, moves
+from kvmeta_server.cluster import joining, membership, moves
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import etcd, local_cluster
@@ -49,7 +49,7 @@ class TestClusterWhileANodeDiesAndReturns(StoreContract):
 
     @pytest.fixture
     def store(self, tmp_path: Path, etcd: DevEtcd, monkeypatch: pytest.MonkeyPatch) -> Iterator[kvmeta.Store]:
-        for module in (member, membership):  # who returns waits for the lease of its last life to end
+        for module in (joining, membership):  # who returns waits for the lease of its last life to end
             monkeypatch.setattr(module, "LEASE_S", 2)
         with local_cluster(tmp_path, etcd, 3, OPTIONS, limits__batch_rows_max=256) as cluster:
             target = f"{cluster.target},{cluster.nodes['n2'].address}"
@@ -92,9 +92,9 @@ class TestClusterWhileANodeJoins(StoreContract):
             with kvmeta.open(cluster.target, options=options) as store:
                 monkeypatch.setattr(moves, "CHUNK", 1)
                 monkeypatch.setattr(moves.Moves, "_copy_chunk", slowly)
-                joining = cluster.start("n4").node.membership
-                assert joining.current.moving.any()
+                newcomer = cluster.start("n4").node.membership
+                assert newcomer.current.moving.any()
                 yield store
-                assert joining.current.moving.any()
+                assert newcomer.current.moving.any()
                 ended.set()
                 cluster.settle()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta.engine.kernels import hashing
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import (
@@ -137,8 +137,8 @@ def test_what_replicas_differ_in_is_repaired_before_the_answer(three: LocalClust
     rows = np.zeros((1, 6), np.uint64)
     node = three.nodes["n1"].node
     mixed = np.empty((1, 2), np.uint64)
-    hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.store.engine.keys, mixed)
-    rows[:, :2], rows[:, 2], rows[:, 3] = mixed, node.store.engine.clock.stamp(), 9
+    hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.backend.local.engine.keys, mixed)
+    rows[:, :2], rows[:, 2], rows[:, 3] = mixed, node.backend.local.engine.clock.stamp(), 9
     node.replica.apply("default", 0, rows)
     with open_at(three, "n1") as store:
         found = [store.dataset().lookup(some_ids(1)).found[0] for _ in range(3)]
@@ -158,7 +158,7 @@ def test_anti_entropy_makes_replicas_equal_and_lets_tombstones_go(three: LocalCl
     three.run(drop_everything(lost))
     assert held_by(three, "n3") == 0
     time.sleep(0.01)
-    with kvmeta.cluster.open(three.target) as cluster:
+    with kvmeta.operators.open(three.target) as cluster:
         done = cluster.repair()
         assert done.partitions == 16
         assert done.rows >= N
@@ -187,14 +187,14 @@ def test_a_promise_keeps_a_late_hint_from_bringing_back_what_was_deleted(three: 
         version = int(ds.lookup(some_ids(1)).versions[0])
         ds.delete(some_ids(10))
     time.sleep(0.01)
-    with kvmeta.cluster.open(three.target) as cluster:
+    with kvmeta.operators.open(three.target) as cluster:
         cluster.repair()
         cluster.repair()
     for node in three.nodes.values():
         node.local.compact()
     node = three.nodes["n1"].node
     late = np.zeros((1, 6), np.uint64)
-    hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.store.engine.keys, late)
+    hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.backend.local.engine.keys, late)
     late[:, 2] = version
     assert node.replica.apply("default", 0, late).outcomes.tolist() == [2]
     with open_at(three) as store:
@@ -216,7 +216,7 @@ def digests(cluster: LocalCluster, name: str) -> list[int]:
 
 
 def test_a_damaged_range_is_repaired_from_replicas_by_itself(three: LocalCluster) -> None:
-    with open_at(three) as store, kvmeta.cluster.open(three.target) as cluster:
+    with open_at(three) as store, kvmeta.operators.open(three.target) as cluster:
         ds = store.dataset()
         ds.put(some_ids(), places())
         until(lambda: all(held_by(three, name) == N for name in three.nodes), "writes")
@@ -250,7 +250,7 @@ def test_a_damaged_range_is_repaired_from_replicas_by_itself(three: LocalCluster
 
 
 def test_a_cluster_grows_and_shrinks_with_everything_in_it(three: LocalCluster) -> None:
-    with open_at(three, "n1") as store, kvmeta.cluster.open(three.target) as cluster:
+    with open_at(three, "n1") as store, kvmeta.operators.open(three.target) as cluster:
         ds = store.dataset()
         ds.put(some_ids(), places())
         ds.delete(some_ids(500))
@@ -285,7 +285,7 @@ def test_what_a_node_owns_no_more_is_dropped_and_may_come_back(tmp_path: Path, e
         until(lambda: held_by(cluster, "n1") + held_by(cluster, "n2") == N, "dropping")
         assert held_by(cluster, "n2") > N / 4
         store.dataset().delete(some_ids(N // 2))
-        with kvmeta.cluster.open(cluster.target) as operator:
+        with kvmeta.operators.open(cluster.target) as operator:
             operator.drain("n2", force=True)
         gone = cluster.nodes.pop("n2")
         cluster.settle()
@@ -296,7 +296,7 @@ def test_what_a_node_owns_no_more_is_dropped_and_may_come_back(tmp_path: Path, e
 def test_a_dead_node_is_removed_and_its_share_copied(three: LocalCluster) -> None:
     three.start("n4")
     three.settle()
-    with open_at(three, "n1") as store, kvmeta.cluster.open(three.target) as cluster:
+    with open_at(three, "n1") as store, kvmeta.operators.open(three.target) as cluster:
         store.dataset().put(some_ids(), places())
         dead = three.nodes.pop("n3")
         three.run(dead.stop())
@@ -356,14 +356,14 @@ def remove_dead(cluster: LocalCluster, name: str) -> None:
     cluster.kill(name)
     del cluster.nodes[name]
     until(lambda: not cluster.nodes["n1"].node.peers.likely(slot), "its absence")
-    with kvmeta.cluster.open(cluster.target) as operator:
+    with kvmeta.operators.open(cluster.target) as operator:
         operator.remove(name)
 
 
 def test_a_move_whose_target_dies_waits_and_is_undone_by_removing_it(
     three: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_at(three, "n1") as store, kvmeta.cluster.open(three.target) as cluster:
+    with open_at(three, "n1") as store, kvmeta.operators.open(three.target) as cluster:
         ds = store.dataset()
         ds.put(some_ids(), places())
         monkeypatch.setattr(moves.Moves, "_copy", never)
@@ -410,7 +410,7 @@ def replace_node(config: object, name: str, data: Path) -> object:
 def test_a_copy_of_a_nodes_data_does_not_run_beside_it(
     three: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmeta_server.cluster.member.LEASE_S", 0)
+    monkeypatch.setattr("kvmeta_server.cluster.node.LEASE_S", 0)
     three.stop("n3")
     shutil.copytree(tmp_path / "n3", tmp_path / "copy")
     three.start("n3")
@@ -462,7 +462,7 @@ def test_a_node_with_what_another_cluster_is_founded_with_does_not_join_one_of_i
     with pytest.raises(InputError, match=r"64 was given, and cluster .* was founded with 16"):
         three.start("n3", partitions=64)
     three.start("n3", replicas=3)
-    assert [node.name for node in three.nodes["n3"].node.membership.current.nodes] == ["n1", "n2", "n3"]
+    assert [node.name for node in three.nodes["n3"].node.membership.current.members] == ["n1", "n2", "n3"]
 
 
 def test_a_node_of_another_cluster_is_refused_by_its_data(three: LocalCluster, tmp_path: Path) -> None:
@@ -515,7 +515,7 @@ def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(tmp_path:
 
 
 def test_operators_are_told_what_cannot_be(three: LocalCluster) -> None:
-    with kvmeta.cluster.open(three.target) as cluster:
+    with kvmeta.operators.open(three.target) as cluster:
         with pytest.raises(InputError, match="2 nodes for 3 replicas"):
             cluster.drain("n2")
         with pytest.raises(InputError, match="answers; drain it"):
@@ -540,7 +540,7 @@ def test_without_etcd_reads_and_writes_go_on_and_changes_say_so(
     monkeypatch.setattr(membership, "LEASE_S", 2)
     server = DevEtcd(tmp_path / "etcd")
     with local_cluster(tmp_path, server, 3) as cluster:
-        with open_at(cluster) as store, kvmeta.cluster.open(cluster.target) as operator:
+        with open_at(cluster) as store, kvmeta.operators.open(cluster.target) as operator:
             ds = store.dataset()
             ds.put(some_ids(1000), places(1000))
             store.create_dataset("named").put(some_ids(10), places(10))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta.errors import InputError
 from kvmeta_server.cluster import moves
 from kvmeta_server.dev import DevEtcd
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.system
 
 def test_a_repair_counts_every_partition_of_every_dataset(tmp_path: Path, etcd: DevEtcd) -> None:
     with local_cluster(tmp_path, etcd, 4) as cluster:
-        with open_at(cluster, "n1") as store, kvmeta.cluster.open(cluster.target) as operator:
+        with open_at(cluster, "n1") as store, kvmeta.operators.open(cluster.target) as operator:
             store.create_dataset("second")
             steps: list[tuple[int, int]] = []
             done = operator.repair(progress=lambda *step: steps.append(step))
-            assert done == kvmeta.cluster.Repaired(partitions=32, rows=0, skipped=0, datasets=2)
+            assert done == kvmeta.operators.Repaired(partitions=32, rows=0, skipped=0, datasets=2)
             assert steps == [(step, 8) for step in range(8)]
-            assert operator.repair("second") == kvmeta.cluster.Repaired(16, 0, 0, 1)
+            assert operator.repair("second") == kvmeta.operators.Repaired(16, 0, 0, 1)
             cluster.stop("n4")
             until(lambda: not cluster.nodes["n1"].node.peers.likely(3), "its absence")
             done = operator.repair()
@@ -57,7 +57,7 @@ def test_of_two_operators_who_drain_at_once_one_is_told_of_the_other(
         at_once = threading.Barrier(2)
 
         def drain(asked: str, node: str) -> None:
-            with kvmeta.cluster.open(f"kvmeta://{cluster.nodes[asked].address}") as operator:
+            with kvmeta.operators.open(f"kvmeta://{cluster.nodes[asked].address}") as operator:
                 operator.status()
                 at_once.wait(60)
                 try:
@@ -72,12 +72,12 @@ def test_of_two_operators_who_drain_at_once_one_is_told_of_the_other(
                 thread.start()
             for thread in threads:
                 thread.join(60)
-        (won,) = [node for node, answer in told.items() if isinstance(answer, kvmeta.cluster.Changed)]
+        (won,) = [node for node, answer in told.items() if isinstance(answer, kvmeta.operators.Changed)]
         (lost,) = set(told) - {won}
         assert f"node {won!r} is on its way out" in str(told[lost])
         gone = cluster.nodes.pop(won)
         cluster.settle()
         cluster.run(gone.stop())
-        states = {node.name: node.state for node in cluster.nodes["n1"].node.membership.current.nodes}
+        states = {node.name: node.state for node in cluster.nodes["n1"].node.membership.current.members}
         assert states == dict.fromkeys(cluster.nodes, "active")
         assert store.dataset().lookup(some_ids()).found.all()

@@ -19,7 +19,7 @@ import pytest
 
 import kvmeta
 import kvmeta.aio
-import kvmeta.cluster
+import kvmeta.operators
 from bench import cluster as benchmark
 from kvmeta_server.dev import DevCluster
 
@@ -31,7 +31,7 @@ IDS = kvmeta.ids_from_ints(np.arange(5000, dtype=np.uint64))
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevCluster]:
     with DevCluster(tmp_path_factory.mktemp("dev"), settings=["cluster.partitions=32"]) as cluster:
-        with kvmeta.cluster.open(cluster.target) as operator:
+        with kvmeta.operators.open(cluster.target) as operator:
             while len(operator.status().members) < 3 or operator.status().moving:
                 pass
         yield cluster
@@ -200,7 +200,7 @@ def test_dev_tells_how_one_more_node_joins_and_which_process_ended(tmp_path: Pat
         words = shlex.split(said[-1].removeprefix("one more node: "))
         assert words[:2] == ["kvmeta", "serve"]
         with (
-            kvmeta.cluster.open(target) as operator,
+            kvmeta.operators.open(target) as operator,
             subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.DEVNULL) as third,
         ):
             try:
@@ -221,11 +221,11 @@ def test_zones_and_weights_are_kept_and_a_drain_can_be_taken_back(tmp_path: Path
             cluster.add(f"cluster.zone={zone}")
         command = [sys.executable, "-m", "kvmeta", *cluster.next_node(), "--zone", "c", "--weight", "2"]
         with (
-            kvmeta.cluster.open(cluster.target) as operator,
+            kvmeta.operators.open(cluster.target) as operator,
             subprocess.Popen(command, stderr=subprocess.DEVNULL) as fourth,
         ):
 
-            def settled() -> dict[str, kvmeta.cluster.Member]:
+            def settled() -> dict[str, kvmeta.operators.Member]:
                 until(lambda: len(operator.status().members) == 4 and not operator.status().moving, "moves")
                 return {each.name: each for each in operator.status().members}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta.errors import InputError, UnavailableError
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.lease import Lease
@@ -203,7 +203,7 @@ def test_a_node_joins_by_mutual_tls_though_one_member_is_away(tmp_path: Path) ->
         node = DevNode("n1", port, serve, tmp_path / "n1.log", settings, tied=False)
         try:
             node.wait()
-            with kvmeta.cluster.open(f"kvmeta://{node.address}") as cluster:
+            with kvmeta.operators.open(f"kvmeta://{node.address}") as cluster:
                 told = cluster.status()
             assert (told.name, told.etcd) == ("secure", True)
             assert [member.name for member in told.members] == ["n1"]

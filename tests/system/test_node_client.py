@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import kvmeta
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta_server.dev import DevCluster
 from tests.serving import ServerProcess
 
@@ -66,7 +66,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield server.target
         return
     with DevCluster(tmp_path, settings=["cluster.partitions=32"]) as cluster:
-        with kvmeta.cluster.open(cluster.target) as operator:
+        with kvmeta.operators.open(cluster.target) as operator:
             while len(operator.status().members) < 3 or operator.status().moving:
                 time.sleep(0.05)
         yield f"kvmeta://{cluster.nodes['n2'].address}"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2
@@ -17,16 +15,17 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.rpc import error_details_pb2, status_pb2
 
 import kvmeta
-from kvmeta.client.attempts import Call
-from kvmeta.client.calls import DatasetCalls, StoreCalls
-from kvmeta.client.options import ClientOptions
 from kvmeta.errors import NotFoundError
 from kvmeta.protocol import codes, status
-from kvmeta.protocol.packed import LZ4, STATE, VERSION, pack, unpack
-from kvmeta.store import CURSOR_BYTES, Scan
+from kvmeta.protocol.columns import CODE, LZ4, VERSION, unpack
+from kvmeta.protocol.methods import CLUSTER_METHODS, METHODS, PEER_METHODS, STORE_METHODS, Method
+from kvmeta.store import CURSOR_BYTES
+from kvmeta.transport.grpc import DETAILS_KEY
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.version import COUNTER_SHIFT, MS_SHIFT, SLOT_SHIFT, TOMBSTONE
 from kvmeta_server import answers, config, jobs
+from tests.messages import column_of
+from tests.messages import packed as pack
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "protocol.md").read_text()
@@ -68,16 +67,16 @@ def test_the_response_of_the_worked_example_says_what_the_page_says() -> None:
     locations = np.zeros(2, kvmeta.LOCATION)
     locations[0] = (1, 100, 512, 0x11111111, 7)
     reply = pb.LookupResponse.FromString(example("0a 04"))
-    assert unpack(reply.states, STATE, 2, "states").tolist() == [codes.FOUND, 0]
-    assert (unpack(reply.locations, kvmeta.LOCATION, 2, "locations") == locations).all()
-    assert unpack(reply.versions, VERSION, 2, "versions").tolist() == [0x18ACA78D1A000000, 0]
+    assert unpack(column_of(reply.states), CODE, 2, "states").tolist() == [codes.State.FOUND, 0]
+    assert (unpack(column_of(reply.locations), kvmeta.LOCATION, 2, "locations") == locations).all()
+    assert unpack(column_of(reply.versions), VERSION, 2, "versions").tolist() == [0x18ACA78D1A000000, 0]
 
 
 def test_the_lz4_example_is_what_the_code_reads_and_writes() -> None:
     states = np.zeros(64, np.uint8)
     packed = pb.Packed.FromString(example("12 0f"))
     assert packed.WhichOneof("form") == "lz4"
-    assert (unpack(packed, STATE, 64, "states") == states).all()
+    assert (unpack(column_of(packed), CODE, 64, "states") == states).all()
     assert pack(states, LZ4).WhichOneof("form") == "lz4"
 
 
@@ -86,7 +85,7 @@ def test_the_sizes_and_offsets_of_the_columns() -> None:
         name: int(size) for name, size in re.findall(r"^\| `(\w+)` \| (\d+) \|", section("## Columns"), re.M)
     }
     itemsizes = {"ids": 16, "locations": kvmeta.LOCATION.itemsize, "versions": VERSION.itemsize}
-    assert sizes == {**itemsizes, "states": STATE.itemsize, "outcomes": STATE.itemsize}
+    assert sizes == {**itemsizes, "states": CODE.itemsize, "outcomes": CODE.itemsize}
     fields = {
         row[1].split()[0]: (int(row[0]), f"<{row[1].split()[1]}") for row in rows("### Location: 24 bytes")
     }
@@ -116,15 +115,13 @@ def test_the_bits_of_a_version() -> None:
 
 def test_the_codes_of_states_and_outcomes() -> None:
     states = {int(row[0]): re.split(r"[:;]", row[1])[0] for row in rows("### Codes")}
-    assert states == {
-        0: "absent",
-        codes.FOUND: "found",
-        codes.FAILED: "failed",
-        codes.UNAVAILABLE: "unavailable",
-    }
+    assert states == {int(state): state.name.lower() for state in codes.State if state < codes.State.FENCED}
     outcomes = dict(re.findall(r"^\| (\d) \| x? ?\| x? ?\| ([a-z ]*[a-z])", PAGE, re.MULTILINE))
     words = {str(int(each)): each.name.lower() for each in kvmeta.Outcome if each}
-    beyond = {str(codes.EXISTS): "exists", str(codes.UNACKNOWLEDGED): "not acknowledged"}
+    beyond = {
+        str(int(codes.Outcome.EXISTS)): "exists",
+        str(int(codes.Outcome.UNACKNOWLEDGED)): "not acknowledged",
+    }
     assert outcomes == {"0": "took effect", **words, **beyond}
 
 
@@ -158,39 +155,45 @@ def test_every_call_of_the_service_is_on_the_page() -> None:
     assert listed == [method.name for method in pb.DESCRIPTOR.services_by_name["StoreService"].methods]
 
 
-def first_call(program: Generator[Iterable[Call], Any, Any]) -> Call:
-    return next(iter(next(program)))
+def may_repeat(method: Method, request: Any) -> bool:
+    return method.may_repeat(request)
 
 
-def test_what_may_be_repeated_is_what_the_sdk_repeats() -> None:
-    ids, locations = kvmeta.ids_from_ints([1]), np.zeros(1, kvmeta.LOCATION)
-    store, dataset = StoreCalls(), DatasetCalls("default", ClientOptions(), 100)
+def test_what_may_be_repeated_is_what_the_rows_say() -> None:
     said = {(row[0].strip("`"), row[1]): row[2].strip("*") for row in rows("## Calls")}
-    calls = [
-        *(
-            first_call(each)
-            for each in (store.datasets(), store.flush(), store.stats(), store.list_volumes())
-        ),
-        first_call(store.add_volume("file:///x", None, None)),
-        first_call(store.volumes([1])),
-        first_call(store.create_dataset("x", None, False)),
-        first_call(store.drop_dataset("x")),
-        first_call(dataset.lookup(ids)),
-        first_call(dataset.scan_page(Scan())),
-    ]
-    of_method = {method: answer for (method, _), answer in said.items()}
-    for call in calls:
-        assert call.repeatable == (of_method[call.method] == "yes"), call.method
-    writes = {what: answer for (method, what), answer in said.items() if method == "Write"}
-    by_operation = {
-        "PUT": dataset.put(ids, locations),
-        "DELETE": dataset.delete(ids),
-        "INSERT": dataset.insert(ids, locations),
-        "RELOCATE": dataset.relocate(ids, locations, np.zeros(1, np.uint64)),
-    }
-    for name, program in by_operation.items():
-        (answer,) = (answer for what, answer in writes.items() if name in what)
-        assert first_call(program).repeatable == (answer == "yes"), name
+    for (name, what), answer in said.items():
+        method = STORE_METHODS[name]
+        if name == "Write":
+            for operation in ("PUT", "DELETE", "INSERT", "RELOCATE"):
+                if operation in what:
+                    request = pb.WriteRequest(operation=pb.Operation.Value(f"OPERATION_{operation}"))
+                    assert may_repeat(method, request) == (answer == "yes"), operation
+        elif answer in ("yes", "no"):
+            assert may_repeat(method, method.request()) == (answer == "yes"), name
+    update, start = STORE_METHODS["UpdateVolume"], STORE_METHODS["StartJob"]
+    by_uri, by_number = pb.VolumeName(uri="s3://a/b"), pb.VolumeName(number=1)
+    assert said["UpdateVolume", "change a volume's URI or state"].startswith("if it names the volume by")
+    assert may_repeat(update, pb.UpdateVolumeRequest(volume=by_number, uri="s3://c/d"))
+    assert may_repeat(update, pb.UpdateVolumeRequest(volume=by_uri, state=pb.VOLUME_STATE_OFFLINE))
+    assert not may_repeat(update, pb.UpdateVolumeRequest(volume=by_uri, uri="s3://c/d"))
+    assert said["StartJob", "start long work"] == "with a `request_id`"
+    assert may_repeat(start, pb.StartJobRequest(request_id="x"))
+    assert not may_repeat(start, pb.StartJobRequest())
+
+
+@pytest.mark.parametrize(
+    "methods", [STORE_METHODS, CLUSTER_METHODS, PEER_METHODS], ids=["store", "cluster", "peer"]
+)
+def test_every_call_of_the_proto_files_has_a_row(methods: dict[str, Method]) -> None:
+    (service,) = {method.described.containing_service for method in methods.values()}
+    assert list(methods) == [each.name for each in service.methods]
+
+
+def test_a_quick_call_changes_nothing_and_may_be_repeated() -> None:
+    for method in METHODS.values():
+        if method.row.quick:
+            assert not method.row.changes, method.name
+            assert may_repeat(method, method.request()), method.name
 
 
 # Errors
@@ -202,8 +205,8 @@ def published_errors() -> dict[str, list[str]]:
 
 def test_every_reason_is_on_the_page_with_its_status() -> None:
     codes = {reason: code.name for _, code, reason in status.TABLE}
-    codes |= dict.fromkeys(status.NOT_STARTED, grpc.StatusCode.UNAVAILABLE.name)
-    codes[status.FAULT] = grpc.StatusCode.INTERNAL.name
+    codes |= dict.fromkeys(status.NOT_STARTED, status.Code.UNAVAILABLE.name)
+    codes[status.FAULT] = status.Code.INTERNAL.name
     published = published_errors()
     assert {reason: cells[0] for reason, cells in published.items()} == codes
     assert set(published) == status.REASONS
@@ -218,11 +221,11 @@ def test_any_call_is_sent_again_only_where_nothing_was_done() -> None:
 
 def test_the_details_example_is_what_the_code_sends() -> None:
     raw = example("08 05")
-    assert status.of_error(NotFoundError("no such job"))[1].SerializeToString() == raw
+    assert status.of_error(NotFoundError("no such job")).SerializeToString() == raw
     info = error_details_pb2.ErrorInfo()
     assert status_pb2.Status.FromString(raw).details[0].Unpack(info)
     assert (info.reason, info.domain) == ("NOT_FOUND", status.DOMAIN)
-    assert status.DETAILS_KEY in PAGE
+    assert DETAILS_KEY in PAGE
 
 
 # What is frozen

@@ -1,10 +1,10 @@
 """Anti-entropy: replicas compare digests up to a cut, exchange what differs, and then may drop tombstones.
 
-    1  the owners' repaired versions: which tombstones no longer count
+    1  up to where the owners agreed: which tombstones no longer count
     2  digests up to the cut, every owner promising first to take no older row that it does not hold:
        else a late hint would bring back what a purged tombstone had deleted
     3  where a bucket differs: the rows of all owners, merged, sent to those that lack them (they take these)
-    4  digests again; all equal: the cut is the new repaired version, told to all
+    4  digests again; all equal: they agree up to the cut, and all are told
 
 The first owner of a partition does it, for partitions that do not move and whose owners all answer.
 """
@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.engine.kernels.layout import HIGH, ROW_WORDS, VERSION
-from kvmeta.engine.kernels.merge import merge
+from kvmeta.engine.kernels.layout import VERSION
 from kvmeta.version import MS_SHIFT, TOMBSTONE, HybridClock
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
-from kvmeta_server.cluster.replica import BUCKETS
+from kvmeta_server.cluster.rows import BUCKETS, Bound, aligned, among, merged
 from kvmeta_server.cluster.seams import Maps, PeerError, Peers
 
 GROUP = 64
@@ -113,7 +112,7 @@ class AntiEntropy:
         expired = self._expired(dataset)
         nothing = np.zeros(len(partitions), np.uint64)
         known = await self._digests(dataset, owners, partitions, 0, nothing, expired, promise=False)
-        purged = np.max([repaired for _, repaired in known], axis=0)
+        purged = np.max([told for _, told in known], axis=0)
         sent = 0
         equal = np.zeros(len(partitions), np.bool_)
         for last in (False, True):
@@ -130,7 +129,7 @@ class AntiEntropy:
                 )
         agreed = [partition for partition, same in zip(partitions, equal.tolist(), strict=True) if same]
         if agreed and (self._maps.current.changed[agreed] <= np.uint64(epoch)).all():
-            await asyncio.gather(*(self._peers.repaired(owner, dataset, agreed, cut) for owner in owners))
+            await asyncio.gather(*(self._peers.agree(owner, dataset, agreed, cut) for owner in owners))
         return sent
 
     async def _digests(
@@ -179,8 +178,7 @@ class AntiEntropy:
                 pages = await asyncio.gather(
                     *(self._peers.rows(owner, dataset, epoch, start, end, PAGE_ROWS) for owner in owners)
                 )
-                until = min(page.until for page in pages)
-                each = [page.rows[page.rows[:, HIGH] <= np.uint64(until)] for page in pages]
+                each, until = aligned(pages)
                 everything = merged(each)
                 counts = everything[:, VERSION] <= np.uint64(cut)
                 counts &= everything[:, VERSION] >= np.uint64(expired)
@@ -189,30 +187,10 @@ class AntiEntropy:
                 for owner, own in zip(owners, each, strict=True):
                     lacking = everything[counts & ~among(everything, own)]
                     if len(lacking):
-                        await self._peers.apply(owner, dataset, 0, lacking, repair=True)
+                        await self._peers.apply(owner, dataset, 0, lacking, Bound.NONE)
                         sent += len(lacking)
                 start = until + 1
                 pause = len(everything) / self._rows_s_max - (loop.time() - began)
                 if pause > 0:
                     await asyncio.sleep(pause)
         return sent
-
-
-def merged(parts: list[Rows]) -> Rows:
-    """Return sorted rows merged into one: of each ID the largest version."""
-    rows = np.concatenate(parts) if parts else np.empty((0, ROW_WORDS), np.uint64)
-    ends = np.cumsum([len(part) for part in parts], dtype=np.uint64)
-    heads = np.concatenate([np.zeros(1, np.uint64), ends[:-1]]) if parts else np.empty(0, np.uint64)
-    out = np.empty_like(rows)
-    return out[: merge(rows, heads, ends, np.uint64(0), np.uint64(0), out)]
-
-
-def among(rows: Rows, held: Rows, words: int = ROW_WORDS) -> NDArray[np.bool_]:
-    """Return bool[n]: whether each of `rows` is one of `held`, by its first `words`, or version and all."""
-    kind = np.dtype((np.void, rows.itemsize * words))
-
-    def whole(column: Rows) -> NDArray[np.void]:
-        return np.ascontiguousarray(column[:, :words]).view(kind).reshape(-1)
-
-    inside: NDArray[np.bool_] = np.isin(whole(rows), whole(held))
-    return inside

@@ -39,12 +39,12 @@ SLOTS_MAX = 1 << SLOT_BITS
 _SIZE_BYTES = 4  # before an LZ4 block
 _Natural = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 STABLE, COPYING, SWITCHED = 0, 1, 2
-NodeState = Literal["active", "draining", "removed"]
+MemberState = Literal["active", "draining", "removed"]
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Node:
+class Member:
     """A member. `store_id` (hex) is that of its data directory: a node without its data is another node."""
 
     slot: int
@@ -52,7 +52,7 @@ class Node:
     address: str
     zone: str = ""
     weight: float = 1.0
-    state: NodeState = "active"
+    state: MemberState = "active"
     store_id: str = ""
 
 
@@ -80,7 +80,7 @@ class ClusterMap:
     replicas: int
     write_quorum: int
     max_skew_ms: int
-    nodes: tuple[Node, ...]
+    members: tuple[Member, ...]
     owners: NDArray[np.uint16]
     targets: NDArray[np.uint16]
     phase: NDArray[np.uint8]
@@ -101,9 +101,9 @@ class ClusterMap:
         return 64 - (self.partitions.bit_length() - 1)
 
     @cached_property
-    def by_slot(self) -> dict[int, Node]:
+    def by_slot(self) -> dict[int, Member]:
         """Return the nodes by slot."""
-        return {node.slot: node for node in self.nodes}
+        return {member.slot: member for member in self.members}
 
     @cached_property
     def holders(self) -> tuple[int, ...]:
@@ -120,7 +120,7 @@ class ClusterMap:
     @cached_property
     def alive(self) -> NDArray[np.bool_]:
         """Return bool[P, R]: which owners were not removed; fewer than a quorum only where it was forced."""
-        removed = [node.slot for node in self.nodes if node.state == "removed"]
+        removed = [member.slot for member in self.members if member.state == "removed"]
         alive: Mask = (self.owners != NOBODY) & ~np.isin(self.owners, removed)
         return alive
 
@@ -194,12 +194,12 @@ class ClusterMap:
         to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
         return to_own
 
-    def node(self, name: str) -> Node:
+    def member(self, name: str) -> Member:
         """Return a node by name; NotFoundError if there is none."""
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        known = ", ".join(sorted(node.name for node in self.nodes))
+        for member in self.members:
+            if member.name == name:
+                return member
+        known = ", ".join(sorted(member.name for member in self.members))
         raise NotFoundError(f"cluster {self.name!r} has no node {name!r} (it has: {known})")
 
     @cached_property
@@ -211,21 +211,21 @@ class ClusterMap:
     def planned(self) -> NDArray[np.uint16]:
         """Return where everything belongs, over the nodes that are to stay."""
         stay = [
-            Candidate(node.slot, node.name, node.zone, node.weight)
-            for node in self.nodes
-            if node.state == "active"
+            Candidate(member.slot, member.name, member.zone, member.weight)
+            for member in self.members
+            if member.state == "active"
         ]
         return _placed(tuple(stay), self.partitions, self.replicas)
 
     # Changes: each returns the next map
 
-    def joined(self, node: Node) -> ClusterMap:
+    def joined(self, member: Member) -> ClusterMap:
         """Return the map with another node; its slot is given here."""
-        if any(each.name == node.name for each in self.nodes):
+        if any(each.name == member.name for each in self.members):
             raise InputError(
-                f"cluster {self.name!r} has a node {node.name!r} already; give this one another --node name"
+                f"cluster {self.name!r} has a node {member.name!r} already; give this one another --node name"
             )
-        taken = {each.slot for each in self.nodes}
+        taken = {each.slot for each in self.members}
         free = [
             slot
             for slot in range(self.next_slot, self.next_slot + SLOTS_MAX)
@@ -234,13 +234,15 @@ class ClusterMap:
         if not free:
             raise InputError(f"cluster {self.name!r} has {len(taken)} nodes; that is all there are slots for")
         slot = free[0] % SLOTS_MAX
-        return self._with(nodes=(*self.nodes, replace(node, slot=slot)), next_slot=slot + 1).replanned()
+        return self._with(members=(*self.members, replace(member, slot=slot)), next_slot=slot + 1).replanned()
 
-    def with_node(self, name: str, **fields: Any) -> ClusterMap:
+    def with_member(self, name: str, **fields: Any) -> ClusterMap:
         """Return the map with some fields of a node changed, moves planned anew."""
-        self.node(name)
-        nodes = tuple(replace(node, **fields) if node.name == name else node for node in self.nodes)
-        return self._with(nodes=nodes).replanned()
+        self.member(name)
+        members = tuple(
+            replace(member, **fields) if member.name == name else member for member in self.members
+        )
+        return self._with(members=members).replanned()
 
     def replanned(self) -> ClusterMap:
         """Return the map with every partition that has not switched on its way to where it belongs."""
@@ -266,8 +268,10 @@ class ClusterMap:
 
     def _without_idle(self) -> ClusterMap:
         """Return the map without the nodes that are to go and own nothing any more."""
-        nodes = tuple(node for node in self.nodes if node.state == "active" or node.slot in self.holders)
-        return replace(self, nodes=nodes)
+        members = tuple(
+            member for member in self.members if member.state == "active" or member.slot in self.holders
+        )
+        return replace(self, members=members)
 
     def _stepped(self, which: Iterable[int], before: int, after: int) -> ClusterMap:
         mask = self._mask(which, before)
@@ -294,7 +298,7 @@ class ClusterMap:
             "format": FORMAT, "name": self.name, "cluster_id": self.cluster_id.hex(), "epoch": self.epoch,
             "partitions": self.partitions, "replicas": self.replicas, "write_quorum": self.write_quorum,
             "max_skew_ms": self.max_skew_ms, "seed": f"{self.seed:016x}", "next_slot": self.next_slot,
-            "nodes": [vars(node) for node in self.nodes],
+            "members": [vars(member) for member in self.members],
             "owners": _packed(self.owners), "targets": _packed(self.targets),
             "phase": _packed(self.phase), "changed": _packed(self.changed),
         }  # fmt: skip
@@ -320,7 +324,7 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
     max_skew_ms: _Natural
     seed: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
     next_slot: Annotated[int, Meta(ge=0, le=SLOTS_MAX)]
-    nodes: tuple[Node, ...]
+    members: tuple[Member, ...]
     owners: str
     targets: str
     phase: str
@@ -343,7 +347,7 @@ def decode(raw: bytes) -> ClusterMap:
             replicas=fields.replicas,
             write_quorum=fields.write_quorum,
             max_skew_ms=fields.max_skew_ms,
-            nodes=fields.nodes,
+            members=fields.members,
             owners=_unpacked(fields.owners, "<u2", shape),
             targets=_unpacked(fields.targets, "<u2", shape),
             phase=_unpacked(fields.phase, "u1", shape[:1]),
@@ -365,7 +369,7 @@ def _check(decoded: ClusterMap) -> None:
         raise ValueError(f"write quorum {decoded.write_quorum} of {decoded.replicas} replicas")
     if (decoded.phase > SWITCHED).any():
         raise ValueError(f"phase {decoded.phase.max()}")
-    slots = [node.slot for node in decoded.nodes]
+    slots = [member.slot for member in decoded.members]
     if len(decoded.by_slot) != len(slots) or not all(0 <= slot < SLOTS_MAX for slot in slots):
         raise ValueError(f"slots {slots}")
 
@@ -373,7 +377,7 @@ def _check(decoded: ClusterMap) -> None:
 def found(
     name: str,
     cluster_id: bytes,
-    first: Node,
+    first: Member,
     *,
     partitions: int = PARTITIONS,
     replicas: int = 3,

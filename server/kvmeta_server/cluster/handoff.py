@@ -12,11 +12,10 @@ from collections.abc import Callable
 import numpy as np
 
 from kvmeta.engine.kernels.layout import HIGH
+from kvmeta.protocol.codes import Outcome
 from kvmeta_server.cluster.cluster_map import COPYING
 from kvmeta_server.cluster.coordinator import Coordinator
-from kvmeta_server.cluster.hints import HintFiles
-from kvmeta_server.cluster.replica import FENCED
-from kvmeta_server.cluster.seams import Events, Maps, PeerError, Peers
+from kvmeta_server.cluster.seams import Events, Hints, Maps, PeerError, Peers
 
 
 class Handoff:
@@ -24,7 +23,7 @@ class Handoff:
 
     def __init__(
         self,
-        hints: HintFiles,
+        hints: Hints,
         maps: Maps,
         peers: Peers,
         coordinator: Coordinator,
@@ -71,11 +70,11 @@ class Handoff:
                 if cluster_map.incoming(slot)[partitions].any():
                     return
                 outcomes, _ = await self._peers.apply(slot, hint.dataset, cluster_map.epoch, hint.rows)
-                fenced = outcomes == FENCED
+                fenced = outcomes == Outcome.FENCED
             if fenced.any():
                 if (self._maps.current.phase[partitions[fenced]] == COPYING).any():
                     return
-                held = await self._coordinator.repair(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
+                held = await self._coordinator.bring(hint.dataset, np.ascontiguousarray(hint.rows[fenced]))
                 if not held.all():
                     return  # their owners do not answer: later
             rows += len(hint.rows)

@@ -15,7 +15,6 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import ROW_BYTES, ROW_WORDS
 from kvmeta.errors import KvmetaError
-from kvmeta_server.cluster.seams import Disk, Events
+from kvmeta_server.cluster.seams import Disk, Events, Hint
 
 BYTES_MAX = 1 << 30
 """Of all hints on a node."""
@@ -32,14 +31,6 @@ _HEAD = struct.Struct("<IIQ")
 _NAME_BYTES_MAX = 1 << 10
 _DIRECTORY = "hints"
 Rows = NDArray[np.uint64]
-
-
-class Hint(NamedTuple):
-    """Rows for a node, and where in its file they end; of a damaged record no rows, of no dataset."""
-
-    dataset: str
-    rows: Rows
-    end: int
 
 
 class HintFiles:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from kvmeta.engine.engine import DEFAULT_DATASET
+from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import CorruptionError, InputError, KvmetaError, UnavailableError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.lease import Lease

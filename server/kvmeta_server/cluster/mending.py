@@ -12,7 +12,7 @@ Two things that a damaged page may have held do not come from the others:
 - A write that this node took and whose coordinator still counts: pages are immutable, so damage that is older
   than a call between nodes lasts holds none.
 - A tombstone that the others have purged. What it hid here, in another run, would come back. Others purge
-  only up to the repaired version, where all owners once held the same: so what is held here up to there, and
+  only up to where all owners agreed, for then they held the same: so what is held here up to there, and
   of which they hold nothing, was deleted, and is marked so.
 """
 
@@ -30,12 +30,13 @@ from kvmeta.engine.kernels.layout import LOW, VERSION, WORD3
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.window import merged_rows
 from kvmeta.errors import KvmetaError, UnavailableError
+from kvmeta.protocol.codes import Outcome
 from kvmeta.version import TOMBSTONE
-from kvmeta_server.cluster.anti_entropy import among, merged
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.quorum_rows import quorum_rows
-from kvmeta_server.cluster.replica import FENCED, Replica
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import Bound, among, merged
 from kvmeta_server.cluster.seams import Events, Lane, Peers
 
 Rows = NDArray[np.uint64]
@@ -144,22 +145,22 @@ class Mending:
                 "was damaged here"
             )
         loop = asyncio.get_running_loop()
-        repaired = await self._repaired(dataset, partition, others)
+        agreed = await self._agreed(dataset, partition, others)
         rows = 0
         for first, last in stretches:
             started = loop.time()
             async for theirs, until in quorum_rows(
                 self._peers, dataset, cluster_map.epoch, others, need, first, last
             ):
-                take = partial(self._take, dataset, cluster_map.epoch, theirs, first, until, repaired)
+                take = partial(self._take, dataset, cluster_map.epoch, theirs, first, until, agreed)
                 rows += await self._lane.run(take)
                 await asyncio.sleep(loop.time() - started)  # half of the time at most
                 first, started = until + 1, loop.time()
-        if await self._repaired(dataset, partition, others) != repaired:  # more was purged, maybe
+        if await self._agreed(dataset, partition, others) != agreed:  # more was purged, maybe
             raise UnavailableError(f"partition {partition}: its owners agreed on more meanwhile")
         return rows
 
-    async def _repaired(self, dataset: str, partition: int, owners: list[int]) -> int:
+    async def _agreed(self, dataset: str, partition: int, owners: list[int]) -> int:
         """Return up to which version tombstones may be gone at owners."""
         nothing = np.zeros(1, np.uint64)
         told = await asyncio.gather(
@@ -168,20 +169,20 @@ class Mending:
                 for slot in owners
             )
         )
-        return max(int(repaired[0]) for _, repaired in told)
+        return max(int(agreed[0]) for _, agreed in told)
 
-    def _take(self, dataset: str, epoch: int, theirs: Rows, first: int, until: int, repaired: int) -> int:
+    def _take(self, dataset: str, epoch: int, theirs: Rows, first: int, until: int, agreed: int) -> int:
         """Merge what is lacking of a stretch into this node's store, durably; return the rows."""
         own = merged_rows(self._replica.tree(dataset).view, first, until, lenient=True)
-        rows = lacking(theirs, own, repaired)
+        rows = lacking(theirs, own, agreed)
         if len(rows):
-            outcomes, _ = self._replica.apply(dataset, epoch, rows, repair=True)
-            if (outcomes == FENCED).any():
+            outcomes, _ = self._replica.apply(dataset, epoch, rows, Bound.NONE)
+            if (outcomes == Outcome.FENCED).any():
                 raise UnavailableError("partitions with damage changed their owners meanwhile")
         return len(rows)
 
 
-def lacking(theirs: Rows, own: Rows, repaired: int) -> Rows:
+def lacking(theirs: Rows, own: Rows, agreed: int) -> Rows:
     """Return what must be merged into a replica's own undamaged rows so that it answers as the others do.
 
     That is what they hold and it does not, and the end of what they hold nothing of and agreed on once.
@@ -189,7 +190,7 @@ def lacking(theirs: Rows, own: Rows, repaired: int) -> Rows:
     everything = merged([theirs, own])
     deleted = own[~among(own, theirs, LOW + 1)]
     deleted = deleted[
-        (deleted[:, VERSION] <= np.uint64(repaired)) & (deleted[:, VERSION] & np.uint64(TOMBSTONE) == 0)
+        (deleted[:, VERSION] <= np.uint64(agreed)) & (deleted[:, VERSION] & np.uint64(TOMBSTONE) == 0)
     ]
     deleted[:, VERSION] |= np.uint64(TOMBSTONE)
     deleted[:, WORD3:] = 0

@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.errors import KvmetaError
+from kvmeta.protocol.codes import Outcome
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import COPYING, SWITCHED, ClusterMap
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.quorum_rows import PAGE_ROWS, quorum_rows
-from kvmeta_server.cluster.replica import BUCKETS, FENCED, Replica
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import BUCKETS
 from kvmeta_server.cluster.seams import PeerError, Peers, World
 
 INGEST_ROWS = 1 << 20
@@ -200,7 +202,7 @@ class Moves:
         Returns the partitions of which too few owners answered: an owner that did not hear of the agreement
         tells less, so one of those that were read (any read quorum) must be among those that tell.
         """
-        repaired = np.zeros(len(partitions), np.uint64)
+        agreed = np.zeros(len(partitions), np.uint64)
         answers = np.zeros(len(partitions), np.int64)
         owners = cluster_map.owners[partitions]
         for slot in _members(owners):
@@ -208,18 +210,18 @@ class Moves:
                 mine = np.flatnonzero((owners == slot).any(axis=1))
                 asked, nothing = partitions[mine].tolist(), np.zeros(len(mine), np.uint64)
                 _, told = await self._peers.digests(slot, dataset, asked, 0, nothing, 0, promise=False)
-                repaired[mine] = np.maximum(repaired[mine], told)
+                agreed[mine] = np.maximum(agreed[mine], told)
                 answers[mine] += 1
         told_by = cluster_map.alive.sum(axis=1) - cluster_map.read_quorum + 1
         enough = answers >= told_by[partitions]
         untold: list[int] = partitions[~enough].tolist()
-        partitions, repaired = partitions[enough], repaired[enough]
+        partitions, agreed = partitions[enough], agreed[enough]
         ranges = self._state.ranges(dataset, cluster_map.partitions)
         owned = (owners[enough] == self._replica.slot).any(axis=1)
 
         def reset() -> None:
             kept = np.where(owned, ranges.promised[partitions], np.uint64(0))
-            ranges.reset(partitions, np.maximum(repaired, kept), repaired)
+            ranges.reset(partitions, np.maximum(agreed, kept), agreed)
             self._replica.allow_purge(dataset)
 
         await self._lane.run(reset)
@@ -257,7 +259,7 @@ class Moves:
     async def _copied_by_all(self, cluster_map: ClusterMap) -> NDArray[np.bool_]:
         """Return bool[P]: whether all of a partition that have to copy it have done so."""
         done = np.ones(cluster_map.partitions, np.bool_)
-        copying = [node.slot for node in cluster_map.nodes if cluster_map.incoming(node.slot).any()]
+        copying = [node.slot for node in cluster_map.members if cluster_map.incoming(node.slot).any()]
         told = await self._ask(copying)
         for slot in copying:
             has = np.zeros(cluster_map.partitions, np.bool_)
@@ -346,7 +348,7 @@ class Moves:
             page = await self._peers.rows(self._replica.slot, dataset, 0, first, last, PAGE_ROWS)
             if len(page.rows):
                 outcomes, _ = await self._peers.apply(slot, dataset, 0, page.rows)
-                if (outcomes == FENCED).any():
+                if (outcomes == Outcome.FENCED).any():
                     raise PeerError(
                         f"node {slot} does not take what is handed over to it: it may own it no more"
                     )

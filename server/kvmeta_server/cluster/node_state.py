@@ -147,7 +147,7 @@ class NodeState:
 
 
 class Ranges:
-    """Of each partition of a dataset: `promised` and `repaired`, versions (u8[P])."""
+    """Of each partition of a dataset: `promised` and `agreed`, versions (u8[P])."""
 
     def __init__(self, disk: Disk, name: str, partitions: int) -> None:
         self._disk, self._name = disk, name
@@ -156,29 +156,29 @@ class Ranges:
         both = np.zeros(2 * partitions, np.uint64)
         if raw is not None:
             both = _column(raw, disk.where(name), 2 * partitions, "<u8")
-        self.promised, self.repaired = both[:partitions].copy(), both[partitions:].copy()
+        self.promised, self.agreed = both[:partitions].copy(), both[partitions:].copy()
 
     def promised_of(self, partitions: NDArray[np.int64]) -> Words:
         """Return what is promised now, u8[m]."""
         return self.promised[partitions]
 
-    def repaired_of(self, partitions: NDArray[np.int64]) -> Words:
+    def agreed_of(self, partitions: NDArray[np.int64]) -> Words:
         """Return up to where all owners are known to have agreed, u8[m]."""
-        return self.repaired[partitions]
+        return self.agreed[partitions]
 
     def promise(self, partitions: NDArray[np.int64], version: int) -> None:
         """Promise, durably, to take no row up to `version` that is not held."""
         self._raise("promised", partitions, version)
 
-    def repair(self, partitions: NDArray[np.int64], version: int) -> None:
+    def agree(self, partitions: NDArray[np.int64], version: int) -> None:
         """Note, durably, that all owners agreed up to `version`."""
-        self._raise("repaired", partitions, version)
+        self._raise("agreed", partitions, version)
 
-    def reset(self, partitions: NDArray[np.int64], promised: Words, repaired: Words) -> None:
+    def reset(self, partitions: NDArray[np.int64], promised: Words, agreed: Words) -> None:
         """Take over what the owners of copied partitions have."""
         with self._lock:
             self.promised = _with(self.promised, partitions, promised)
-            self.repaired = _with(self.repaired, partitions, repaired)
+            self.agreed = _with(self.agreed, partitions, agreed)
             self._write()
 
     def _raise(self, name: str, partitions: NDArray[np.int64], version: int) -> None:
@@ -190,7 +190,7 @@ class Ranges:
                 self._write()
 
     def _write(self) -> None:
-        _write(self._disk, self._name, self.promised.tobytes() + self.repaired.tobytes())
+        _write(self._disk, self._name, self.promised.tobytes() + self.agreed.tobytes())
 
 
 def _with(column: Words, places: NDArray[np.int64], values: Words) -> Words:

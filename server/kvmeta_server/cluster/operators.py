@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,15 @@ from kvmeta.errors import InputError, UnavailableError
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import ClusterMap, copies
-from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.seams import PeerError
 
 
 class Operators:
-    """The answers of one node. `local_name` returns under which name nodes hold a dataset, and may block."""
+    """The answers of one node. `local_name` returns under which name nodes hold a dataset."""
 
-    def __init__(self, node: Member, local_name: Callable[[str], str]) -> None:
+    def __init__(self, node: Node, local_name: Callable[[str], Awaitable[str]]) -> None:
         self._node = node
         self._local_name = local_name
 
@@ -28,9 +28,9 @@ class Operators:
         """Return the cluster as this node sees it."""
         node, cluster_map = self._node, self._node.membership.current
         live = node.membership.live()
-        told = await asyncio.gather(*(self._ask(each.slot) for each in cluster_map.nodes))
+        told = await asyncio.gather(*(self._ask(each.slot) for each in cluster_map.members))
         members = []
-        for each, (state, clock_ms) in zip(cluster_map.nodes, told, strict=True):
+        for each, (state, clock_ms) in zip(cluster_map.members, told, strict=True):
             member = pb.Member(
                 slot=each.slot, name=each.name, address=each.address, zone=each.zone, weight=each.weight,
                 state=each.state, live=each.slot in live, answered=state is not None,
@@ -44,7 +44,7 @@ class Operators:
                     state.leftover,
                     state.rows_copied,
                 )
-                member.hinted, member.repaired = sum(state.hints.values()), state.repaired
+                member.hinted, member.agreed = sum(state.hints.values()), state.agreed
                 member.damaged, member.mended = state.damaged, state.mended
                 member.hints_dropped = state.hints_dropped
                 member.clock_ms = clock_ms
@@ -68,31 +68,29 @@ class Operators:
 
     async def repair(self, request: pb.RepairRequest) -> pb.RepairResponse:
         """Compare what this node is the first owner of, now."""
-        name = ""
-        if request.dataset:  # it may have to ask etcd, and waits for that
-            name = await asyncio.to_thread(self._local_name, request.dataset)
-        report = await self._node.repair(name)
+        name = await self._local_name(request.dataset) if request.dataset else ""
+        report = await self._node.compare(name)
         return pb.RepairResponse(partitions=report.partitions, rows=report.rows, skipped=report.skipped)
 
     def _changed(self, held: ClusterMap, request: pb.ChangeMembersRequest) -> ClusterMap:
         if request.change == pb.CHANGE_REBALANCE:
             planned = held.replanned()
             return planned if planned.moving.any() else held
-        node = held.node(request.node)
+        node = held.member(request.node)
         if request.change == pb.CHANGE_WEIGHT:
-            return held.with_node(node.name, weight=request.weight)
+            return held.with_member(node.name, weight=request.weight)
         if request.change == pb.CHANGE_UNDRAIN:
             if node.state != "draining":
                 raise InputError(f"node {node.name!r} is {node.state}, not draining")
-            return held.with_node(node.name, state="active")
+            return held.with_member(node.name, state="active")
         if request.change not in (pb.CHANGE_DRAIN, pb.CHANGE_REMOVE):
             raise InputError(
                 f"change: expected DRAIN, REMOVE, REBALANCE, WEIGHT or UNDRAIN, got {request.change}"
             )
-        others = [each for each in held.nodes if each.state == "active" and each.name != node.name]
+        others = [each for each in held.members if each.state == "active" and each.name != node.name]
         if not others:
             raise InputError(f"node {node.name!r} is the last one; there is nowhere to move what it holds")
-        going = [each.name for each in held.nodes if each.state != "active" and each.name != node.name]
+        going = [each.name for each in held.members if each.state != "active" and each.name != node.name]
         if request.change == pb.CHANGE_DRAIN:
             if node.state == "draining":
                 return held
@@ -106,7 +104,7 @@ class Operators:
                     f"without {node.name!r} there are {len(others)} nodes for {held.replicas} replicas; "
                     "add one first, or say --force"
                 )
-            return held.with_node(node.name, state="draining")
+            return held.with_member(node.name, state="draining")
         if self._node.peers.likely(node.slot) and not request.force:
             raise InputError(f"node {node.name!r} answers; drain it instead, or say --force")
         lost = self._lost_without(held, node.slot)
@@ -115,17 +113,19 @@ class Operators:
                 f"{lost} partitions have too few other live replicas to copy from; bring their nodes back "
                 "first. --force gives up what only the removed node holds"
             )
-        return held.with_node(node.name, state="removed")
+        return held.with_member(node.name, state="removed")
 
     def _lost_without(self, held: ClusterMap, slot: int) -> int:
         """Return how many partitions could not be read by quorum any more."""
-        able = {each.slot for each in held.nodes if each.slot != slot and self._node.peers.likely(each.slot)}
+        able = {
+            each.slot for each in held.members if each.slot != slot and self._node.peers.likely(each.slot)
+        }
         count = np.isin(held.owners, list(able)).sum(axis=1)
         mine = (held.owners == slot).any(axis=1)
         return int((mine & (count < held.read_quorum)).sum())
 
     def _unavailable(self, cluster_map: ClusterMap) -> int:
-        likely = [each.slot for each in cluster_map.nodes if self._node.peers.likely(each.slot)]
+        likely = [each.slot for each in cluster_map.members if self._node.peers.likely(each.slot)]
         count = (np.isin(cluster_map.owners, likely) & (cluster_map.owners != NOBODY)).sum(axis=1)
         need = np.maximum(cluster_map.write_quorums[0], cluster_map.read_quorum)
         return int((count < need).sum())

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from kvmeta.engine.kernels.merge import REFUSED, STALE
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
-from kvmeta.protocol.frame import Frame
-from kvmeta.protocol.packed import PLAIN, unpack_up_to
+from kvmeta.protocol.codes import Outcome
+from kvmeta.protocol.columns import PLAIN, unpack_up_to
+from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.peers import MIXED, OPERATIONS, ROWS_MAX, rows_of
 from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import Bound
 from kvmeta_server.cluster.seams import World
 
 MAP_WAIT_S = 1.0
@@ -41,20 +42,18 @@ class PeerAnswers:
         self._state = state
         self._make_datasets = make_datasets
 
-    async def apply(self, request: Any) -> Frame:
+    async def apply(self, request: Any) -> ColumnMessage:
         """Merge rows."""
         await self._ready(request)
         rows = rows_of(request.rows)
         outcomes, versions = await self._writes.run(
-            lambda: self._replica.apply(
-                request.dataset, request.epoch, rows, repair=request.repair, found=request.found
-            )
+            lambda: self._replica.apply(request.dataset, request.epoch, rows, Bound(request.bound))
         )
         head = peer.ApplyResponse(epoch=self._replica.map.epoch)
-        told = versions if ((outcomes == STALE) | (outcomes == REFUSED)).any() else None
-        return Frame.of(head, PLAIN, outcomes=outcomes, versions=told)
+        told = versions if ((outcomes == Outcome.STALE) | (outcomes == Outcome.REFUSED)).any() else None
+        return ColumnMessage.of(head, PLAIN, outcomes=outcomes, versions=told)
 
-    async def fetch(self, request: Any) -> Frame:
+    async def fetch(self, request: Any) -> ColumnMessage:
         """Return what is held."""
         await self._ready(request)
         column = unpack_up_to(request.ids, MIXED, ROWS_MAX, "ids")
@@ -65,9 +64,11 @@ class PeerAnswers:
             )
         )
         head = peer.FetchResponse(epoch=self._replica.map.epoch)
-        return Frame.of(head, PLAIN, states=got.states, versions=got.versions, locations=got.locations)
+        return ColumnMessage.of(
+            head, PLAIN, states=got.states, versions=got.versions, locations=got.locations
+        )
 
-    async def decide(self, request: Any) -> Frame:
+    async def decide(self, request: Any) -> ColumnMessage:
         """Decide an insert or a relocate."""
         await self._ready(request)
         if request.operation not in _OPERATIONS:
@@ -76,9 +77,9 @@ class PeerAnswers:
         rows = rows_of(request.rows)
         outcomes, held = await self._coordinator.decide_here(request.dataset, request.epoch, operation, rows)
         head = peer.DecideResponse(epoch=self._replica.map.epoch)
-        return Frame.of(head, PLAIN, outcomes=outcomes, rows=held if operation == "insert" else None)
+        return ColumnMessage.of(head, PLAIN, outcomes=outcomes, rows=held if operation == "insert" else None)
 
-    async def rows(self, request: Any) -> Frame:
+    async def rows(self, request: Any) -> ColumnMessage:
         """Return a page of rows."""
         await self._ready(request)
         page_rows = min(request.page_rows or ROWS_MAX, ROWS_MAX)
@@ -86,28 +87,28 @@ class PeerAnswers:
             lambda: self._replica.rows(request.dataset, request.epoch, request.first, request.last, page_rows)
         )
         head = peer.RowsResponse(epoch=self._replica.map.epoch, until=page.until)
-        return Frame.of(head, request.reply_compression, rows=np.ascontiguousarray(page.rows))
+        return ColumnMessage.of(head, request.reply_compression, rows=np.ascontiguousarray(page.rows))
 
-    async def digest(self, request: Any) -> Frame:
+    async def digest(self, request: Any) -> ColumnMessage:
         """Return digests."""
         await self._ready(request)
         purged = np.array(request.purged, np.uint64)
         if len(purged) != len(request.partitions):
             raise InputError(f"purged: expected {len(request.partitions)} versions, got {len(purged)}")
-        digests, repaired = await self._reads.run(
+        digests, agreed = await self._reads.run(
             lambda: self._replica.digests(
                 request.dataset, list(request.partitions), request.cut, purged, request.expired,
                 promise=request.promise,
             )
         )  # fmt: skip
-        return Frame.of(peer.DigestResponse(), PLAIN, digests=digests.reshape(-1), repaired=repaired)
+        return ColumnMessage.of(peer.DigestResponse(), PLAIN, digests=digests.reshape(-1), agreed=agreed)
 
-    async def repaired(self, request: Any) -> peer.RepairedResponse:
+    async def agree(self, request: Any) -> peer.AgreeResponse:
         """Note agreement."""
         await self._ready(request)
         partitions = list(request.partitions)
-        await self._writes.run(lambda: self._replica.repaired(request.dataset, partitions, request.version))
-        return peer.RepairedResponse()
+        await self._writes.run(lambda: self._replica.agree(request.dataset, partitions, request.version))
+        return peer.AgreeResponse()
 
     async def state(self, request: Any) -> peer.StateResponse:
         """Say how this node is."""

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import ROW_WORDS
 from kvmeta.errors import InputError, KvmetaError
-from kvmeta.protocol.calls import PEER_METHODS
-from kvmeta.protocol.frame import Frame, parse
-from kvmeta.protocol.packed import LZ4, PLAIN, VERSION, unpack, unpack_up_to
+from kvmeta.protocol.columns import CODE, LZ4, PLAIN, VERSION, Column, unpack, unpack_up_to
+from kvmeta.protocol.messages import ColumnMessage, parse
+from kvmeta.protocol.methods import PEER_METHODS
+from kvmeta.transport.failures import CallFailed, Kind
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
-from kvmeta_server.cluster.cluster_map import Node
+from kvmeta_server.cluster.cluster_map import Member
 from kvmeta_server.cluster.coordinator import Coordinator
-from kvmeta_server.cluster.replica import BUCKETS, Applied, Fetched, Page, Replica
-from kvmeta_server.cluster.seams import CallError, Lane, Maps, NotReachedError, Pace, PeerError, World
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import BUCKETS, Applied, Bound, Fetched, Page
+from kvmeta_server.cluster.seams import Lane, Maps, NotReachedError, Pace, PeerError, World
 
 ROW: np.dtype[Any] = np.dtype("V48")
 MIXED: np.dtype[Any] = np.dtype("V16")
 PLACE: np.dtype[Any] = np.dtype("V24")
-STATE: np.dtype[np.uint8] = np.dtype(np.uint8)
 ROWS_MAX = 1 << 20
 APPLY_ROWS = 65_536
 """In one message: as many as a client may send."""
@@ -38,6 +39,11 @@ APPLY_ROWS = 65_536
 FETCH_S = 2.0
 APPLY_S = 5.0
 STATE_S = 1.0
+BOUNDS = {
+    Bound.PROMISED: peer.BOUND_UNSPECIFIED,
+    Bound.AGREED: peer.BOUND_AGREED,
+    Bound.NONE: peer.BOUND_NONE,
+}
 OPERATIONS = {"insert": pb.OPERATION_INSERT, "relocate": pb.OPERATION_RELOCATE}
 
 T = TypeVar("T")
@@ -74,19 +80,15 @@ class NodePeers:
         """Return whether a node will probably answer."""
         return slot == self._replica.slot or (slot not in self._gone and self._member(slot) is not None)
 
-    # As of seams.Peers
+    # What seams.Peers promises
 
     async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
+        self, slot: int, dataset: str, epoch: int, rows: Rows, bound: Bound = Bound.PROMISED
     ) -> Applied:
-        """As of `Replica.apply`."""
+        """Merge rows into what a node holds."""
         if slot == self._replica.slot:
-            return await self._here(
-                self._writes, lambda: self._replica.apply(dataset, epoch, rows, repair=repair, found=found)
-            )
-        head = peer.ApplyRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, repair=repair, found=found
-        )
+            return await self._here(self._writes, lambda: self._replica.apply(dataset, epoch, rows, bound))
+        head = peer.ApplyRequest(cluster=self._cluster, dataset=dataset, epoch=epoch, bound=BOUNDS[bound])
         parts = [
             await self._apply(slot, head, rows[i : i + APPLY_ROWS]) for i in range(0, len(rows), APPLY_ROWS)
         ]
@@ -99,14 +101,14 @@ class NodePeers:
 
     async def _apply(self, slot: int, head: peer.ApplyRequest, rows: Rows) -> Applied:
         reply = await self._call(slot, "Apply", APPLY_S, head, rows=rows)
-        outcomes = unpack(reply.outcomes, STATE, len(rows), "outcomes")
+        outcomes = unpack(reply.outcomes, CODE, len(rows), "outcomes")
         versions = unpack_up_to(reply.versions, VERSION, len(rows), "versions")
         return Applied(outcomes, versions if len(versions) else np.zeros(len(rows), np.uint64))
 
     async def fetch(
         self, slot: int, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False
     ) -> Fetched:
-        """As of `Replica.fetch`."""
+        """Return what a node holds of mixed IDs."""
         if slot == self._replica.slot:
             return await self._here(
                 self._reads, lambda: self._replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
@@ -120,13 +122,13 @@ class NodePeers:
         if not versions_only:
             locations = unpack(reply.locations, PLACE, n, "locations").view(np.uint64).reshape(n, 3)
         return Fetched(
-            unpack(reply.states, STATE, n, "states"),
+            unpack(reply.states, CODE, n, "states"),
             unpack(reply.versions, VERSION, n, "versions"),
             locations,
         )
 
     async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
-        """As of `Replica.rows`."""
+        """Return a page of the rows that a node holds."""
         if slot == self._replica.slot:
             return await self._here(
                 self._reads, lambda: self._replica.rows(dataset, epoch, first, last, page_rows)
@@ -149,7 +151,7 @@ class NodePeers:
         *,
         promise: bool,
     ) -> tuple[Words, Words]:
-        """As of `Replica.digests`."""
+        """Return a node's digests of partitions."""
         asked = list(partitions)
         if slot == self._replica.slot:
             return await self._here(
@@ -162,21 +164,21 @@ class NodePeers:
         )  # fmt: skip
         reply = await self._call(slot, "Digest", self._pace.long_s, head)
         digests = unpack(reply.digests, VERSION, len(asked) * BUCKETS, "digests")
-        return digests.reshape(-1, BUCKETS), unpack(reply.repaired, VERSION, len(asked), "repaired")
+        return digests.reshape(-1, BUCKETS), unpack(reply.agreed, VERSION, len(asked), "agreed")
 
-    async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
-        """As of `Replica.repaired`."""
+    async def agree(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
+        """Tell a node up to where all owners agreed."""
         asked = list(partitions)
         if slot == self._replica.slot:
-            await self._here(self._writes, lambda: self._replica.repaired(dataset, asked, version))
+            await self._here(self._writes, lambda: self._replica.agree(dataset, asked, version))
             return
-        head = peer.RepairedRequest(cluster=self._cluster, dataset=dataset, partitions=asked, version=version)
-        await self._call(slot, "Repaired", APPLY_S, head)
+        head = peer.AgreeRequest(cluster=self._cluster, dataset=dataset, partitions=asked, version=version)
+        await self._call(slot, "Agree", APPLY_S, head)
 
     async def decide(
         self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows
     ) -> tuple[NDArray[np.uint8], Rows]:
-        """As of `Coordinator.decide_here`."""
+        """Let a node decide inserts or relocates."""
         if slot == self._replica.slot:
             assert self.coordinator is not None
             return await self.coordinator.decide_here(dataset, epoch, operation, rows)
@@ -184,7 +186,7 @@ class NodePeers:
             cluster=self._cluster, dataset=dataset, epoch=epoch, operation=OPERATIONS[operation]
         )
         reply = await self._call(slot, "Decide", APPLY_S * 2, head, rows=rows)
-        outcomes = unpack(reply.outcomes, STATE, len(rows), "outcomes").copy()
+        outcomes = unpack(reply.outcomes, CODE, len(rows), "outcomes").copy()
         held = rows_of(reply.rows)
         return outcomes, held if len(held) else np.zeros_like(rows)
 
@@ -219,12 +221,12 @@ class NodePeers:
             raise NotReachedError(f"node {slot} is no member any more")
         if slot in self._gone and not even_gone:
             raise NotReachedError(f"node {node.name} at {node.address} does not answer ({self._gone[slot]})")
-        raw = Frame.of(head, PLAIN, **columns).SerializeToString()
+        raw = ColumnMessage.of(head, PLAIN, **columns).SerializeToString()
         try:
-            reply = await self._wire.call(node.address, method, raw, timeout_s)
+            reply = await self._wire.call(node.address, PEER_METHODS[method], raw, timeout_s)
             parsed = parse(PEER_METHODS[method].response, reply)
-        except CallError as failed:
-            if not failed.answered and not even_gone:
+        except CallFailed as failed:
+            if failed.kind not in (Kind.ANSWERED, Kind.NOT_SENT) and not even_gone:
                 self._gone[slot] = str(failed)
             kind = PeerError if failed.begun else NotReachedError
             raise kind(f"node {node.name} at {node.address}, {method}: {failed}") from None
@@ -236,7 +238,7 @@ class NodePeers:
         self._answered[slot] = asyncio.get_running_loop().time()
         return parsed
 
-    def _member(self, slot: int) -> Node | None:
+    def _member(self, slot: int) -> Member | None:
         """Return a node; None where it was removed: at its address there may be another by now."""
         node = self._maps.current.by_slot.get(slot)
         return None if node is None or node.state == "removed" else node
@@ -247,7 +249,7 @@ class NodePeers:
         while True:
             started = loop.time()
             lately = started - self._pace.probe_s / 2
-            others = {node.slot for node in self._maps.current.nodes if node.slot != self._replica.slot}
+            others = {node.slot for node in self._maps.current.members if node.slot != self._replica.slot}
             silent = [s for s in others if s in self._gone or self._answered.get(s, -math.inf) < lately]
             await asyncio.gather(*(self._probe_one(slot) for slot in silent))
             for slot in self._gone.keys() - others:
@@ -261,7 +263,7 @@ class NodePeers:
             self._gone[slot] = str(error)
 
 
-def rows_of(packed: Any) -> Rows:
+def rows_of(packed: Column) -> Rows:
     """Return the rows u8[n, 6] of a message."""
     column = unpack_up_to(packed, ROW, ROWS_MAX, "rows")
     return column.view(np.uint64).reshape(len(column), ROW_WORDS)

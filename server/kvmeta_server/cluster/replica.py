@@ -11,59 +11,27 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.engine.commit import APPLY, Write
-from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels.digest import digest
 from kvmeta.engine.kernels.layout import HIGH, VERSION
-from kvmeta.engine.kernels.merge import REFUSED
+from kvmeta.engine.state import State as Store
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.window import merged_rows, window_end
 from kvmeta.errors import UnavailableError
+from kvmeta.protocol.codes import Outcome, State
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.node_state import NodeState
-
-FENCED = 3
-"""An outcome and a state: planned on an older map, or not for this node. Nothing was done."""
-FAILED = 2
-"""A state: pages that may hold it are damaged."""
-BUCKETS = 64
-"""Digests of a partition."""
-
-Rows = NDArray[np.uint64]
-Words = NDArray[np.uint64]
-
-
-class Applied(NamedTuple):
-    """What became of rows: outcomes u1[n]; versions u8[n], of stale ones held, of refused ones promised."""
-
-    outcomes: NDArray[np.uint8]
-    versions: Words
-
-
-class Fetched(NamedTuple):
-    """What is held: states u1[n] (0, FAILED, FENCED), versions u8[n], locations u8[n, 3] or None."""
-
-    states: NDArray[np.uint8]
-    versions: Words
-    locations: Words | None
-
-
-class Page(NamedTuple):
-    """Rows u8[n, 6] of a stretch, sorted: all that is held from its first high half to `until`."""
-
-    rows: Rows
-    until: int
+from kvmeta_server.cluster.rows import BUCKETS, Applied, Bound, Fetched, Page, Rows, Words, outcomes_of
 
 
 class Replica:
     """A node's replica of all it owns."""
 
-    def __init__(self, engine: Engine, state: NodeState, slot: int, cluster_map: ClusterMap) -> None:
+    def __init__(self, engine: Store, state: NodeState, slot: int, cluster_map: ClusterMap) -> None:
         self.engine = engine
         self.state = state
         self.slot = slot
@@ -112,21 +80,18 @@ class Replica:
             self.state.clear_leftover(gone)
             self._held = held
 
-    def apply(
-        self, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
-    ) -> Applied:
+    def apply(self, dataset: str, epoch: int, rows: Rows, bound: Bound = Bound.PROMISED) -> Applied:
         """Merge rows u8[n, 6] (distinct IDs) into what is held, durably.
 
-        `epoch` is the sender's; 0 lets everything in that this node owns. Rows are refused that are older
-        than a promise, unless for `repair`; those that a read `found` at an owner, whose digests tell of
-        them, only where they are older than what all owners agreed on.
+        `epoch` is the sender's; 0 lets everything in that this node owns. Rows that are not held are refused
+        up to `bound`: a promise, or what all owners agreed on.
         """
         if len(rows):
             self._check_clock(int(rows[:, VERSION].max()), "rows are stamped")
         with self._let_in() as (cluster_map, held):
             partitions = cluster_map.partition_of(rows[:, HIGH])
             fenced = _fenced(cluster_map, held, partitions, epoch)
-            outcomes, versions = np.full(len(rows), FENCED, np.uint8), np.zeros(len(rows), np.uint64)
+            outcomes, versions = np.full(len(rows), Outcome.FENCED, np.uint8), np.zeros(len(rows), np.uint64)
             inside = np.flatnonzero(~fenced)
             tree = self.tree(dataset)
             ranges = self.state.ranges(dataset, cluster_map.partitions)
@@ -134,15 +99,15 @@ class Replica:
             for start in range(0, len(inside), size):
                 part = inside[start : start + size]
                 mine = rows if len(part) == len(rows) else rows[part]
-                bound = ranges.repaired_of if found else ranges.promised_of
-                promised = None if repair else partial(bound, partitions[part])
+                up_to = ranges.agreed_of if bound is Bound.AGREED else ranges.promised_of
+                promised = None if bound is Bound.NONE else partial(up_to, partitions[part])
                 write = Write(tree, APPLY, mine, promised=promised)
                 self.engine.commit(write)
                 assert write.outcome is not None
                 assert write.held is not None
-                refused = write.outcome == REFUSED
-                told = np.where(refused, ranges.promised[partitions[part]], write.held.versions)
-                outcomes[part], versions[part] = write.outcome, told
+                outcomes[part] = outcomes_of(write.outcome)
+                refused = outcomes[part] == Outcome.REFUSED
+                versions[part] = np.where(refused, ranges.promised[partitions[part]], write.held.versions)
             return Applied(outcomes, versions)
 
     def fetch(self, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False) -> Fetched:
@@ -150,8 +115,8 @@ class Replica:
         found = self.tree(dataset).held(mixed)
         cluster_map = self._map  # as it is after the look: what a newer one fences may have moved on
         fenced = _fenced(cluster_map, self._held, cluster_map.partition_of(mixed[:, 0]), epoch)
-        states = np.where(found.failed.view(np.bool_), np.uint8(FAILED), np.uint8(0))
-        states[fenced] = FENCED
+        states = np.where(found.failed.view(np.bool_), np.uint8(State.FAILED), np.uint8(State.ANSWERED))
+        states[fenced] = State.FENCED
         return Fetched(states, found.versions, None if versions_only else found.locations)
 
     def rows(self, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
@@ -176,7 +141,7 @@ class Replica:
         *,
         promise: bool,
     ) -> tuple[Words, Words]:
-        """Return digests u8[m, BUCKETS] of m partitions and their repaired versions u8[m].
+        """Return digests u8[m, BUCKETS] of m partitions and up to where their owners agreed u8[m].
 
         Rows up to version `cut_at`, without tombstones up to `purged` (u8[m]) and what has `expired`.
         """
@@ -202,22 +167,22 @@ class Replica:
                     purged[i], np.uint64(expired), out[i],
                 )  # fmt: skip
                 first = until + 1
-        return out, ranges.repaired[asked]
+        return out, ranges.agreed[asked]
 
-    def repaired(self, dataset: str, partitions: Iterable[int], version: int) -> None:
+    def agree(self, dataset: str, partitions: Iterable[int], version: int) -> None:
         """Note that all owners of partitions agreed up to `version`: tombstones up to it may go."""
         ranges = self.state.ranges(dataset, self._map.partitions)
-        ranges.repair(np.fromiter(partitions, np.int64), version)
+        ranges.agree(np.fromiter(partitions, np.int64), version)
         self.allow_purge(dataset)
 
     def allow_purge(self, dataset: str) -> None:
-        """Let merges drop tombstones up to the lowest repaired version of what this node holds."""
+        """Let merges drop tombstones up to where the owners agreed on all that this node holds."""
         self._allow_purge(dataset, self._held)
 
     def _allow_purge(self, dataset: str, held: NDArray[np.bool_]) -> None:
         ranges = self.state.ranges(dataset, len(held))
-        lowest = int(ranges.repaired[held].min()) if held.any() else 0
-        self.tree(dataset).purge_below = lowest + 1 if lowest else 0
+        lowest = int(ranges.agreed[held].min()) if held.any() else 0
+        self.engine.allow_purge(self.tree(dataset), lowest + 1 if lowest else 0)
 
     def tree(self, dataset: str) -> Tree:
         """Return the tree of a dataset; NotFoundError where this node does not know it yet."""

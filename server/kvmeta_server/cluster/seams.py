@@ -1,30 +1,31 @@
 """What a node is given by the world: gRPC, files, threads and etcd in production, others in a simulator.
 
     Peers       the replicas of all nodes              peers.py
-    Wire        calls to addresses, as bytes           transport.py: gRPC
+    Wire        calls to addresses, as bytes           wire.py: gRPC
     Authority   keys, leases and watches               etcd.py
     Disk        a few small files, replaced whole      disk.py
     Lane        threads that do what would block       lanes.py
-    Maps, Hints what coordination reads and leaves     membership.py, hints.py
+    Maps        the cluster map as it is known         membership.py
+    Hints       rows for who did not answer            hints.py
 
-Time is the running event loop's (`loop.time`, `asyncio.sleep`), wall time the hybrid clock's.
+Time is the running event loop's (`loop.time`, `asyncio.sleep`), wall time the hybrid clock's. A world may put
+something between a node and its peers or its hints (`World.peers`, `World.hints`): a simulator that looks on.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.errors import UnavailableError
-
-if TYPE_CHECKING:  # their modules are given seams themselves
-    from kvmeta_server.cluster.cluster_map import ClusterMap
-    from kvmeta_server.cluster.replica import Applied, Fetched, Page
+from kvmeta.protocol.methods import Method
+from kvmeta_server.cluster.cluster_map import ClusterMap
+from kvmeta_server.cluster.rows import Applied, Bound, Fetched, Page
 
 Rows = NDArray[np.uint64]
 Words = NDArray[np.uint64]
@@ -44,20 +45,20 @@ class NotReachedError(PeerError):
 
 
 class Peers(Protocol):
-    """The replicas of all nodes by slot, one's own among them. Raises PeerError."""
+    """The replicas of all nodes by slot, one's own among them: what `Replica` answers. Raises PeerError."""
 
     async def apply(
-        self, slot: int, dataset: str, epoch: int, rows: Rows, *, repair: bool = False, found: bool = False
+        self, slot: int, dataset: str, epoch: int, rows: Rows, bound: Bound = Bound.PROMISED
     ) -> Applied:
-        """As of `Replica.apply`."""
+        """Merge rows u8[n, 6] (distinct IDs) into what a node holds, durably."""
 
     async def fetch(
         self, slot: int, dataset: str, epoch: int, mixed: Words, *, versions_only: bool = False
     ) -> Fetched:
-        """As of `Replica.fetch`."""
+        """Return what a node holds of mixed IDs u8[n, 2], tombstones included."""
 
     async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
-        """As of `Replica.rows`."""
+        """Return about `page_rows` rows that a node holds of a stretch of the hash order."""
 
     async def digests(
         self,
@@ -70,15 +71,15 @@ class Peers(Protocol):
         *,
         promise: bool,
     ) -> tuple[Words, Words]:
-        """As of `Replica.digests`."""
+        """Return a node's digests of partitions, and up to where their owners agreed."""
 
-    async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
-        """As of `Replica.repaired`."""
+    async def agree(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
+        """Tell a node that all owners of partitions agreed up to `version`."""
 
     async def decide(
         self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows
     ) -> tuple[NDArray[np.uint8], Rows]:
-        """As of `Coordinator.decide_here`."""
+        """Let a node decide inserts or relocates, as their first live owner."""
 
     def likely(self, slot: int) -> bool:
         """Return whether a peer will probably answer."""
@@ -87,20 +88,11 @@ class Peers(Protocol):
         """Ask a node how it is (peer.StateResponse)."""
 
 
-class CallError(Exception):
-    """A call that failed. `answered`: the other side said why; `begun`: it may have done something."""
-
-    def __init__(self, message: str, *, answered: bool, begun: bool) -> None:
-        super().__init__(message)
-        self.answered = answered
-        self.begun = begun
-
-
 class Wire(Protocol):
     """Calls of PeerService."""
 
-    async def call(self, address: str, method: str, request: bytes, timeout_s: float) -> bytes:
-        """Return the answer's bytes; CallError where there is none."""
+    async def call(self, address: str, method: Method, request: bytes, timeout_s: float) -> bytes:
+        """Return the answer's bytes; `CallFailed` where there is none."""
 
     async def close(self) -> None:
         """Close all connections."""
@@ -218,6 +210,49 @@ class Events(Protocol):
         """Tell of a fault of the program."""
 
 
+class Maps(Protocol):
+    """The cluster map as this node knows it."""
+
+    @property
+    def current(self) -> ClusterMap:
+        """Return the newest map."""
+
+    async def newer_than(self, epoch: int, timeout_s: float) -> None:
+        """Return when there is a map newer than `epoch`, or after the timeout."""
+
+
+class Hint(NamedTuple):
+    """Rows for a node, and where in its file they end; of a damaged record no rows, of no dataset."""
+
+    dataset: str
+    rows: Rows
+    end: int
+
+
+class Hints(Protocol):
+    """Rows that wait for nodes which did not answer."""
+
+    @property
+    def dropped_rows(self) -> int:
+        """Return how many rows there was no room for, or are damaged."""
+
+    def add(self, slot: int, dataset: str, rows: Rows) -> None:
+        """Keep rows u8[n, 6] for a node; drop them where there is no room or no disk."""
+
+    def waiting(self) -> dict[int, int]:
+        """Return the rows that wait, by node."""
+
+    def read(self, slot: int, start: int = 0) -> Iterator[Hint]:
+        """Yield a node's hints from byte `start` of its file on, oldest first."""
+
+    def done(self, slot: int, end: int) -> bool:
+        """Remove a node's hints up to `end` where nothing came behind; return whether that is so."""
+
+
+def _as_they_are(given: T) -> T:
+    return given
+
+
 @dataclass(frozen=True)
 class World:
     """All of it, for one node."""
@@ -234,6 +269,12 @@ class World:
     """For maps and datasets: a few threads that nothing else keeps busy."""
     log: Events
     random_bytes: Callable[[int], bytes] = os.urandom
+    peers: Callable[[Peers], Peers] = _as_they_are
+    """What stands between the node and its peers."""
+    hints: Callable[[Hints], Hints] = _as_they_are
+    """What stands between the node and its hints."""
+    brings_reads: bool = True
+    """Whether a read brings what replicas differ in to W of them."""
 
 
 @dataclass(frozen=True)
@@ -257,21 +298,3 @@ class Pace:
     settled_s: float = 10.0
     """How old damage must be to be mended: twice what a call lasts that writes to a replica, so that whatever
     a damaged page holds is acknowledged by now, or never will be on this replica's word."""
-
-
-class Maps(Protocol):
-    """The cluster map as this node knows it."""
-
-    @property
-    def current(self) -> ClusterMap:
-        """Return the newest map."""
-
-    async def newer_than(self, epoch: int, timeout_s: float) -> None:
-        """Return when there is a map newer than `epoch`, or after the timeout."""
-
-
-class Hints(Protocol):
-    """Rows that wait for nodes which did not answer."""
-
-    def add(self, slot: int, dataset: str, rows: Rows) -> None:
-        """Keep rows for a node."""

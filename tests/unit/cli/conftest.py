@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 import kvmeta
 from kvmeta.cli.main import kvmeta_command
-from kvmeta.index import index, pack
+from kvmeta.sources import index, pack
 from tests.unit.cli.standin import Opener
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-import kvmeta.cluster
+import kvmeta.operators
 from kvmeta.cli import cluster as commands
-from kvmeta.cluster import Changed, Member, Status
+from kvmeta.operators import Changed, Member, Status
 
 Run = Callable[..., Result]
 
@@ -51,7 +51,7 @@ class Told:
 def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
     def give(*statuses: Status, changed: Changed) -> Told:
         made = Told(*statuses, changed=changed)
-        monkeypatch.setattr(kvmeta.cluster, "open", lambda store: made)
+        monkeypatch.setattr(kvmeta.operators, "open", lambda store: made)
         monkeypatch.setattr(commands, "_LOOK_S", 0)
         return made
 

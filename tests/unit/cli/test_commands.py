@@ -9,7 +9,7 @@ import pytest
 
 from kvmeta.cli.main import kvmeta_command
 from kvmeta.ids import as_ids, ids_to_hex
-from kvmeta.index import indexer
+from kvmeta.sources import indexer
 from tests.unit.cli.standin import StandInDatasetStats
 
 KEY = "d0/0.bin"

@@ -175,7 +175,7 @@ def test_help_imports_nothing_heavy():
         "import sys; from kvmeta.cli.main import kvmeta_command\n"
         "try: kvmeta_command(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numba', 'rocksdict', 'rich', 'grpc', 'msgspec', 'kvmeta.embedded', 'kvmeta.index'}\n"
+        "heavy = {'numba', 'rocksdict', 'rich', 'grpc', 'msgspec', 'kvmeta.embedded', 'kvmeta.sources'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(code).stdout.splitlines()[-1] == "[]"

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 import kvmeta
-from kvmeta.client.attempts import Call
-from kvmeta.client.calls import DatasetCalls, StoreCalls, describe
+from kvmeta.client.calls import Call
+from kvmeta.client.catalogue import StorePrograms, describe
 from kvmeta.client.options import ClientOptions
-from kvmeta.protocol.calls import METHODS
-from kvmeta.protocol.packed import STATE, VERSION, pack, unpack_up_to
+from kvmeta.client.programs import DatasetPrograms
+from kvmeta.client.routing import Router
+from kvmeta.protocol.columns import CODE, VERSION, unpack_up_to
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
+from tests.messages import column_of
+from tests.messages import packed as pack
 
 IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
 LOCATIONS = np.zeros(10, kvmeta.LOCATION)
@@ -32,7 +35,7 @@ def run(program: Any, answer: Answer, sent: list[Call] | None = None) -> Any:
             return end.value
         errors = []
         for raw in yielded:
-            call = raw._replace(request=METHODS[raw.method].request.FromString(raw.request))
+            call = raw._replace(request=raw.method.request.FromString(raw.request))
             if sent is not None:
                 sent.append(call)
             reply = answer(call)
@@ -43,8 +46,12 @@ def run(program: Any, answer: Answer, sent: list[Call] | None = None) -> Any:
             errors.append(None)
 
 
-def dataset(rows_max: int = 4, **options: Any) -> DatasetCalls:
-    return DatasetCalls("default", ClientOptions(**options), rows_max)
+def dataset(rows_max: int = 4, **options: Any) -> DatasetPrograms:
+    return DatasetPrograms("default", ClientOptions(**options), rows_max)
+
+
+def store() -> StorePrograms:
+    return StorePrograms(ClientOptions(), Router(("server:7400",)))
 
 
 def rows_of(call: Call) -> int:
@@ -53,11 +60,13 @@ def rows_of(call: Call) -> int:
 
 def found(call: Call) -> pb.LookupResponse:
     n = rows_of(call)
-    first = unpack_up_to(call.request.ids, np.dtype("V16"), n, "ids").view(">u8").reshape(-1, 2)[:, 1]
+    first = (
+        unpack_up_to(column_of(call.request.ids), np.dtype("V16"), n, "ids").view(">u8").reshape(-1, 2)[:, 1]
+    )
     locations = np.zeros(n, kvmeta.LOCATION)
     locations["offset"] = first
     return pb.LookupResponse(
-        states=pack(np.ones(n, STATE)), locations=pack(locations), versions=pack(np.full(n, 9, VERSION))
+        states=pack(np.ones(n, CODE)), locations=pack(locations), versions=pack(np.full(n, 9, VERSION))
     )
 
 
@@ -112,14 +121,17 @@ def test_of_repeated_ids_over_several_messages_the_right_one_is_sent() -> None:
         else:
             result = run(calls.insert(ids, locations), inserted, sent)
             assert result.inserted.tolist() == [True] * 10 + [False] * 10
-        offsets = [unpack_up_to(call.request.locations, kvmeta.LOCATION, 4, "l")["offset"] for call in sent]
+        offsets = [
+            unpack_up_to(column_of(call.request.locations), kvmeta.LOCATION, 4, "l")["offset"]
+            for call in sent
+        ]
         assert np.concatenate(offsets).tolist() == list(range(10, 20) if last else range(10))
 
 
 def inserted(call: Call) -> pb.WriteResponse:
     n = rows_of(call)
     return pb.WriteResponse(
-        outcomes=pack(np.zeros(n, STATE)),
+        outcomes=pack(np.zeros(n, CODE)),
         locations=call.request.locations,
         versions=pack(np.ones(n, VERSION)),
     )
@@ -131,7 +143,11 @@ def test_puts_may_be_repeated_and_inserts_may_not() -> None:
     run(calls.put(IDS, LOCATIONS), lambda call: pb.WriteResponse(), sent)
     run(calls.delete(IDS), lambda call: pb.WriteResponse(), sent)
     run(calls.insert(IDS, LOCATIONS), inserted, sent)
-    assert [(call.repeatable, call.writes) for call in sent] == [(True, True), (True, True), (False, True)]
+    assert [(call.repeatable, call.method.row.changes) for call in sent] == [
+        (True, True),
+        (True, True),
+        (False, True),
+    ]
 
 
 def test_a_load_waits_where_a_message_shares_an_id_with_one_under_way() -> None:
@@ -158,14 +174,14 @@ def test_a_job_is_asked_for_until_it_ends_and_its_damages_page_by_page() -> None
 
     def answer(call: Call) -> Any:
         running = pb.Job(id="1", state=pb.JOB_STATE_RUNNING, done=1, total=2)
-        if call.method == "StartJob":
+        if call.method.name == "StartJob":
             return pb.StartJobResponse(job=running)
         if len(asked) < 4:
             return pb.GetJobResponse(job=running)
         report = pb.VerifyReport(segments=1, pages=1, damages=[damage], damages_total=3)
         return pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=report))
 
-    report = run(StoreCalls().verify(None, 2.0), answer, asked)
+    report = run(store().verify(None), answer, asked)
     assert len(report.damages) == 3
     assert [call.request.damages_from for call in asked[4:]] == [1, 2]
 
@@ -174,20 +190,20 @@ def test_a_failed_job_raises_what_it_failed_with() -> None:
     error = pb.JobError(reason="STORAGE_FULL", message="no room")
     job = pb.Job(id="1", state=pb.JOB_STATE_FAILED, error=error)
     with pytest.raises(kvmeta.StorageFullError, match="no room"):
-        run(StoreCalls().compact(False, None, 2.0), lambda call: pb.StartJobResponse(job=job))
+        run(store().compact(False, None), lambda call: pb.StartJobResponse(job=job))
 
 
 @pytest.mark.parametrize("number", [0, -1, 1 << 32])
 def test_a_number_that_can_be_no_volume_is_not_found(number: int) -> None:
     with pytest.raises(kvmeta.NotFoundError):
-        run(StoreCalls().volumes([number]), lambda call: None)
+        run(store().volumes([number]), lambda call: None)
 
 
 def coded(call: Call, code: int) -> Any:
     n = rows_of(call)
-    column, zeros = pack(np.full(n, code, STATE)), pack(np.zeros(n, VERSION))
+    column, zeros = pack(np.full(n, code, CODE)), pack(np.zeros(n, VERSION))
     rows = pack(np.zeros(n, kvmeta.LOCATION))
-    if call.method == "Lookup":
+    if call.method.name == "Lookup":
         return pb.LookupResponse(states=column, locations=rows, versions=zeros)
     return pb.WriteResponse(outcomes=column, locations=rows, versions=zeros)
 
@@ -206,7 +222,7 @@ def test_codes_of_a_newer_server_are_failures(code: int) -> None:
 def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
     with pytest.raises(kvmeta.KvmetaError):
         run(
-            StoreCalls().compact(False, None, 2.0),
+            store().compact(False, None),
             lambda call: pb.StartJobResponse(job=pb.Job(id="1", state=7)),
         )
 
@@ -214,7 +230,7 @@ def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
 def test_a_server_that_lists_for_ever_is_left() -> None:
     again = pb.ListVolumesResponse(volumes=[pb.Volume(number=1, uri="s3://a/b")])
     with pytest.raises(kvmeta.UnavailableError, match="lists a volume again"):
-        run(StoreCalls().list_volumes(), lambda call: again)
+        run(store().list_volumes(), lambda call: again)
     page = pb.ScanResponse(cursor=bytes(16))
     with pytest.raises(kvmeta.InputError, match="does not continue"):
         run(dataset().scan_page(Scan(after=bytes(16))), lambda call: page)

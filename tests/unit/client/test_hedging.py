@@ -27,10 +27,10 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
     What the first one holds has volume 1, what the second one holds volume 2.
     """
     go_on = threading.Event()
-    lookup = EmbeddedDataset.lookup
+    lookup = EmbeddedDataset._lookup
 
-    def slow(self: EmbeddedDataset, *arguments: Any, **named: Any) -> Any:
-        hits = lookup(self, *arguments, **named)
+    def slow(self: EmbeddedDataset, ids: Any) -> Any:
+        hits = lookup(self, ids)
         if (hits.locations["volume"] == 1).any():
             go_on.wait()
         return hits
@@ -41,7 +41,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[s
             places["volume"] = volume
             store.dataset().put(IDS, places)
         with served(first) as one, served(second) as other:
-            monkeypatch.setattr(EmbeddedDataset, "lookup", slow)
+            monkeypatch.setattr(EmbeddedDataset, "_lookup", slow)
             try:
                 yield f"{one},{other.removeprefix('kvmeta://')}", go_on
             finally:

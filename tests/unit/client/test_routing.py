@@ -10,7 +10,7 @@ from kvmeta import mixing
 from kvmeta.client.options import addresses_of
 from kvmeta.client.routing import DOWN_S, Route, Router
 from kvmeta.errors import InputError
-from kvmeta.protocol.frame import Frame
+from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 IDS = kvmeta.ids_from_ints(np.arange(1000, dtype=np.uint64))
@@ -21,7 +21,7 @@ def reply(owners: np.ndarray, epoch: int = 3, away: tuple[int, ...] = ()) -> byt
     head = pb.GetMapResponse(
         epoch=epoch, partitions=len(owners), replicas=owners.shape[1], write_quorum=2, nodes=nodes
     )
-    return Frame.of(head, pb.COMPRESSION_UNSPECIFIED, owners=owners.astype("<u2")).SerializeToString()
+    return ColumnMessage.of(head, pb.COMPRESSION_UNSPECIFIED, owners=owners.astype("<u2")).SerializeToString()
 
 
 class Clock:

@@ -34,7 +34,7 @@ def test_a_frozen_store_of_format_1_answers_as_it_did(frozen: Path, mode: str) -
         assert [kvmeta.ids_to_hex(page.ids) for page in ds.scan(page_rows=100)] == expected["scan"]
         century = store.dataset("century").lookup(["a key", "another", "absent"])
         assert [list(each) for each in century.locations.tolist()] == expected["century"]
-        volumes = [[int(v), v.uri, v.name, v.size_bytes] for v in store.volumes.list()]
+        volumes = [[int(v), v.uri, v.name, v.size_bytes, v.state, v.codec] for v in store.volumes.list()]
         assert volumes == expected["volumes"]
         assert store.verify().ok
 

@@ -12,7 +12,7 @@ from kvmeta.engine.manifest import (
     MergeRecord,
     RunRecord,
     TreeRecord,
-    VolumeRecord,
+    VolumeRow,
 )
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import Position
@@ -39,7 +39,7 @@ def filled() -> tuple[Manifest, dict[bytes, bytes]]:
     manifest, rows = Manifest(), {}
     apply(manifest, rows, Change())
     apply(manifest, rows, Change(datasets={1: DatasetRecord(1, "default")}, trees={1: TreeRecord()}))
-    apply(manifest, rows, Change(volumes={n: VolumeRecord(n, f"file:///{n}", "n") for n in range(1, 5)}))
+    apply(manifest, rows, Change(volumes={n: VolumeRow(n, f"file:///{n}", "n") for n in range(1, 5)}))
     apply(manifest, rows, Change(trees={1: TREE}, volumes={2: None}, anchor=Position(5, 9)))
     return manifest, rows
 

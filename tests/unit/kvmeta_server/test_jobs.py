@@ -46,15 +46,15 @@ def run(store: Store, work: Any, running_max: int = 2) -> None:
 
 
 async def ended(jobs: Jobs, id_: str) -> pb.Job:
-    return (await jobs.get(pb.GetJobRequest(id=id_, wait_s=10))).job
+    return (await jobs.get_job(pb.GetJobRequest(id=id_, wait_s=10))).job
 
 
 def test_a_job_is_seen_from_start_to_end() -> None:
     async def work(jobs: Jobs) -> None:
-        job = (await jobs.start(COMPACT)).job
+        job = (await jobs.start_job(COMPACT)).job
         assert job.state == pb.JOB_STATE_RUNNING
         while not job.total:
-            job = (await jobs.get(pb.GetJobRequest(id=job.id))).job
+            job = (await jobs.get_job(pb.GetJobRequest(id=job.id))).job
         assert (job.done, job.total) == (3, 10)
         store.go.set()
         assert (await ended(jobs, job.id)).state == pb.JOB_STATE_DONE
@@ -65,10 +65,10 @@ def test_a_job_is_seen_from_start_to_end() -> None:
 
 def test_a_request_that_comes_again_starts_nothing() -> None:
     async def work(jobs: Jobs) -> None:
-        first = (await jobs.start(VERIFY)).job
-        assert (await jobs.start(VERIFY)).job.id == first.id
+        first = (await jobs.start_job(VERIFY)).job
+        assert (await jobs.start_job(VERIFY)).job.id == first.id
         other = pb.StartJobRequest(kind=pb.JOB_KIND_VERIFY, request_id="b")
-        assert (await jobs.start(other)).job.id != first.id
+        assert (await jobs.start_job(other)).job.id != first.id
 
     run(Store(), work)
 
@@ -80,7 +80,7 @@ def test_what_a_job_failed_with_is_told() -> None:
     ):
 
         async def work(jobs: Jobs, reason: str = reason) -> None:
-            job = await ended(jobs, (await jobs.start(COMPACT)).job.id)
+            job = await ended(jobs, (await jobs.start_job(COMPACT)).job.id)
             assert (job.state, job.error.reason) == (pb.JOB_STATE_FAILED, reason)
 
         store = Store(error)
@@ -92,9 +92,9 @@ def test_damages_come_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DAMAGES_MAX", 2)
 
     async def work(jobs: Jobs) -> None:
-        job = await ended(jobs, (await jobs.start(VERIFY)).job.id)
+        job = await ended(jobs, (await jobs.start_job(VERIFY)).job.id)
         assert (len(job.report.damages), job.report.damages_total) == (2, 5)
-        last = await jobs.get(pb.GetJobRequest(id=job.id, damages_from=4))
+        last = await jobs.get_job(pb.GetJobRequest(id=job.id, damages_from=4))
         assert len(last.job.report.damages) == 1
 
     run(Store(damages=5), work)
@@ -102,9 +102,9 @@ def test_damages_come_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_jobs_than_allowed_are_refused() -> None:
     async def work(jobs: Jobs) -> None:
-        await jobs.start(COMPACT)
+        await jobs.start_job(COMPACT)
         with pytest.raises(Refused, match="1 jobs run already"):
-            await jobs.start(COMPACT)
+            await jobs.start_job(COMPACT)
         store.go.set()
 
     store = Store()
@@ -114,9 +114,9 @@ def test_more_jobs_than_allowed_are_refused() -> None:
 def test_an_unknown_job_is_not_found_and_an_unknown_kind_refused() -> None:
     async def work(jobs: Jobs) -> None:
         with pytest.raises(kvmeta.NotFoundError, match="no job 'x'"):
-            await jobs.get(pb.GetJobRequest(id="x"))
+            await jobs.get_job(pb.GetJobRequest(id="x"))
         with pytest.raises(kvmeta.InputError, match="kind"):
-            await jobs.start(pb.StartJobRequest())
+            await jobs.start_job(pb.StartJobRequest())
 
     run(Store(), work)
 
@@ -127,10 +127,10 @@ def test_the_oldest_ended_jobs_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     async def work(jobs: Jobs) -> None:
         ids = []
         for _ in range(6):
-            ids.append((await jobs.start(pb.StartJobRequest(kind=pb.JOB_KIND_VERIFY))).job.id)
+            ids.append((await jobs.start_job(pb.StartJobRequest(kind=pb.JOB_KIND_VERIFY))).job.id)
             await ended(jobs, ids[-1])
         with pytest.raises(kvmeta.NotFoundError):
-            await jobs.get(pb.GetJobRequest(id=ids[0]))
+            await jobs.get_job(pb.GetJobRequest(id=ids[0]))
         assert (await ended(jobs, ids[-2])).state == pb.JOB_STATE_DONE
 
     run(Store(), work)

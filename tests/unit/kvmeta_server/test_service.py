@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import lz4.block
@@ -23,17 +23,17 @@ from hypothesis import strategies as st
 
 import kvmeta
 from bench import frames
-from kvmeta import cluster
+from kvmeta import operators
 from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
-from kvmeta.protocol import status
-from kvmeta.protocol.calls import METHODS, SERVICE
-from kvmeta.protocol.packed import pack
+from kvmeta.protocol.methods import STORE_METHODS, STORE_SERVICE
+from kvmeta.transport.grpc import failure_of
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta_server import service
 from kvmeta_server.admission import SHARE_OF_ONE
 from kvmeta_server.arrivals import AT_ONCE
 from kvmeta_server.serving import Server
+from tests.messages import packed as pack
 from tests.serving import running
 
 Code = grpc.StatusCode
@@ -62,14 +62,25 @@ def stub(server: Server) -> Iterator[rpc.StoreServiceStub]:
         yield rpc.StoreServiceStub(channel)
 
 
+class Refusal(NamedTuple):
+    code: grpc.StatusCode
+    reason: str
+    error: kvmeta.KvmetaError
+
+
+def refusal_of(failed: Any) -> Refusal:
+    told = failure_of(failed.code(), failed.details() or "", failed.trailing_metadata())
+    return Refusal(failed.code(), told.reason, told.error)
+
+
 def connected(server: Server) -> grpc.Channel:
     return grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)])
 
 
-def ends(call: Callable[..., Any], request: Any, **options: Any) -> status.FailedStatus:
+def ends(call: Callable[..., Any], request: Any, **options: Any) -> Refusal:
     with pytest.raises(grpc.RpcError) as raised:
         call(request, **{"timeout": 10, **options})
-    return status.of_failed_call(raised.value)
+    return refusal_of(raised.value)
 
 
 def reason_of(call: Callable[..., Any], request: Any) -> str:
@@ -77,7 +88,7 @@ def reason_of(call: Callable[..., Any], request: Any) -> str:
     try:
         call(request, timeout=10)
     except grpc.RpcError as error:
-        return status.of_failed_call(error).reason or error.code().name
+        return refusal_of(error).reason or error.code().name
     return ""
 
 
@@ -123,7 +134,7 @@ def test_a_wrong_request_ends_with_its_status_and_reason(
 
 
 def test_every_call_of_the_protocol_is_answered(stub: Any) -> None:
-    for name, method in METHODS.items():
+    for name, method in STORE_METHODS.items():
         assert reason_of(getattr(stub, name), method.request()) in (
             "",
             "INPUT",
@@ -175,7 +186,7 @@ def test_a_call_without_a_deadline_gets_one(stub: Any, server: Server, slow: thr
 def test_an_answer_that_is_not_taken_ends_with_the_time_of_its_call(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_SENDING_S", 0.2)
+    monkeypatch.setattr("kvmeta_server.listening.grpc.SENDING_S", 0.2)
     with running(store, limits__deadline_s=0.5) as server:
         peer = frames.Connection(server.address, window_bytes=0)
         try:
@@ -208,7 +219,7 @@ def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -
 
 
 def test_a_repair_is_asked_for_with_a_deadline_that_servers_keep() -> None:
-    assert cluster.REPAIR_S < service.DEADLINE_S_MAX
+    assert operators.REPAIR_S < service.DEADLINE_S_MAX
 
 
 def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:
@@ -339,13 +350,13 @@ def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None
 def test_health_and_reflection_say_what_is_served(server: Server) -> None:
     with connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", SERVICE):
+        for name in ("", STORE_SERVICE):
             reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         listed = next(iter(reflection.ServerReflectionInfo(ask, timeout=10)))
-        assert SERVICE in [each.name for each in listed.list_services_response.service]
+        assert STORE_SERVICE in [each.name for each in listed.list_services_response.service]
 
 
 def test_a_second_server_on_a_port_is_told(server: Server, store: EmbeddedStore) -> None:
@@ -409,4 +420,4 @@ def test_a_call_without_a_message_is_an_input_error(server: Server) -> None:
         call = channel.stream_unary("/kvmeta.v1.StoreService/Describe")
         with pytest.raises(grpc.RpcError) as raised:
             call(iter(()), timeout=10)
-        assert status.of_failed_call(raised.value).reason == "INPUT"
+        assert refusal_of(raised.value).reason == "INPUT"

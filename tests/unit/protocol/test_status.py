@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import grpc
 import numpy as np
 import pytest
+from google.rpc import status_pb2
 
 import kvmeta
 from kvmeta import errors
@@ -23,24 +21,9 @@ def made(kind: type[errors.KvmetaError]) -> errors.KvmetaError:
     return kind("a message")
 
 
-class Failed:
-    """What gRPC raises, as the client sees it."""
-
-    def __init__(self, code: Any, details: str, trailing: Any = ()) -> None:
-        self._told = code, details, trailing
-
-    def code(self) -> Any:
-        return self._told[0]
-
-    def details(self) -> Any:
-        return self._told[1]
-
-    def trailing_metadata(self) -> Any:
-        return self._told[2]
-
-
-def sent(code: Any, told: Any) -> Failed:
-    return Failed(code, told.message, ((status.DETAILS_KEY, told.SerializeToString()),))
+def sent(told: status_pb2.Status) -> status.Told:
+    """Return what a client is told by a status."""
+    return status.told_by(told.message, told.SerializeToString())
 
 
 def test_every_error_has_a_row_of_its_own() -> None:
@@ -50,7 +33,7 @@ def test_every_error_has_a_row_of_its_own() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_error_comes_back_as_what_it_was(kind: type[errors.KvmetaError]) -> None:
-    refusal = status.of_failed_call(sent(*status.of_error(made(kind))))
+    refusal = sent(status.of_error(made(kind)))
     expected = errors.CorruptionError if kind is errors.IncompleteBatchError else kind
     assert type(refusal.error) is expected
     assert str(refusal.error) == "a message"
@@ -64,7 +47,7 @@ def test_a_special_class_never_hides_behind_a_general_one() -> None:
 
 def test_corruption_keeps_its_path_and_ranges() -> None:
     error = errors.CorruptionError("damaged", "/store/1.seg", [(1, 2), (1 << 127, (1 << 128) - 1)])
-    back = status.of_failed_call(sent(*status.of_error(error))).error
+    back = sent(status.of_error(error)).error
     assert isinstance(back, kvmeta.CorruptionError)
     assert (back.path, back.ranges) == (error.path, error.ranges)
 
@@ -72,35 +55,32 @@ def test_corruption_keeps_its_path_and_ranges() -> None:
 @pytest.mark.parametrize("letter", ["x", "ü", "語", "\udcff"])
 def test_long_messages_and_many_ranges_fit_the_metadata(letter: str) -> None:
     error = errors.CorruptionError(letter * 100_000, letter * 100_000, [(i, i) for i in range(10_000)])
-    told = status.of_error(error)[1]
+    told = status.of_error(error)
     percent_encoded, base64 = 3 * len(told.message.encode()), 4 * told.ByteSize() // 3
     assert percent_encoded + base64 < 8000
 
 
 def test_names_that_are_no_text_are_told_escaped() -> None:
-    assert status.of_error(errors.InputError("bad \udcff name"))[1].message == "bad \\udcff name"
+    assert status.of_error(errors.InputError("bad \udcff name")).message == "bad \\udcff name"
 
 
 @pytest.mark.parametrize("ranges", ["", "x", "1", "1-", "-", "1-2-3", "g-h", "1-2,", f"{'f' * 33}-1"])
 def test_metadata_that_is_odd_is_no_error_of_its_own(ranges: str) -> None:
-    told = status.status(grpc.StatusCode.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
-    assert isinstance(
-        status.of_failed_call(sent(grpc.StatusCode.DATA_LOSS, told)).error, kvmeta.CorruptionError
-    )
+    told = status.status(status.Code.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
+    assert isinstance(sent(told).error, kvmeta.CorruptionError)
 
 
 def test_details_that_are_none_say_nothing() -> None:
-    failed = Failed(grpc.StatusCode.INTERNAL, "x", ((status.DETAILS_KEY, b"\xff\xff"),))
-    assert status.of_failed_call(failed).reason == ""
+    assert status.told_by("x", b"\xff\xff").reason == ""
 
 
 def test_a_status_without_error_info_is_none_of_ours() -> None:
-    refusal = status.of_failed_call(Failed(grpc.StatusCode.UNAVAILABLE, "connection reset"))
-    assert refusal == (grpc.StatusCode.UNAVAILABLE, "", refusal.error)
+    refusal = status.told_by("connection reset", None)
+    assert refusal.reason == ""
+    assert str(refusal.error) == "connection reset"
     assert type(refusal.error) is kvmeta.KvmetaError
 
 
 def test_a_reason_of_a_newer_server_is_taken_by_its_status() -> None:
-    told = status.status(grpc.StatusCode.ABORTED, "SOMETHING_NEW", "later")
-    refusal = status.of_failed_call(sent(grpc.StatusCode.ABORTED, told))
+    refusal = sent(status.status(status.Code.ABORTED, "SOMETHING_NEW", "later"))
     assert (type(refusal.error), refusal.reason) == (kvmeta.KvmetaError, "")

@@ -15,11 +15,12 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import KvmetaError
 from kvmeta.version import TOMBSTONE
-from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
+from kvmeta_server.cluster.cluster_map import ClusterMap, Member, found
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.node_state import NodeState
-from kvmeta_server.cluster.replica import Applied, Fetched, Page, Replica
+from kvmeta_server.cluster.replica import Replica
+from kvmeta_server.cluster.rows import Applied, Bound, Fetched, Page
 from kvmeta_server.cluster.seams import PeerError
 
 PARTITIONS = 16
@@ -52,9 +53,9 @@ class Replicas:
     """Some nodes, the first of which coordinates. `down` answer nothing; `calls` are counted."""
 
     def __init__(self, path: Path, count: int = 3, *, partitions: int = PARTITIONS, **named: Any) -> None:
-        held = found("test", bytes(16), Node(0, "n0", "n0:1"), partitions=partitions, **named)
+        held = found("test", bytes(16), Member(0, "n0", "n0:1"), partitions=partitions, **named)
         for number in range(1, count):
-            joining = held.joined(Node(0, f"n{number}", f"n{number}:1"))
+            joining = held.joined(Member(0, f"n{number}", f"n{number}:1"))
             held = joining.switched(range(partitions)).finished(range(partitions))
         self.loop = asyncio.new_event_loop()
         self.maps = Maps(held)
@@ -96,22 +97,24 @@ class Replicas:
             raise PeerError(f"node {slot} is down")
         return self.replicas[slot]
 
-    async def apply(self, slot: int, dataset: str, epoch: int, rows: np.ndarray, **why: bool) -> Applied:
-        """As of `Replica.apply`."""
+    async def apply(
+        self, slot: int, dataset: str, epoch: int, rows: np.ndarray, bound: Bound = Bound.PROMISED
+    ) -> Applied:
+        """Let a node merge rows."""
         await asyncio.sleep(0)
         with _as_peer_errors():
-            return self._asked(slot, "apply").apply(dataset, epoch, rows, **why)
+            return self._asked(slot, "apply").apply(dataset, epoch, rows, bound)
 
     async def fetch(
         self, slot: int, dataset: str, epoch: int, mixed: np.ndarray, *, versions_only: bool = False
     ) -> Fetched:
-        """As of `Replica.fetch`."""
+        """Return what a node holds."""
         await asyncio.sleep(0)
         replica = self._asked(slot, "versions" if versions_only else "fetch")
         return replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
 
     async def rows(self, slot: int, dataset: str, epoch: int, first: int, last: int, page_rows: int) -> Page:
-        """As of `Replica.rows`."""
+        """Return a page of what a node holds."""
         with _as_peer_errors():
             return self._asked(slot, "rows").rows(dataset, epoch, first, last, page_rows)
 
@@ -119,15 +122,15 @@ class Replicas:
         self, slot: int, dataset: str, partitions: Iterable[int], cut_at: int, purged: np.ndarray,
         expired: int, *, promise: bool,
     ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """As of `Replica.digests`."""
+        """Return a node's digests."""
         asked = list(partitions)
         with _as_peer_errors():
             replica = self._asked(slot, "digests")
             return replica.digests(dataset, asked, cut_at, purged, expired, promise=promise)
 
-    async def repaired(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
-        """As of `Replica.repaired`."""
-        self._asked(slot, "repaired").repaired(dataset, partitions, version)
+    async def agree(self, slot: int, dataset: str, partitions: Iterable[int], version: int) -> None:
+        """Tell a node that all owners agreed."""
+        self._asked(slot, "agree").agree(dataset, partitions, version)
 
     async def decide(
         self, slot: int, dataset: str, epoch: int, operation: str, rows: np.ndarray

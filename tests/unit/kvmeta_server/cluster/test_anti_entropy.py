@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmeta.engine.kernels.merge import REFUSED
 from kvmeta.errors import UnavailableError
-from kvmeta.testing.loop import SimulatedLoop
+from kvmeta.protocol.codes import Outcome
 from kvmeta_server.cluster import anti_entropy
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report, merged
+from kvmeta_server.simulator.loop import SimulatedLoop
 from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, put, rows_of
 
 N = 2000
@@ -73,7 +73,7 @@ def test_after_agreement_tombstones_go_and_what_they_deleted_stays_away(three: R
         store.compact()
         assert sum(run.record.rows for run in store.engine.tree("default").runs) == 0
     late = three.replicas[0].apply("default", 0, old)
-    assert (late.outcomes == REFUSED).all()
+    assert (late.outcomes == Outcome.REFUSED).all()
     assert compare(three).rows == 0
     assert three.holding(old) == [0] * 3
 
@@ -90,7 +90,7 @@ def test_a_relocate_of_a_held_entry_passes_a_promise(three: Replicas) -> None:
     compare(three)
     moved = held.copy()
     moved[:, 2] += np.uint64(1)
-    assert (three.replicas[0].apply("default", 0, moved).outcomes == 0).all()
+    assert (three.replicas[0].apply("default", 0, moved).outcomes == Outcome.TOOK_EFFECT).all()
 
 
 def test_a_node_whose_clock_is_far_ahead_is_promised_nothing(three: Replicas) -> None:
@@ -178,7 +178,7 @@ def test_what_a_former_owner_has_left_over_is_not_brought_back(tmp_path: Path) -
     before = four.maps.current
     of_all = put(four, rows_of(N), 0, 1, 2, 3)
     left = of_all[(before.owners[before.partition_of(of_all[:, 0])] == 3).any(axis=1)]
-    after = before.with_node("n3", state="draining")
+    after = before.with_member("n3", state="draining")
     after = after.switched(range(PARTITIONS)).finished(range(PARTITIONS))
     four.adopt(after)
     four.maps.current = after

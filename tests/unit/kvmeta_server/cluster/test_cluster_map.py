@@ -16,7 +16,7 @@ from kvmeta_server.cluster.cluster_map import (
     STABLE,
     SWITCHED,
     ClusterMap,
-    Node,
+    Member,
     copies,
     decode,
     found,
@@ -24,8 +24,8 @@ from kvmeta_server.cluster.cluster_map import (
 from kvmeta_server.cluster.placement import NOBODY
 
 
-def node(name: str, zone: str = "") -> Node:
-    return Node(0, name, f"{name}:7400", zone)
+def node(name: str, zone: str = "") -> Member:
+    return Member(0, name, f"{name}:7400", zone)
 
 
 def of_one_block(values: bytes) -> str:
@@ -97,48 +97,48 @@ def test_a_plan_may_change_while_it_is_copied_and_not_after_the_switch() -> None
     joining = of_nodes(3).joined(node("n3"))
     moving = np.flatnonzero(joining.moving).tolist()
     switched = joining.switched(moving[:3])
-    drained = switched.with_node("n3", state="draining")
+    drained = switched.with_member("n3", state="draining")
     assert (drained.phase[moving[:3]] == SWITCHED).all()
     assert (drained.targets[moving[:3]] == switched.targets[moving[:3]]).all()
     assert (drained.phase[moving[3:]] == STABLE).all()
     after = settled(settled(drained).replanned())
-    assert [each.name for each in after.nodes] == ["n0", "n1", "n2"]
+    assert [each.name for each in after.members] == ["n0", "n1", "n2"]
 
 
 def test_a_drained_node_is_gone_when_it_owns_nothing() -> None:
-    draining = of_nodes(4).with_node("n2", state="draining")
-    assert [each.name for each in draining.nodes] == ["n0", "n1", "n2", "n3"]
+    draining = of_nodes(4).with_member("n2", state="draining")
+    assert [each.name for each in draining.members] == ["n0", "n1", "n2", "n3"]
     done = settled(draining)
-    assert [each.name for each in done.nodes] == ["n0", "n1", "n3"]
+    assert [each.name for each in done.members] == ["n0", "n1", "n3"]
     assert not (done.owners == 2).any()
 
 
 def test_a_node_that_owns_nothing_yet_is_gone_at_once() -> None:
     joining = of_nodes(3).joined(node("n3"))
-    undone = joining.with_node("n3", state="removed")
+    undone = joining.with_member("n3", state="removed")
     assert not undone.moving.any()
-    assert [each.name for each in undone.nodes] == ["n0", "n1", "n2"]
+    assert [each.name for each in undone.members] == ["n0", "n1", "n2"]
 
 
 def test_with_owners_removed_by_force_those_left_are_the_quorum() -> None:
-    held = of_nodes(4).with_node("n1", state="removed")
+    held = of_nodes(4).with_member("n1", state="removed")
     assert (held.read_quorum[(held.owners == 1).any(axis=1)] == 2).all()
-    both = held.with_node("n2", state="removed")
+    both = held.with_member("n2", state="removed")
     lost = ((both.owners == 1) | (both.owners == 2)).sum(axis=1) == 2
     assert (both.read_quorum[lost] == 1).all()
     assert (both.write_quorums[0][lost] == 1).all()
 
 
 def test_slots_are_not_given_again_soon() -> None:
-    held = settled(of_nodes(3).with_node("n2", state="draining"))
-    assert held.joined(node("n9")).node("n9").slot == 3
+    held = settled(of_nodes(3).with_member("n2", state="draining"))
+    assert held.joined(node("n9")).member("n9").slot == 3
 
 
 def test_a_name_is_taken_once() -> None:
     with pytest.raises(InputError, match="already"):
         of_nodes(2).joined(node("n1"))
     with pytest.raises(NotFoundError, match="it has: n0, n1"):
-        of_nodes(2).node("n7")
+        of_nodes(2).member("n7")
 
 
 @pytest.mark.parametrize(("replicas", "quorum"), [(3, 1), (3, 4), (2, 1), (4, 2)])
@@ -159,7 +159,7 @@ def test_bytes_and_back() -> None:
     held = of_nodes(3).joined(node("n3", "zone")).switched([0, 1, 2])
     again = decode(held.encode())
     assert again.encode() == held.encode()
-    assert again.nodes == held.nodes
+    assert again.members == held.members
     assert (again.targets == held.targets).all()
     assert (again.changed == held.changed).all()
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvmeta.batch import Outcome
-from kvmeta.protocol.codes import EXISTS, TOOK_EFFECT, UNACKNOWLEDGED
+from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import MS_SHIFT, TOMBSTONE
-from kvmeta_server.cluster.cluster_map import Node
-from kvmeta_server.cluster.coordinator import ANSWERED, UNAVAILABLE
+from kvmeta_server.cluster.cluster_map import Member
+from kvmeta_server.cluster.rows import Bound
 from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
 
 N = 300
@@ -31,7 +30,7 @@ def three(tmp_path: Path) -> Iterator[Replicas]:
 def write(replicas: Replicas, rows: np.ndarray, *, delete: bool = False) -> np.ndarray:
     async def work() -> np.ndarray:
         written = await replicas.coordinator.write("default", rows, delete=delete)
-        await asyncio.gather(*replicas.coordinator._behind)
+        await asyncio.gather(*replicas.coordinator.writer._behind)
         return written.acknowledged
 
     return replicas.run(work())
@@ -52,7 +51,7 @@ def test_a_write_reaches_all_owners_and_is_read_back(three: Replicas) -> None:
     assert write(three, rows).all()
     assert three.holding(rows) == [N, N, N]
     states, got = read(three, rows)
-    assert (states == ANSWERED).all()
+    assert (states == State.ANSWERED).all()
     assert (got[:, PLACE] == rows[:, PLACE]).all()
     assert three.calls.count("fetch") == 1
     assert three.calls.count("versions") == 2  # half of the IDs at each of the two others
@@ -64,7 +63,7 @@ def test_two_of_three_are_enough_and_the_third_gets_a_hint(three: Replicas) -> N
     assert write(three, rows).all()
     assert three.hints.rows == {2: N}
     states, got = read(three, rows)
-    assert (states == ANSWERED).all()
+    assert (states == State.ANSWERED).all()
     assert (got[:, PLACE] == rows[:, PLACE]).all()
 
 
@@ -73,7 +72,7 @@ def test_one_of_three_is_not_enough_and_nothing_is_a_miss(three: Replicas) -> No
     rows = rows_of(N)
     assert not write(three, rows).any()
     states, _ = read(three, rows)
-    assert (states == UNAVAILABLE).all()
+    assert (states == State.UNAVAILABLE).all()
 
 
 def test_an_id_that_finds_something_newer_is_stamped_again_above_it(three: Replicas) -> None:
@@ -98,7 +97,7 @@ def test_of_a_batch_those_fail_whose_partition_is_dead(tmp_path: Path) -> None:
     assert 0 < dead.sum() < N
     assert (write(replicas, rows) == ~dead).all()
     states, _ = read(replicas, rows)
-    assert ((states == UNAVAILABLE) == dead).all()
+    assert ((states == State.UNAVAILABLE) == dead).all()
     replicas.close()
 
 
@@ -107,7 +106,7 @@ def test_what_one_replica_alone_has_is_at_w_of_them_before_it_is_answered(three:
     rows[:, 2] = three.stores[0].engine.clock.stamp()
     three.replicas[0].apply("default", 0, rows)
     states, got = read(three, rows)
-    assert (states == ANSWERED).all()
+    assert (states == State.ANSWERED).all()
     assert (got == rows).all()
     assert sum(held == N for held in three.holding(rows)) >= 2
 
@@ -118,9 +117,9 @@ def test_something_newer_at_one_replica_is_no_answer_for_the_others(three: Repli
     three.replicas[1].apply("default", 0, rows)
     three.replicas[2].apply("default", 0, newer)
     three.down = {0}
-    assert three.run(three.coordinator.repair("default", rows)).all()  # one has it, one has something newer
+    assert three.run(three.coordinator.bring("default", rows)).all()  # one has it, one has something newer
     three.down = {0, 1}
-    assert not three.run(three.coordinator.repair("default", rows)).any()
+    assert not three.run(three.coordinator.bring("default", rows)).any()
 
 
 def test_what_a_read_found_is_taken_by_a_replica_that_has_promised_to_take_nothing_so_old(
@@ -134,7 +133,7 @@ def test_what_a_read_found_is_taken_by_a_replica_that_has_promised_to_take_nothi
     three.replicas[1].state.ranges("default", len(everywhere)).promise(everywhere, cut)
     three.down = {2}
     states, got = read(three, rows)
-    assert (states == ANSWERED).all()
+    assert (states == State.ANSWERED).all()
     assert (got == rows).all()
     assert three.holding(rows)[1] == N
 
@@ -145,11 +144,11 @@ def test_what_a_read_found_is_no_answer_where_all_agreed_on_something_newer(thre
     rows[:, 2] = three.stores[0].engine.clock.stamp()
     agreed, everywhere = three.stores[1].engine.clock.stamp(), range(three.maps.current.partitions)
     for slot in (1, 2):
-        three.replicas[slot].repaired("default", everywhere, agreed)
-    assert not three.run(three.coordinator.repair("default", rows, found=True)).any()
+        three.replicas[slot].agree("default", everywhere, agreed)
+    assert not three.run(three.coordinator.bring("default", rows, Bound.AGREED)).any()
     assert three.holding(rows)[1:] == [0, 0]
     rows[:, 2] |= np.uint64(TOMBSTONE)  # of which the others agreed, too, and have dropped it since
-    assert three.run(three.coordinator.repair("default", rows, found=True)).all()
+    assert three.run(three.coordinator.bring("default", rows, Bound.AGREED)).all()
 
 
 def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
@@ -160,7 +159,7 @@ def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
     everywhere = np.arange(three.maps.current.partitions)
     for slot in (1, 2):
         three.replicas[slot].state.ranges("default", len(everywhere)).promise(everywhere, promised)
-    assert not three.run(three.coordinator._kept("default", rows, np.ones(1, np.bool_))).any()
+    assert not three.run(three.coordinator.decider._kept("default", rows, np.ones(1, np.bool_))).any()
 
 
 def test_a_delete_that_one_replica_missed_is_not_undone_by_it(three: Replicas) -> None:
@@ -178,7 +177,7 @@ def test_fast_reads_ask_one_and_confirm_misses(three: Replicas) -> None:
     write(three, rows[: N // 2].copy())
     three.calls.clear()
     states, got = read(three, rows, fast=True)
-    assert (states == ANSWERED).all()
+    assert (states == State.ANSWERED).all()
     assert ((got[:, 2] != 0) == (np.arange(N) < N // 2)).all()
     assert three.calls == ["fetch", "fetch", "versions", "versions"]
 
@@ -188,7 +187,7 @@ def test_fast_reads_ask_one_and_confirm_misses(three: Replicas) -> None:
 
 def test_what_was_planned_on_an_older_map_is_fenced_and_not_done(three: Replicas) -> None:
     older = three.maps.current
-    three.adopt(older.joined(Node(0, "n3", "n3:1")))
+    three.adopt(older.joined(Member(0, "n3", "n3:1")))
     changed = three.replicas[0].map.moving
     rows = rows_of(N)
     mine = changed[older.partition_of(rows[:, 0])]
@@ -196,12 +195,12 @@ def test_what_was_planned_on_an_older_map_is_fenced_and_not_done(three: Replicas
     acknowledged = write(three, rows)
     assert (acknowledged == ~mine).all()
     states, _ = read(three, rows)
-    assert ((states == UNAVAILABLE) == mine).all()
+    assert ((states == State.UNAVAILABLE) == mine).all()
 
 
 def test_an_acknowledgement_under_a_map_that_changed_meanwhile_does_not_count(three: Replicas) -> None:
     older = three.maps.current
-    newer = older.joined(Node(0, "n3", "n3:1"))
+    newer = older.joined(Member(0, "n3", "n3:1"))
     seen = []
 
     async def work() -> None:
@@ -215,7 +214,7 @@ def test_an_acknowledgement_under_a_map_that_changed_meanwhile_does_not_count(th
             return done
 
         three.apply = late  # type: ignore[method-assign,assignment]
-        acknowledged, *_ = await three.coordinator._attempt("default", rows)
+        acknowledged, *_ = await three.coordinator.writer.attempt("default", rows)
         seen.append((acknowledged, newer.moving[older.partition_of(rows[:, 0])]))
 
     three.run(work())
@@ -227,7 +226,7 @@ def test_an_acknowledgement_under_a_map_that_changed_meanwhile_does_not_count(th
 def test_while_a_partition_moves_a_write_needs_w_of_the_targets_too(tmp_path: Path) -> None:
     four = Replicas(tmp_path, 4)
     before = four.maps.current
-    moving = before.with_node("n1", state="draining").with_node("n2", state="draining")
+    moving = before.with_member("n1", state="draining").with_member("n2", state="draining")
     four.adopt(moving)
     four.maps.current = moving
     rows = rows_of(N)
@@ -249,7 +248,7 @@ def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(t
     import threading
 
     replica = three.replicas[0]
-    newer = three.maps.current.joined(Node(0, "n3", "n3:1"))
+    newer = three.maps.current.joined(Member(0, "n3", "n3:1"))
     inside, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -280,13 +279,13 @@ def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(t
 def test_an_insert_takes_effect_once(three: Replicas) -> None:
     first, second = rows_of(N, value=1), rows_of(N, value=2)
     outcomes, held = decide(three, "insert", first)
-    assert (outcomes == TOOK_EFFECT).all()
+    assert (outcomes == Outcome.TOOK_EFFECT).all()
     assert (held[:, 3] == 1).all()
     outcomes, held = decide(three, "insert", second)
-    assert (outcomes == EXISTS).all()
+    assert (outcomes == Outcome.EXISTS).all()
     assert (held[:, 3] == 1).all()
     write(three, rows_of(N), delete=True)
-    assert (decide(three, "insert", second)[0] == TOOK_EFFECT).all()
+    assert (decide(three, "insert", second)[0] == Outcome.TOOK_EFFECT).all()
 
 
 def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas) -> None:
@@ -298,7 +297,7 @@ def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas)
     half[: N // 2, 2] -= np.uint64(1 << 20)
     outcomes, _ = decide(three, "relocate", half)
     assert (outcomes[: N // 2] == Outcome.CHANGED).all()
-    assert (outcomes[N // 2 :] == Outcome.RELOCATED).all()
+    assert (outcomes[N // 2 :] == Outcome.TOOK_EFFECT).all()
     _, got = read(three, rows)
     assert (got[N // 2 :, 3] == 7).all()
     again = half.copy()
@@ -320,7 +319,7 @@ def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half
     moved[:, 3] = 3
     outcomes, _ = decide(three, "relocate", moved)
     _, got = read(three, rows_of(N))
-    took_effect = outcomes == Outcome.RELOCATED
+    took_effect = outcomes == Outcome.TOOK_EFFECT
     assert took_effect.any()
     assert not took_effect.all()  # where the quorum met the newer one
     assert (got[~took_effect, 3] == 2).all()
@@ -329,7 +328,7 @@ def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half
 def test_what_could_not_be_decided_is_told_as_such(three: Replicas) -> None:
     three.down = {1, 2}
     outcomes, _ = decide(three, "insert", rows_of(N))
-    assert (outcomes == UNACKNOWLEDGED).all()
+    assert (outcomes == Outcome.UNACKNOWLEDGED).all()
 
 
 def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
@@ -352,8 +351,8 @@ def test_of_one_version_the_larger_location_stays_whoever_comes_first(three: Rep
     """Two attempts of one relocate, each at another replica: all must end with the same."""
     small, large = rows_of(N, value=1), rows_of(N, value=2)
     small[:, 2] = large[:, 2] = three.stores[0].engine.clock.stamp()
-    assert (three.replicas[0].apply("default", 0, small).outcomes == 0).all()
-    assert (three.replicas[0].apply("default", 0, large).outcomes == 0).all()
-    assert (three.replicas[1].apply("default", 0, large).outcomes == 0).all()
-    assert (three.replicas[1].apply("default", 0, small).outcomes == 1).all()
+    assert (three.replicas[0].apply("default", 0, small).outcomes == Outcome.TOOK_EFFECT).all()
+    assert (three.replicas[0].apply("default", 0, large).outcomes == Outcome.TOOK_EFFECT).all()
+    assert (three.replicas[1].apply("default", 0, large).outcomes == Outcome.TOOK_EFFECT).all()
+    assert (three.replicas[1].apply("default", 0, small).outcomes == Outcome.STALE).all()
     assert three.holding(large)[:2] == [N, N]

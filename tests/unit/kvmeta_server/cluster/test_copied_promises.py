@@ -25,7 +25,7 @@ TARGET, OWNERS, LEAVING, GONE = 0, (1, 2, 3), 3, 9
 def four(tmp_path: Path) -> Iterator[Replicas]:
     """Give four nodes of which the last is drained: the first copies its share, from the other three."""
     made = Replicas(tmp_path, 4)
-    draining = made.maps.current.with_node(f"n{LEAVING}", state="draining")
+    draining = made.maps.current.with_member(f"n{LEAVING}", state="draining")
     made.maps.current = draining
     made.adopt(draining)
     yield made
@@ -65,7 +65,7 @@ def test_a_copy_waits_until_enough_owners_tell_up_to_where_they_agreed(four: Rep
     for slot in OWNERS:
         four.replicas[slot].apply("default", 0, rows)
     for slot in OWNERS[:2]:
-        four.replicas[slot].repaired("default", partitions, agreed)
+        four.replicas[slot].agree("default", partitions, agreed)
 
     moves = moves_of(four)
     ingest = moves._ingest
@@ -84,7 +84,7 @@ def test_a_copy_waits_until_enough_owners_tell_up_to_where_they_agreed(four: Rep
     assert moves.copied(cluster_map) == partitions.tolist()
     ranges = four.replicas[TARGET].state.ranges("default", cluster_map.partitions)
     assert (ranges.promised[partitions] == agreed).all()
-    assert (ranges.repaired[partitions] == agreed).all()
+    assert (ranges.agreed[partitions] == agreed).all()
 
 
 @pytest.mark.parametrize("slot", [TARGET, GONE])
@@ -100,7 +100,7 @@ def test_a_hint_of_what_was_purged_does_not_come_in_at_a_node_that_still_copies(
     agreed = four.stores[1].engine.clock.stamp()
     for owner in OWNERS:
         four.replicas[owner].state.ranges("default", cluster_map.partitions).promise(partitions, agreed)
-        four.replicas[owner].repaired("default", partitions, agreed)
+        four.replicas[owner].agree("default", partitions, agreed)
     hints = HintFiles(FileDisk(tmp_path / "hints"))
     hints.add(slot, "default", rows)
     log: Any = SimpleNamespace(info=lambda *_, **__: None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.cluster_map import Member, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.hints import HintFiles
@@ -34,8 +34,8 @@ def test_a_damaged_hint_does_not_keep_those_behind_it_from_going(tmp_path: Path)
 
     async def work() -> None:
         peers: Any = SimpleNamespace(apply=apply, likely=lambda slot: True)
-        node = Node(7, "n7", "localhost:7400")
-        maps: Any = SimpleNamespace(current=replace(found("test", bytes(16), node), nodes=(node,)))
+        node = Member(7, "n7", "localhost:7400")
+        maps: Any = SimpleNamespace(current=replace(found("test", bytes(16), node), members=(node,)))
         nobody: Any = None
         log: Any = SimpleNamespace(info=lambda *_, **__: None)
         handoff = Handoff(hints, maps, peers, nobody, lambda: ["default"], log, 0.0)

@@ -7,15 +7,15 @@ import random
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from kvmeta.testing.authority import KeySpace, SimulatedEtcd
-from kvmeta.testing.loop import Process, SimulatedLoop
-from kvmeta.testing.network import Network
-from kvmeta_server.cluster.cluster_map import ClusterMap, Node, found
+from kvmeta_server.cluster.cluster_map import ClusterMap, Member, found
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.seams import Changed, Pace
+from kvmeta_server.simulator.authority import KeySpace, SimulatedEtcd
+from kvmeta_server.simulator.loop import Process, SimulatedLoop
+from kvmeta_server.simulator.network import Network
 
 ADOPTION_S = 0.5
-FOUNDED = found("test", bytes(16), Node(0, "n0", "n0:1"), partitions=16)
+FOUNDED = found("test", bytes(16), Member(0, "n0", "n0:1"), partitions=16)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -58,7 +58,7 @@ def test_after_a_change_the_node_that_made_it_has_the_map_with_it() -> None:
         membership = await member(KeySpace(asyncio.get_running_loop().time), faults)
         for weight in range(2, 22):
             changed = await membership.change_map(
-                lambda held, weight=weight: held.with_node("n0", weight=weight)
+                lambda held, weight=weight: held.with_member("n0", weight=weight)
             )
             assert membership.current.epoch == changed.epoch
         assert not faults

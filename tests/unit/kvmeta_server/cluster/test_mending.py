@@ -219,7 +219,7 @@ def test_partitions_on_the_move_wait_and_what_is_owned_no_more_is_given_up(tmp_p
         rows = put(four, rows_of(N), 0, 1, 2, 3)
         four.stores[0].flush()
         damage(four)
-        moving = four.maps.current.with_node("n0", state="draining")
+        moving = four.maps.current.with_member("n0", state="draining")
         four.adopt(moving)
         each = mending(four)
         assert "is on the move" in look(four, each)
@@ -290,7 +290,7 @@ def test_what_others_agree_on_meanwhile_is_looked_at_again(three: Replicas) -> N
     three.stores[0].flush()
     damage(three, 3)
     version = int(rows[0, 2])
-    agreed = partial(three.replicas[1].repaired, "default", range(PARTITIONS), version)
+    agreed = partial(three.replicas[1].agree, "default", range(PARTITIONS), version)
     hooked(three, "rows", 2, agreed)
     each = mending(three)
     assert "agreed on more" in look(three, each)
@@ -299,7 +299,7 @@ def test_what_others_agree_on_meanwhile_is_looked_at_again(three: Replicas) -> N
 
 
 def test_only_what_others_hold_nothing_of_and_agreed_on_is_marked_as_deleted() -> None:
-    repaired = 100 << 8
+    agreed = 100 << 8
 
     def row(high: int, version: int, value: int = 1) -> list[int]:
         return [high, 0, version, value, 0, 0]
@@ -318,5 +318,5 @@ def test_only_what_others_hold_nothing_of_and_agreed_on_is_marked_as_deleted() -
     theirs = np.array(
         [row(3, 5 << 8), row(5, 5 << 8), row(6, 7 << 8, 2), row(7, 6 << 8 | TOMBSTONE)], np.uint64
     )
-    out = lacking(theirs, own, repaired)
+    out = lacking(theirs, own, agreed)
     assert out.tolist() == [row(6, 7 << 8, 2), row(7, 6 << 8 | TOMBSTONE), row(1, 5 << 8 | TOMBSTONE, 0)]

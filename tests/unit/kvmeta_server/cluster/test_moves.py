@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmeta.testing.loop import SimulatedLoop
+from kvmeta.protocol.codes import Outcome
 from kvmeta_server.cluster import moves
 from kvmeta_server.cluster.cluster_map import SWITCHED, ClusterMap
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
-from kvmeta_server.cluster.replica import FENCED, Applied
+from kvmeta_server.cluster.rows import Applied
+from kvmeta_server.simulator.loop import SimulatedLoop
 from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
 
 N = 4000
@@ -83,7 +84,7 @@ class Four(Replicas):
 
     async def apply(self, slot: int, dataset: str, epoch: int, rows: Rows, **why: bool) -> Applied:
         if slot in self.fencing:
-            return Applied(np.full(len(rows), FENCED, np.uint8), np.zeros(len(rows), np.uint64))
+            return Applied(np.full(len(rows), Outcome.FENCED, np.uint8), np.zeros(len(rows), np.uint64))
         return await super().apply(slot, dataset, epoch, rows, **why)
 
     def moves(self, rows_s_max: float = 1e9) -> Moves:
@@ -133,7 +134,7 @@ def draining(four: Four) -> tuple[int, int]:
     """Let node 3 drain; return how many partitions and rows node 0 has to copy for it."""
     rows = four.put(rows_of(N))
     held = four.current
-    four.set_map(held.with_node("n3", state="draining"))
+    four.set_map(held.with_member("n3", state="draining"))
     incoming = four.current.incoming(0)
     partitions = four.current.partition_of(rows[:, 0])
     return int(incoming.sum()), int(incoming[partitions].sum())
@@ -179,7 +180,7 @@ def test_a_node_that_loses_its_lease_copies_no_further_chunk(
 def leaving(four: Four) -> tuple[np.ndarray, int]:
     """Let node 0 own nothing any more, its last owners' copies made; return what it holds, and how much."""
     rows = four.put(rows_of(N))
-    four.set_map(four.current.with_node("n0", state="draining"))
+    four.set_map(four.current.with_member("n0", state="draining"))
     for slot in (1, 2, 3):  # they have copied
         four.replicas[slot].apply("default", 0, rows)
     four.set_map(four.current.switched(range(PARTITIONS)))
@@ -209,7 +210,7 @@ def test_a_node_that_was_removed_and_still_drives_does_not_count_itself_among_th
     four: Four,
 ) -> None:
     """Of two owners that are left one would do then, and the other could acknowledge by the map before."""
-    four.set_map(four.current.with_node("n0", state="removed"))
+    four.set_map(four.current.with_member("n0", state="removed"))
     four.set_map(four.current.switched(range(PARTITIONS)))
     held_by_it = (four.current.owners == 0).any(axis=1)
     node = four.moves()

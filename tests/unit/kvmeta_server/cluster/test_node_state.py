@@ -9,7 +9,7 @@ import pytest
 import xxhash
 
 from kvmeta.errors import CorruptionError, FormatError
-from kvmeta_server.cluster.cluster_map import Node, found
+from kvmeta_server.cluster.cluster_map import Member, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.node_state import Identity, NodeState
 
@@ -20,7 +20,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert state.map() is None
     state.set_identity(Identity("00", "prod", "n1", 5))
     state.reserve(1 << 40)
-    held = found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=8)
+    held = found("prod", bytes(16), Member(0, "n1", "h:1"), partitions=8)
     state.set_map(held)
     state.set_copied(np.arange(8, dtype=np.uint64))
     state.add_leftover(np.arange(8) < 3)
@@ -28,7 +28,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     ranges = state.ranges("default", 8)
     ranges.promise(np.array([1, 2]), 100)
     ranges.promise(np.array([2]), 50)
-    ranges.repair(np.array([2]), 90)
+    ranges.agree(np.array([2]), 90)
     again = NodeState(FileDisk(tmp_path / "node"))
     assert again.identity == Identity("00", "prod", "n1", 5, 1 << 40)
     remembered = again.map()
@@ -37,7 +37,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert again.copied(8).tolist() == list(range(8))
     assert again.leftover(8).tolist() == [False, True, True, *[False] * 5]
     assert again.ranges("default", 8).promised.tolist() == [0, 100, 100, 0, 0, 0, 0, 0]
-    assert again.ranges("default", 8).repaired[2] == 90
+    assert again.ranges("default", 8).agreed[2] == 90
     again.forget("default")
     assert not NodeState(FileDisk(tmp_path / "node")).ranges("default", 8).promised.any()
 
@@ -46,7 +46,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
     state = NodeState(FileDisk(tmp_path / "node"))
     state.set_identity(Identity("00", "prod", "n1", 5))
-    state.set_map(found("prod", bytes(16), Node(0, "n1", "h:1"), partitions=2))
+    state.set_map(found("prod", bytes(16), Member(0, "n1", "h:1"), partitions=2))
     state.set_copied(np.zeros(2, np.uint64))
     state.ranges("default", 2).promise(np.array([0]), 1)
     path = tmp_path / "node" / name

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from kvmeta.v1 import peer_pb2 as peer
-from kvmeta_server.cluster.member import Member
+from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.operators import Operators
 
 
@@ -27,5 +27,5 @@ def test_clocks_are_compared_in_the_middle_of_the_question() -> None:
         peers=SimpleNamespace(state=state),
         replica=SimpleNamespace(engine=SimpleNamespace(clock=clock)),
     )
-    _, ahead_ms = asyncio.run(Operators(cast(Member, node), str)._ask(1))
+    _, ahead_ms = asyncio.run(Operators(cast(Node, node), str)._ask(1))
     assert ahead_ms == 7

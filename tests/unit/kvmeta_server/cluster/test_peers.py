@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from kvmeta.testing.loop import SimulatedLoop
+from kvmeta.protocol.methods import Method
+from kvmeta.transport.failures import CallFailed, Kind
 from kvmeta.v1 import peer_pb2 as peer
-from kvmeta_server.cluster.cluster_map import Node
+from kvmeta_server.cluster.cluster_map import Member
 from kvmeta_server.cluster.peers import NodePeers
-from kvmeta_server.cluster.seams import CallError, NotReachedError, Pace, PeerError
+from kvmeta_server.cluster.seams import NotReachedError, Pace, PeerError
+from kvmeta_server.simulator.loop import SimulatedLoop
 
 PROBE_S = 2.0
 
@@ -25,12 +27,12 @@ class Wire:
         self.silent: set[str] = set()
         self.calls: Counter[tuple[str, str]] = Counter()
 
-    async def call(self, address: str, method: str, request: bytes, timeout_s: float) -> bytes:
-        self.calls[address, method] += 1
+    async def call(self, address: str, method: Method, request: bytes, timeout_s: float) -> bytes:
+        self.calls[address, method.name] += 1
         await asyncio.sleep(0.001)
         if address in self.silent:
-            raise CallError("no answer in time", answered=False, begun=True)
-        return peer.StateResponse(name=address).SerializeToString() if method == "State" else b""
+            raise CallFailed(Kind.LATE, "no answer in time")
+        return peer.StateResponse(name=address).SerializeToString() if method.name == "State" else b""
 
     async def close(self) -> None: ...
 
@@ -41,9 +43,9 @@ class Scene:
     def __init__(self) -> None:
         self.loop = SimulatedLoop()
         self.wire = Wire()
-        nodes = {slot: Node(slot, f"n{slot}", f"at{slot}") for slot in range(3)}
+        nodes = {slot: Member(slot, f"n{slot}", f"at{slot}") for slot in range(3)}
         maps: Any = SimpleNamespace(
-            current=SimpleNamespace(by_slot=nodes, nodes=list(nodes.values()), cluster_id=b"c")
+            current=SimpleNamespace(by_slot=nodes, members=list(nodes.values()), cluster_id=b"c")
         )
         world: Any = SimpleNamespace(wire=self.wire, reads=None, writes=None)
         self.peers = NodePeers(SimpleNamespace(slot=0), maps, world, Pace(probe_s=PROBE_S))  # type: ignore[arg-type]
@@ -65,7 +67,7 @@ class Scene:
 def test_only_who_is_silent_is_asked_for_a_sign_of_life() -> None:
     async def work(scene: Scene) -> None:
         for _ in range(100):
-            await scene.peers.repaired(1, "default", [0], 1)
+            await scene.peers.agree(1, "default", [0], 1)
             await asyncio.sleep(PROBE_S / 10)
         assert scene.wire.calls["at1", "State"] == 0
         assert scene.wire.calls["at2", "State"] == pytest.approx(10, abs=1)
@@ -77,15 +79,15 @@ def test_who_does_not_answer_fails_at_once_until_a_probe_is_answered() -> None:
     async def work(scene: Scene) -> None:
         scene.wire.silent.add("at1")
         with pytest.raises(PeerError):
-            await scene.peers.repaired(1, "default", [0], 1)
+            await scene.peers.agree(1, "default", [0], 1)
         assert not scene.peers.likely(1)
         with pytest.raises(NotReachedError):
-            await scene.peers.repaired(1, "default", [0], 1)
-        assert scene.wire.calls["at1", "Repaired"] == 1
+            await scene.peers.agree(1, "default", [0], 1)
+        assert scene.wire.calls["at1", "Agree"] == 1
         scene.wire.silent.clear()
         await asyncio.sleep(PROBE_S + 0.1)
         assert scene.peers.likely(1)
-        await scene.peers.repaired(1, "default", [0], 1)
+        await scene.peers.agree(1, "default", [0], 1)
 
     Scene().run(work)
 

@@ -1,0 +1,212 @@
+"""Joining: who a node is, whether the authority knows it, and whether it may come, or come back."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+
+from kvmeta.engine.state import State
+from kvmeta.errors import FormatError, InputError, NotFoundError, StoreLockedError, UnavailableError
+from kvmeta.version import EPOCH_MS, MS_SHIFT
+from kvmeta_server.cluster import cluster_map as maps
+from kvmeta_server.cluster.cluster_map import ClusterMap, Member, decode
+from kvmeta_server.cluster.membership import LEASE_S, Membership
+from kvmeta_server.cluster.node_state import Identity, NodeState
+from kvmeta_server.cluster.seams import World
+from kvmeta_server.config import ClusterSettings, Unsaid
+
+RESERVE_MS = 10_000
+"""How far ahead of its clock a node notes that it may have stamped."""
+_ETCD_WAIT_S = 10.0
+
+
+class Joining:
+    """The way of one node into its cluster. `name` is the node's."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        engine: State,
+        world: World,
+        state: NodeState,
+        membership: Membership,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._world = world
+        self._state = state
+        self._membership = membership
+        self._log = world.log
+        self.name = settings.node or f"{socket.gethostname()}-{settings.advertise.rpartition(':')[2]}"
+
+    async def join(self) -> ClusterMap | None:
+        """Become, or be again, a member; raise what keeps this node from it.
+
+        Returns the map that was remembered here, if one was. Without etcd a member goes on with that.
+        """
+        self._check_identity()
+        remembered = self._state.map()
+        self._membership.go_on_with(remembered, self._state.datasets())
+        try:
+            await self._load()
+        except UnavailableError as error:
+            if remembered is None or self._state.identity is None:
+                raise
+            self._log.warning(
+                "etcd does not answer", message=f"{error}; going on with epoch {remembered.epoch}"
+            )
+            self._check_membership(remembered)
+        else:
+            await self._join()
+        identity = self._state.identity
+        assert identity is not None
+        self._check_clock(identity, self._membership.current)
+        return remembered
+
+    def _check_identity(self) -> None:
+        identity, wanted = self._state.identity, self._settings.name
+        if identity is None:
+            return
+        if identity.cluster != wanted:
+            raise InputError(
+                f"{self._engine.path} belongs to node {identity.name!r} of cluster "
+                f"{identity.cluster!r}, not of {wanted!r}; give --data an empty directory, or --cluster "
+                f"{identity.cluster}"
+            )
+        if self._settings.node and self._settings.node != identity.name:
+            raise InputError(
+                f"{self._engine.path} is the data of node {identity.name!r}, not of "
+                f"{self._settings.node!r}; start it with the --data that is its own"
+            )
+        self.name = identity.name
+
+    def _check_membership(self, cluster_map: ClusterMap) -> None:
+        identity = self._state.identity
+        assert identity is not None
+        if identity.cluster_id != cluster_map.cluster_id.hex():
+            raise FormatError(
+                f"etcd at {self._world.authority.url} has another cluster of the name {cluster_map.name!r} "
+                f"({cluster_map.cluster_id.hex()}) than this node's ({identity.cluster_id}); "
+                "two clusters need two names, or two etcds"
+            )
+        with suppress(NotFoundError):
+            node = cluster_map.member(identity.name)
+            if node.slot == identity.slot and node.state != "removed":
+                return
+        raise InputError(
+            f"node {identity.name!r} was taken out of cluster {cluster_map.name!r}, and others have its "
+            "data; it does not come back by itself. To join as a new node, empty "
+            f"{self._engine.path} first"
+        )
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + (_ETCD_WAIT_S if self._state.identity is None else LEASE_S / 2)
+        while True:
+            try:
+                await self._membership.load()
+                return
+            except UnavailableError:
+                if loop.time() > end:
+                    raise
+                await asyncio.sleep(0.2)
+
+    async def _join(self) -> None:
+        engine, settings = self._engine, self._settings
+        store_id = engine.identity.store_id.hex()
+        us = Member(0, self.name, settings.advertise, settings.zone, settings.weight, "active", store_id)
+        if self._state.identity is None:
+            rows = sum(tree.rows for tree in engine.trees.values())
+            if rows:
+                raise InputError(
+                    f"{engine.path} holds {rows:,} entries of a single server; a node starts empty. "
+                    "Copy them in through any node with load"
+                )
+            founded = maps.found(
+                settings.name, self._world.random_bytes(16), us, partitions=settings.partitions,
+                replicas=settings.replicas, write_quorum=settings.write_quorum,
+                max_skew_ms=round(settings.max_skew_s * 1000),
+            )  # fmt: skip
+            cluster_map = await self._membership.change_map(
+                lambda held: self._with_us(held, us), founded=founded
+            )
+            slot = cluster_map.member(self.name).slot
+            self._state.set_identity(Identity(cluster_map.cluster_id.hex(), settings.name, self.name, slot))
+            self._log.info(
+                "joined", cluster=settings.name, node=self.name, slot=slot, epoch=cluster_map.epoch
+            )
+        else:
+            raw = self._membership.value("map")
+            if raw is None:
+                raise FormatError(
+                    f"etcd at {self._world.authority.url} has no cluster {settings.name!r}, {engine.path} is "
+                    "of one: is it another etcd, or one that lost its data? Restore it from a snapshot"
+                )
+            held = decode(raw)
+            self._check_membership(held)
+            self._check_founding(held)
+            await self._refuse_twin(self._state.identity.slot)
+            node = self._membership.current.member(self.name)
+            if node.store_id != store_id:
+                raise InputError(
+                    f"node {self.name!r} had store {node.store_id}, and {engine.path} is {store_id}: "
+                    "another node's data, or a copy; a node that lost its data joins under a new name"
+                )
+            if (node.address, node.zone, node.weight) != (us.address, us.zone, us.weight):
+                await self._membership.change_map(
+                    lambda held: held.with_member(
+                        self.name, address=us.address, zone=us.zone, weight=us.weight
+                    )
+                )
+        await self._membership.load()
+
+    def _check_founding(self, held: ClusterMap) -> None:
+        """Raise InputError where a setting was given of which the cluster was founded with another value."""
+        for name in ("replicas", "write_quorum", "partitions"):
+            given, there = getattr(self._settings, name), getattr(held, name)
+            if given != there and not isinstance(given, Unsaid):
+                raise InputError(
+                    f"cluster.{name}: {given} was given, and cluster {held.name!r} at "
+                    f"{self._world.authority.url} was founded with {there}, which stays. Leave the setting "
+                    "out to join that cluster; another cluster needs another name"
+                )
+
+    def _with_us(self, held: ClusterMap, us: Member) -> ClusterMap:
+        self._check_founding(held)
+        for node in held.members:
+            if node.name == us.name:
+                if node.store_id == us.store_id and node.state == "active":
+                    return held  # we were here, and died before we noted it
+                raise InputError(
+                    f"cluster {held.name!r} has a node {us.name!r} already, with other data; give this one "
+                    "another --node name, or remove the old one first: kvmeta cluster remove"
+                )
+            if node.address == us.address and node.state != "removed":
+                raise InputError(
+                    f"cluster {held.name!r} knows {us.address} as node {node.name!r}; two nodes need two "
+                    "addresses"
+                )
+        return held.joined(us)
+
+    async def _refuse_twin(self, slot: int) -> None:
+        """Wait for the lease of our last life to end; StoreLockedError where somebody keeps it alive."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LEASE_S + 2
+        while await self._membership.read(f"live/{slot}") is not None:
+            if loop.time() > end:
+                raise StoreLockedError(
+                    f"node {self.name!r} of cluster {self._settings.name!r} is up elsewhere: was its data "
+                    "copied?"
+                )
+            await asyncio.sleep(0.2)
+
+    def _check_clock(self, identity: Identity, cluster_map: ClusterMap) -> None:
+        now_ms = self._engine.clock.now_ms()
+        ahead_ms = (identity.ceiling >> MS_SHIFT) + EPOCH_MS - now_ms
+        if identity.ceiling and ahead_ms > cluster_map.max_skew_ms + RESERVE_MS:
+            raise UnavailableError(
+                f"this node has stamped up to {ahead_ms / 1000:.0f} s ahead of its clock, which is more than "
+                f"the {cluster_map.max_skew_ms / 1000:g} s allowed; set the clock right, or wait until it is "
+                "there"
+            )

@@ -1,0 +1,215 @@
+"""The gate that forks wait at, without gRPC."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from kvmeta.transport import forks
+from kvmeta.transport.forks import Gate
+
+
+class Fork:
+    """A fork's hooks before it and in the parent, in a thread of its own."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.waited, self.go_on = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.gate.before_fork()
+        self.waited.set()
+        self.go_on.wait(20)
+        self.gate.after_fork_in_parent()
+
+    def happens(self) -> bool:
+        return self.waited.wait(20)
+
+    def waits(self) -> bool:
+        """Return whether it has not happened although it had time to."""
+        return not self.waited.wait(0.1)
+
+    def ends(self) -> None:
+        self.go_on.set()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def in_a_thread(work: Callable[[], Any]) -> threading.Event:
+    done = threading.Event()
+
+    def run() -> None:
+        work()
+        done.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
+
+
+def enter(gate: Gate) -> None:
+    with gate.inside():
+        pass
+
+
+def test_a_second_fork_waits_for_a_thread_that_the_first_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forks, "_GRACE_S", 0.3)
+    gate = Gate()
+    first = Fork(gate)
+    assert first.happens()
+    stay, out = gate.inside(), threading.Event()
+
+    def call() -> None:
+        with stay:
+            out.wait(20)
+
+    done = in_a_thread(call)
+    time.sleep(0.4)  # longer than the pass was made for
+    first.ends()
+    until = time.monotonic() + 20
+    while stay not in gate._inside and time.monotonic() < until:
+        time.sleep(0.001)
+    second = Fork(gate)
+    assert second.waits()
+    out.set()
+    assert done.wait(20)
+    assert second.happens()
+    second.ends()
+
+
+def test_a_fork_waits_for_a_thread_inside() -> None:
+    gate = Gate()
+    with gate.inside(20):
+        fork = Fork(gate)
+        assert fork.waits()
+    assert fork.happens()
+    fork.ends()
+
+
+def test_a_fork_waits_for_a_future_even_one_of_its_own_thread() -> None:
+    gate, future = Gate(), Future()
+    with gate.inside():
+        gate.follow(future, 20)
+    ended = threading.Timer(0.1, future.set_result, [None])
+    ended.start()
+    gate.before_fork()
+    assert future.done()
+    gate.after_fork_in_parent()
+
+
+def test_a_future_that_is_done_already_is_not_waited_for() -> None:
+    gate, future = Gate(), Future()
+    future.set_result(None)
+    with gate.inside():
+        gate.follow(future, 20)
+    fork = Fork(gate)
+    assert fork.happens()
+    fork.ends()
+
+
+def test_nobody_enters_while_a_fork_waits_or_happens() -> None:
+    gate = Gate()
+    with gate.inside(20):
+        fork = Fork(gate)
+        assert fork.waits()
+        entered = in_a_thread(lambda: enter(gate))
+        assert not entered.wait(0.1)
+    assert fork.happens()
+    assert not entered.wait(0.1)
+    fork.ends()
+    assert entered.wait(20)
+
+
+def test_two_forks_at_once_both_happen_and_the_gate_opens_after_the_last() -> None:
+    gate = Gate()
+    first, second = Fork(gate), Fork(gate)
+    assert first.happens()
+    assert second.happens()
+    first.ends()
+    entered = in_a_thread(lambda: enter(gate))
+    assert not entered.wait(0.1)
+    second.ends()
+    assert entered.wait(20)
+
+
+def test_a_thread_inside_does_not_wait_for_itself_when_it_forks() -> None:
+    gate = Gate()
+    with gate.inside(20):
+        gate.before_fork()
+        gate.after_fork_in_parent()
+
+
+def test_a_thread_inside_may_enter_again_while_a_fork_waits_for_it() -> None:
+    gate = Gate()
+    with gate.inside(20):
+        fork = Fork(gate)
+        assert fork.waits()
+        enter(gate)
+        assert fork.waits()
+    assert fork.happens()
+    fork.ends()
+
+
+def test_a_call_that_fails_is_out() -> None:
+    gate = Gate()
+    with pytest.raises(ZeroDivisionError), gate.inside(20):
+        raise ZeroDivisionError
+    fork = Fork(gate)
+    assert fork.happens()
+    fork.ends()
+
+
+def test_what_is_past_its_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmeta.transport.forks._GRACE_S", 0.0)
+    gate = Gate()
+    with gate.inside(0.05):
+        fork = Fork(gate)
+        assert fork.happens()
+    fork.ends()
+
+
+def test_an_interrupt_while_waiting_at_the_gate_leaves_it_open() -> None:
+    gate = Gate()
+    fork = Fork(gate)
+    assert fork.happens()
+    main = threading.main_thread().ident
+    assert main is not None
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+    try:
+        threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            enter(gate)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    fork.ends()
+    enter(gate)
+    again = Fork(gate)
+    assert again.happens()
+    again.ends()
+
+
+def test_a_child_starts_with_an_open_gate_whatever_other_threads_held() -> None:
+    gate = Gate()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with gate.inside(20), gate._changed:
+            held.set()
+            release.wait(20)
+
+    done = in_a_thread(hold)
+    assert held.wait(20)
+    gate.after_fork_in_child()
+    assert in_a_thread(lambda: enter(gate)).wait(20)
+    fork = Fork(gate)
+    assert fork.happens()
+    fork.ends()
+    release.set()
+    assert done.wait(20)
