@@ -115,8 +115,9 @@ types: $(MARK) ## mypy, strict
 layers: $(MARK) ## imports point one way
 	$(BIN)/lint-imports
 
-protos: $(PROTOS_MARK) ## check the protocol and generate kvmeta/v1 from it
+protos: $(PROTOS_MARK) $(MARK) ## check the protocol; generate kvmeta/v1 and the page's table of calls from it
 	protos/generate.sh $(PROTOS_VENV)/bin
+	$(BIN)/python -m protos.table
 
 protos-check: $(PROTOS_MARK) ## the protocol breaks no promise, and kvmeta/v1 is what it generates
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && protos/generate.sh $(PROTOS_VENV)/bin "$$out" && \

@@ -1,8 +1,8 @@
 """Every call of kvmeta.v1, one row each: what it is, said once.
 
 The server takes from a row which threads answer the call, and whether its answer may be given up; the SDK
-takes whether it may be sent again, or asked of another server. docs/protocol.md publishes the same rows; a
-test compares the two. A call's messages and its path come from the proto files by its name.
+takes whether it may be sent again, or asked of another server. `make protos` writes the table of calls of
+docs/protocol.md from the rows. A call's messages and its path come from the proto files by its name.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class Row(NamedTuple):
     """What there is to say of a call."""
 
     name: str
+    says: str
+    """What it does, in a few words."""
     lane: Lane
     repeatable: bool | Callable[[Any], bool] = True
-    """Whether sending it twice does what sending it once does; of some calls it depends on the request."""
+    """Whether sending it twice does what sending it once does; a function where the request decides that."""
     quick: bool = False
     """Whether another server is asked where one does not answer soon: it is short, and changes nothing."""
     changes: bool = False
@@ -51,54 +53,69 @@ class Row(NamedTuple):
 
 
 def _put_or_delete(request: pb.WriteRequest) -> bool:
+    """PUT and DELETE may"""  # noqa: D400 - as the page has it
     return request.operation in (pb.OPERATION_PUT, pb.OPERATION_DELETE)
 
 
 def _by_number_or_no_move(request: pb.UpdateVolumeRequest) -> bool:
+    """if it names the volume by number or changes no URI"""  # noqa: D400, D403
     return not request.HasField("uri") or request.volume.WhichOneof("name") == "number"
 
 
 def _has_request_id(request: pb.StartJobRequest) -> bool:
+    """with a `request_id`"""  # noqa: D400, D403
     return bool(request.request_id)
 
 
 _L, _W, _O, _LOOP = Lane.LOOKUPS, Lane.WRITES, Lane.OTHERS, Lane.LOOP
 STORE_ROWS = (
-    Row("Describe", _L, quick=True),
-    Row("Lookup", _L, quick=True),
-    Row("Write", _W, repeatable=_put_or_delete, changes=True),
-    Row("Scan", _O),
-    Row("Get", _L, quick=True),
-    Row("Put", _W, changes=True),
-    Row("Delete", _W, changes=True),
-    Row("CreateDataset", _O, repeatable=False, changes=True),
-    Row("DropDataset", _O, repeatable=False, changes=True),
-    Row("ListDatasets", _L, quick=True),
-    Row("AddVolume", _O, changes=True),  # a known URI has its number already
-    Row("GetVolumes", _L, quick=True),
-    Row("ListVolumes", _L, quick=True),
-    Row("UpdateVolume", _O, repeatable=_by_number_or_no_move, changes=True),
-    Row("Flush", _O),
-    Row("StartJob", _LOOP, repeatable=_has_request_id, changes=True),
-    Row("GetJob", _LOOP, while_draining=True),  # whoever waits for a job may ask for its end
-    Row("GetMap", _L, quick=True),
-    Row("Stats", _L),
+    Row("Describe", "what the server is and accepts; call it first", _L, quick=True),
+    Row("Lookup", "locations of a batch of IDs", _L, quick=True),
+    Row("Write", "PUT, INSERT, DELETE or RELOCATE a batch", _W, repeatable=_put_or_delete, changes=True),
+    Row("Scan", "the next page of entries", _O),
+    Row("Get", "one entry, by ID or key", _L, quick=True),
+    Row("Put", "set one entry", _W, changes=True),
+    Row("Delete", "remove one entry", _W, changes=True),
+    Row("CreateDataset", "make a dataset", _O, repeatable=False, changes=True),
+    Row("DropDataset", "remove a dataset and its entries", _O, repeatable=False, changes=True),
+    Row("ListDatasets", "the datasets' names", _L, quick=True),
+    Row("AddVolume", "register a volume's URI", _O, changes=True),  # a known URI has its number already
+    Row(
+        "GetVolumes",
+        "volumes by number or URI: the first of those asked, as many as fit 2 MiB",
+        _L,
+        quick=True,
+    ),
+    Row("ListVolumes", "the next volumes by number", _L, quick=True),
+    Row(
+        "UpdateVolume",
+        "change a volume's URI or state",
+        _O,
+        repeatable=_by_number_or_no_move,
+        changes=True,
+    ),
+    Row("Flush", "write what is in memory to runs", _O),
+    Row("StartJob", "start long work", _LOOP, repeatable=_has_request_id, changes=True),
+    # Whoever waits for a job may ask for its end while the server shuts down.
+    Row("GetJob", "a job's progress and result", _LOOP, while_draining=True),
+    Row("GetMap", "a cluster's map, so that a client can ask owners itself", _L, quick=True),
+    Row("Stats", "figures", _L),
 )
 """What clients ask of a store: StoreService."""
 CLUSTER_ROWS = (
-    Row("GetStatus", _LOOP),
-    Row("ChangeMembers", _LOOP, repeatable=False, changes=True),
-    Row("Repair", _LOOP),
+    Row("GetStatus", "the cluster as the node sees it", _LOOP),
+    Row("ChangeMembers", "change the members", _LOOP, repeatable=False, changes=True),
+    Row("Repair", "compare all replicas now and bring each what it lacks", _LOOP),
 )
 """What operators ask of a cluster: ClusterService."""
 PEER_ROWS = (
-    Row("Apply", _LOOP, changes=True),
-    Row("Fetch", _LOOP),
-    Row("Decide", _LOOP, repeatable=False, changes=True),
-    Row("Rows", _LOOP),
-    Row("Digest", _LOOP),
-    Row("Agree", _LOOP, changes=True),
-    Row("State", _LOOP),
+    Row("Apply", "merge rows into what is held", _LOOP, changes=True),
+    Row("Fetch", "what is held of IDs", _LOOP),
+    Row("Decide", "decide an insert or a relocate", _LOOP, repeatable=False, changes=True),
+    Row("Rows", "the next rows of a stretch", _LOOP),
+    Row("Digest", "digests of partitions", _LOOP),
+    Row("Agree", "all owners agreed up to a version", _LOOP, changes=True),
+    Row("State", "how the node is", _LOOP),
 )
 """What the nodes of a cluster ask of each other: PeerService."""
 

@@ -135,25 +135,27 @@ class Answers:
     async def create_dataset(self, request: pb.CreateDatasetRequest) -> pb.CreateDatasetResponse:
         """Create a dataset."""
         ttl_s = request.ttl_s if request.HasField("ttl_s") else None
-        await self._backend.create_dataset(request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter)
+        await self._backend.store.create_dataset(
+            request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter
+        )
         return pb.CreateDatasetResponse()
 
     async def drop_dataset(self, request: pb.DropDatasetRequest) -> pb.DropDatasetResponse:
         """Remove a dataset."""
-        await self._backend.drop_dataset(request.name)
+        await self._backend.store.drop_dataset(request.name)
         return pb.DropDatasetResponse()
 
     async def list_datasets(self, _: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
         """Return the datasets' names."""
-        return pb.ListDatasetsResponse(names=await self._backend.datasets())
+        return pb.ListDatasetsResponse(names=await self._backend.store.datasets())
 
     async def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
         """Register a volume."""
-        volume = await self._backend.add_volume(
+        volume = await self._backend.volumes.add(
             _absolute_uri(request.uri),
-            _bounded("name", request.name) if request.HasField("name") else None,
-            request.size_bytes if request.HasField("size_bytes") else None,
-            records.codec_name(request.codec),
+            name=_bounded("name", request.name) if request.HasField("name") else None,
+            size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
+            codec=records.codec_name(request.codec),
         )
         return pb.AddVolumeResponse(volume=records.volume_message(volume))
 
@@ -168,7 +170,7 @@ class Answers:
     async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
         """Return the next volumes by number."""
         found = _Fitting()
-        after = [volume for volume in await self._backend.volumes() if int(volume) > request.after]
+        after = [volume for volume in await self._backend.volumes.list() if int(volume) > request.after]
         done = all(found.take(volume) for volume in after)
         return pb.ListVolumesResponse(volumes=found.messages, done=done)
 
@@ -177,9 +179,9 @@ class Answers:
         volume = await self._volume(request.volume)
         state = None if request.state == pb.VOLUME_STATE_UNSPECIFIED else records.state_name(request.state)
         if request.HasField("uri"):
-            volume = await self._backend.move_volume(volume, _absolute_uri(request.uri))
+            volume = await self._backend.volumes.move(volume, _absolute_uri(request.uri))
         if state is not None:
-            volume = await self._backend.set_volume_state(volume, state)
+            volume = await self._backend.volumes.set_state(volume, state)
         return pb.UpdateVolumeResponse(volume=records.volume_message(volume))
 
     async def get_map(self, _: pb.GetMapRequest) -> ColumnMessage:
@@ -188,12 +190,12 @@ class Answers:
 
     async def flush(self, _: pb.FlushRequest) -> pb.FlushResponse:
         """Write what is in memory to runs."""
-        await self._backend.flush()
+        await self._backend.store.flush()
         return pb.FlushResponse()
 
     async def stats(self, _: pb.StatsRequest) -> pb.StatsResponse:
         """Return figures about the store."""
-        return records.stats_message(await self._backend.stats())
+        return records.stats_message(await self._backend.store.stats())
 
     async def _all_or_some(self, write: Awaitable[None]) -> pb.WriteResponse | ColumnMessage:
         """Return what became of a write; in a cluster some IDs may be acknowledged and others not."""
@@ -214,7 +216,10 @@ class Answers:
         which = name.WhichOneof("name")
         if which is None:
             raise InputError("volume: expected a number or a URI")
-        return await self._backend.volume(name.number if which == "number" else _absolute_uri(name.uri))
+        volume: Volume = await self._backend.volumes.get(
+            name.number if which == "number" else _absolute_uri(name.uri)
+        )
+        return volume
 
 
 def _name(request: Any) -> str:

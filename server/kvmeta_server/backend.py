@@ -6,7 +6,8 @@ beginning to its end. Those of a cluster wait for other nodes, so they run on th
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +17,17 @@ from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
 from kvmeta.errors import UnsupportedError
 from kvmeta.protocol.codes import State
 from kvmeta.protocol.messages import ColumnMessage
-from kvmeta.store import Scan, StoreStats
-from kvmeta.volumes import Volume
+from kvmeta.store import Scan
 
 Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 States = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 class Backend(Protocol):
-    """The calls of a store, columns in and columns out: ID[n], LOCATION[n], u8[n], checked before.
+    """A store, awaited. Batches are columns that are checked already: ID[n], LOCATION[n], u8[n].
 
     What a write could not do in full it raises, with what it did, as a `Dataset` does.
     """
@@ -35,6 +36,10 @@ class Backend(Protocol):
     """Whether calls wait for other nodes: then they run on the event loop."""
     local: EmbeddedStore
     """The store on this machine."""
+    store: Any
+    """The calls of a `kvmeta.Store` besides batches, awaited, under the same names."""
+    volumes: Any
+    """The calls of `kvmeta.Volumes`, awaited, under the same names."""
 
     @property
     def epoch(self) -> int:
@@ -61,35 +66,20 @@ class Backend(Protocol):
     async def scan_page(self, dataset: str, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan and whether nothing follows."""
 
-    async def create_dataset(self, name: str, *, ttl_s: float | None, bottom_filter: bool) -> None:
-        """Create a dataset."""
 
-    async def drop_dataset(self, name: str) -> None:
-        """Remove a dataset."""
+class _Awaited:
+    """An object's calls as coroutines, which never wait."""
 
-    async def datasets(self) -> list[str]:
-        """Return the names of the datasets, sorted."""
+    def __init__(self, inner: object) -> None:
+        self._inner = inner
 
-    async def add_volume(self, uri: str, name: str | None, size_bytes: int | None, codec: str) -> Volume:
-        """Register a volume."""
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        call = getattr(self._inner, name)
 
-    async def volume(self, name: int | str) -> Volume:
-        """Return a volume by number or URI."""
+        async def answered(*arguments: Any, **named: Any) -> Any:
+            return call(*arguments, **named)
 
-    async def volumes(self) -> list[Volume]:
-        """Return all volumes, by number."""
-
-    async def move_volume(self, name: int | str, uri: str) -> Volume:
-        """Let a volume stand for another URI."""
-
-    async def set_volume_state(self, name: int | str, state: str) -> Volume:
-        """Set a volume's state."""
-
-    async def flush(self) -> None:
-        """Write what is in this machine's memory to runs."""
-
-    async def stats(self) -> StoreStats:
-        """Return this machine's figures."""
+        return answered
 
 
 class _Columns(EmbeddedDataset):
@@ -110,6 +100,7 @@ class LocalBackend:
 
     def __init__(self, store: EmbeddedStore) -> None:
         self.local = store
+        self.store, self.volumes = _Awaited(store), _Awaited(store.volumes)
 
     def get_map(self) -> ColumnMessage:
         """Raise UnsupportedError."""
@@ -139,52 +130,14 @@ class LocalBackend:
         """Return the next page of a scan."""
         return self.local.dataset(dataset).scan_page(scan)
 
-    async def create_dataset(self, name: str, *, ttl_s: float | None, bottom_filter: bool) -> None:
-        """Create a dataset."""
-        self.local.create_dataset(name, ttl_s=ttl_s, bottom_filter=bottom_filter)
 
-    async def drop_dataset(self, name: str) -> None:
-        """Remove a dataset."""
-        self.local.drop_dataset(name)
-
-    async def datasets(self) -> list[str]:
-        """Return the names of the datasets."""
-        return self.local.datasets()
-
-    async def add_volume(self, uri: str, name: str | None, size_bytes: int | None, codec: str) -> Volume:
-        """Register a volume."""
-        return self.local.volumes.add(uri, name=name, size_bytes=size_bytes, codec=codec)
-
-    async def volume(self, name: int | str) -> Volume:
-        """Return a volume by number or URI."""
-        return self.local.volumes.get(name)
-
-    async def volumes(self) -> list[Volume]:
-        """Return all volumes."""
-        return self.local.volumes.list()
-
-    async def move_volume(self, name: int | str, uri: str) -> Volume:
-        """Let a volume stand for another URI."""
-        return self.local.volumes.move(name, uri)
-
-    async def set_volume_state(self, name: int | str, state: str) -> Volume:
-        """Set a volume's state."""
-        return self.local.volumes.set_state(name, state)
-
-    async def flush(self) -> None:
-        """Write what is in memory to runs."""
-        self.local.flush()
-
-    async def stats(self) -> StoreStats:
-        """Return the store's figures."""
-        return self.local.stats()
-
-
-def at_once(answer: Any) -> Any:
+def at_once(answer: Awaitable[T]) -> T:
     """Return what a coroutine returns that never waits, as those over a `LocalBackend`."""
+    assert isinstance(answer, Coroutine)
     try:
         answer.send(None)
     except StopIteration as end:
-        return end.value
+        result: T = end.value
+        return result
     answer.close()
     raise AssertionError("an answer from this machine's store waits for something")

@@ -55,7 +55,7 @@ class Server:
             Answers(backend, limits, __version__), self._jobs, waits=backend.waits
         )
         if node is not None:
-            operators = Operators(node, node.backend.tables.local_name)
+            operators = Operators(node, node.backend.store.local_name)
             endpoints += service.of_node(node.answers, operators)
         self._listener = GrpcListener(config, endpoints)
 

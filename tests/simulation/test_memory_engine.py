@@ -8,7 +8,8 @@ import pytest
 import kvmeta
 from kvmeta.errors import UnavailableError
 from kvmeta.testing.memory import MemoryDisk, MemoryEngine, MemoryStore
-from tests.contract.test_contract import StoreContract, locations, many
+from tests.contract.batches import locations, many
+from tests.contract.test_contract import StoreContract
 
 
 class TestMemory(StoreContract):

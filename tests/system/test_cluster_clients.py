@@ -11,7 +11,7 @@ import kvmeta
 import kvmeta.operators
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import etcd, local_cluster
-from tests.system.test_cluster_life import open_at, places, some_ids
+from tests.system.clusters import open_at, places, some_ids
 
 __all__ = ["etcd"]
 

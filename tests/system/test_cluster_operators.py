@@ -13,7 +13,7 @@ from kvmeta.errors import InputError
 from kvmeta_server.cluster import moves
 from kvmeta_server.dev import DevEtcd
 from tests.cluster import etcd, local_cluster
-from tests.system.test_cluster_life import never, open_at, places, some_ids, until
+from tests.system.clusters import never, open_at, places, some_ids, until
 
 __all__ = ["etcd"]
 

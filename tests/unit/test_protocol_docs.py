@@ -24,6 +24,7 @@ from kvmeta.transport.grpc import DETAILS_KEY
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.version import COUNTER_SHIFT, MS_SHIFT, SLOT_SHIFT, TOMBSTONE
 from kvmeta_server import answers, config, jobs
+from protos import table
 from tests.messages import column_of
 from tests.messages import packed as pack
 
@@ -150,33 +151,27 @@ def test_the_limits_are_the_servers() -> None:
 # Calls
 
 
-def test_every_call_of_the_service_is_on_the_page() -> None:
-    listed = list(dict.fromkeys(row[0].strip("`") for row in rows("## Calls")))
-    assert listed == [method.name for method in pb.DESCRIPTOR.services_by_name["StoreService"].methods]
+def test_the_table_of_calls_is_made_from_the_rows() -> None:
+    assert table.written(PAGE) == PAGE, "make protos writes it"
+    assert [row[0].strip("`") for row in rows("## Calls")] == list(STORE_METHODS)
 
 
 def may_repeat(method: Method, request: Any) -> bool:
     return method.may_repeat(request)
 
 
-def test_what_may_be_repeated_is_what_the_rows_say() -> None:
-    said = {(row[0].strip("`"), row[1]): row[2].strip("*") for row in rows("## Calls")}
-    for (name, what), answer in said.items():
-        method = STORE_METHODS[name]
-        if name == "Write":
-            for operation in ("PUT", "DELETE", "INSERT", "RELOCATE"):
-                if operation in what:
-                    request = pb.WriteRequest(operation=pb.Operation.Value(f"OPERATION_{operation}"))
-                    assert may_repeat(method, request) == (answer == "yes"), operation
-        elif answer in ("yes", "no"):
-            assert may_repeat(method, method.request()) == (answer == "yes"), name
-    update, start = STORE_METHODS["UpdateVolume"], STORE_METHODS["StartJob"]
+def test_what_may_be_repeated_where_the_request_decides_it() -> None:
+    write, update, start = (STORE_METHODS[name] for name in ("Write", "UpdateVolume", "StartJob"))
+    said = {row[0].strip("`"): row[2] for row in rows("## Calls")}
+    for operation in ("PUT", "DELETE", "INSERT", "RELOCATE"):
+        request = pb.WriteRequest(operation=pb.Operation.Value(f"OPERATION_{operation}"))
+        assert may_repeat(write, request) == (operation in said["Write"]), operation
     by_uri, by_number = pb.VolumeName(uri="s3://a/b"), pb.VolumeName(number=1)
-    assert said["UpdateVolume", "change a volume's URI or state"].startswith("if it names the volume by")
+    assert said["UpdateVolume"] == "if it names the volume by number or changes no URI"
     assert may_repeat(update, pb.UpdateVolumeRequest(volume=by_number, uri="s3://c/d"))
     assert may_repeat(update, pb.UpdateVolumeRequest(volume=by_uri, state=pb.VOLUME_STATE_OFFLINE))
     assert not may_repeat(update, pb.UpdateVolumeRequest(volume=by_uri, uri="s3://c/d"))
-    assert said["StartJob", "start long work"] == "with a `request_id`"
+    assert said["StartJob"] == "with a `request_id`"
     assert may_repeat(start, pb.StartJobRequest(request_id="x"))
     assert not may_repeat(start, pb.StartJobRequest())
 

@@ -19,7 +19,7 @@ PAGES = [
     )
 ]  # fmt: skip
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-LINES_MAX = 600
+LINES_MAX = 500
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager", "data", "info"}
 
 

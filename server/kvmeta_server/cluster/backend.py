@@ -28,11 +28,11 @@ from kvmeta.protocol.columns import PLAIN
 from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.store import Scan, StoreStats, inserted, relocated
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.volumes import Volume
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.scanning import Scanning
 from kvmeta_server.cluster.seams import Lane
-from kvmeta_server.cluster.tables import Tables
+from kvmeta_server.cluster.tables import DatasetTable
+from kvmeta_server.cluster.volumes import VolumeTable
 
 CALL_S = 30.0
 """How long coordination may take in all."""
@@ -46,13 +46,14 @@ Words = NDArray[np.uint64]
 
 
 class ClusterBackend:
-    """The whole cluster, seen from a node that has joined; `flush` and `stats` are of this node alone."""
+    """The whole cluster, seen from a node that has joined."""
 
     waits = True
 
     def __init__(self, local: EmbeddedStore, node: Node, reads: Lane, writes: Lane) -> None:
         self.local = local
-        self.tables = Tables(node.membership, node.datasets.make)
+        self.volumes = VolumeTable(node.membership)
+        self.store = ClusterStore(local, node, self.volumes, writes)
         self._keys = local.engine.keys
         self._replica = node.replica
         self._coordinator = node.coordinator
@@ -84,7 +85,7 @@ class ClusterBackend:
     async def lookup(self, dataset: str, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
         """Look up IDs, at this node's replica where that is all that has to be asked."""
         async with _in_time():
-            name = await self.tables.local_name(dataset)
+            name = await self.store.local_name(dataset)
             mixed = np.empty((len(ids), 2), np.uint64)
             hashing.mix(words_of(ids, 2), self._keys, mixed)
             here = await self._here(name, mixed, fast=fast)
@@ -127,7 +128,7 @@ class ClusterBackend:
     async def scan_page(self, dataset: str, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan, as quorums of each partition's replicas have it."""
         async with _in_time():
-            return await self._scanning.page(dataset, await self.tables.local_name(dataset), scan)
+            return await self._scanning.page(dataset, await self.store.local_name(dataset), scan)
 
     # Writes
 
@@ -141,7 +142,7 @@ class ClusterBackend:
 
     async def _write(self, dataset: str, ids: Ids, words: Words, *, delete: bool) -> None:
         async with _in_time():
-            name = await self.tables.local_name(dataset)
+            name = await self.store.local_name(dataset)
             distinct = await self._distinct(ids, words, last=True)
             if not len(distinct.rows):
                 return
@@ -152,7 +153,7 @@ class ClusterBackend:
     async def insert(self, dataset: str, ids: Ids, locations: Locations) -> Inserted:
         """Set locations of absent IDs; an error's `.partial` has what was decided."""
         async with _in_time():
-            name = await self.tables.local_name(dataset)
+            name = await self.store.local_name(dataset)
             distinct = await self._distinct(ids, words_of(locations, 3), last=False)
             outcomes, held, reason = await self._coordinator.decide(name, "insert", distinct.rows)
             unknown, took_effect = outcomes == Outcome.UNACKNOWLEDGED, outcomes == Outcome.TOOK_EFFECT
@@ -171,7 +172,7 @@ class ClusterBackend:
     ) -> Relocated:
         """Set locations of IDs that are still of the versions seen, as `insert` does of absent ones."""
         async with _in_time():
-            name = await self.tables.local_name(dataset)
+            name = await self.store.local_name(dataset)
             distinct = await self._distinct(ids, words_of(locations, 3), last=False)
             distinct.rows[:, VERSION] = versions[distinct.kept]
             decided, _, reason = await self._coordinator.decide(name, "relocate", distinct.rows)
@@ -187,47 +188,23 @@ class ClusterBackend:
         make = partial(Distinct.of, words_of(ids, 2), words, self._keys, last=last)
         return make() if len(ids) <= INLINE_ROWS else await self._writes.run(make)
 
-    # Datasets, volumes, this node's own store
 
-    async def create_dataset(self, name: str, *, ttl_s: float | None, bottom_filter: bool) -> None:
-        """Create a dataset on all nodes."""
-        await self.tables.create(name, ttl_s, bottom_filter)
+class ClusterStore(DatasetTable):
+    """What a store is asked besides batches: datasets are the cluster's, flush and figures this node's."""
 
-    async def drop_dataset(self, name: str) -> None:
-        """Remove a dataset on all nodes."""
-        await self.tables.drop(name)
-
-    async def datasets(self) -> list[str]:
-        """Return the names of the datasets."""
-        return await self.tables.names()
-
-    async def add_volume(self, uri: str, name: str | None, size_bytes: int | None, codec: str) -> Volume:
-        """Register a volume."""
-        return await self.tables.add_volume(uri, name, size_bytes, codec)
-
-    async def volume(self, name: int | str) -> Volume:
-        """Return a volume by number or URI."""
-        return await self.tables.volume(name)
-
-    async def volumes(self) -> list[Volume]:
-        """Return all volumes."""
-        return self.tables.volumes()
-
-    async def move_volume(self, name: int | str, uri: str) -> Volume:
-        """Let a volume stand for another URI."""
-        return await self.tables.move_volume(name, uri)
-
-    async def set_volume_state(self, name: int | str, state: str) -> Volume:
-        """Set a volume's state."""
-        return await self.tables.set_volume_state(name, state)
+    def __init__(self, local: EmbeddedStore, node: Node, volumes: VolumeTable, lane: Lane) -> None:
+        super().__init__(node.membership, node.datasets.make)
+        self._local = local
+        self._volumes = volumes
+        self._lane = lane
 
     async def flush(self) -> None:
         """Write what is in this node's memory to runs."""
-        await self._writes.run(self.local.flush)
+        await self._lane.run(self._local.flush)
 
     async def stats(self) -> StoreStats:
         """Return this node's figures; the volumes are the cluster's."""
-        return replace(await self._reads.run(self.local.stats), volumes=len(self.tables.volumes()))
+        return replace(await self._lane.run(self._local.stats), volumes=self._volumes.count())
 
 
 @asynccontextmanager

@@ -40,13 +40,9 @@ class WatchedPeers:
     def __init__(self, peers: Peers, leaves_out: Callable[[int], bool]) -> None:
         self._peers = peers
         self._leaves_out = leaves_out
-        self.fetch = peers.fetch
-        self.rows = peers.rows
-        self.digests = peers.digests
-        self.agree = peers.agree
-        self.decide = peers.decide
-        self.likely = peers.likely
-        self.state = peers.state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._peers, name)
 
     async def apply(
         self, slot: int, dataset: str, epoch: int, rows: Rows, bound: Bound = Bound.PROMISED
