@@ -26,7 +26,6 @@ from bench.table import Answer, Series, ratio
 from bench.timing import Progress
 from bench.workers import Worker
 from bench.workloads import Catalogue
-from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 MEMORY_MB, TIMES = 100, 10
@@ -51,7 +50,7 @@ class Flood:
 
     def __init__(self, address: str, idle: int, slow: int) -> None:
         ids = Catalogue().ids_of(np.arange(_SLOW_ROWS, dtype=np.uint64))
-        message = pb.LookupRequest(ids=pack(ids)).SerializeToString()
+        message = pb.LookupRequest(ids=pb.Packed(plain=ids.tobytes())).SerializeToString()
         self._stack = ExitStack()
         self._idle, self._half, self._unread = [], [], []
         try:

@@ -31,7 +31,7 @@ from bench.table import Answer, Series, ratio
 from bench.timing import Progress
 from bench.workers import Worker, together_s
 from bench.workloads import Batch, Catalogue, Queries
-from kvmeta.protocol.columns import pack
+from kvmeta.transport.grpc import CLIENT_ARGUMENTS
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 THREADS = 8
@@ -84,7 +84,7 @@ class Asker:
         for batch_rows, *_ in BATCHES:
             options = kvmeta.ClientOptions(lookup_rows=batch_rows, in_flight=IN_FLIGHT)
             self._in_one_call[batch_rows] = kvmeta.open(target, options=options).dataset()
-        channel = grpc.insecure_channel(echo, kvmeta.ClientOptions().channel_arguments())
+        channel = grpc.insecure_channel(echo, CLIENT_ARGUMENTS)
         self._echo = channel.unary_unary(
             LOOKUP, pb.LookupRequest.SerializeToString, pb.LookupResponse.FromString
         )
@@ -160,7 +160,7 @@ def _joined(batches: list[Batch], batch_rows: int) -> list[Any]:
 
 
 def _request(ids: Any) -> pb.LookupRequest:
-    return pb.LookupRequest(dataset="default", ids=pack(ids))
+    return pb.LookupRequest(dataset="default", ids=pb.Packed(plain=ids.tobytes()))
 
 
 def answers(target: str, echo: str, redis: Redis | None, sizes: Any, seed: int) -> Iterator[Answer]:

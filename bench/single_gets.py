@@ -23,6 +23,7 @@ from bench.table import Answer, Series, ratio
 from bench.timing import Progress, quiet
 from bench.workers import Worker
 from bench.workloads import Catalogue, Queries
+from kvmeta.transport.grpc import CLIENT_ARGUMENTS
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 
@@ -38,10 +39,9 @@ class Getter:
         self._queries = Queries(Catalogue(seed), rows)
         self._random = np.random.default_rng(13)
         self._dataset = kvmeta.open(target).dataset()
-        arguments = kvmeta.ClientOptions().channel_arguments()
-        self._channel = grpc.insecure_channel(target.removeprefix("kvmeta://"), arguments)
+        self._channel = grpc.insecure_channel(target.removeprefix("kvmeta://"), CLIENT_ARGUMENTS)
         self._stub = rpc.StoreServiceStub(self._channel)
-        self._echo_channel = grpc.insecure_channel(echo, arguments)
+        self._echo_channel = grpc.insecure_channel(echo, CLIENT_ARGUMENTS)
         self._echo = self._echo_channel.unary_unary(
             GET, pb.GetRequest.SerializeToString, pb.GetResponse.FromString
         )

@@ -75,7 +75,12 @@ class AsyncStore:
         self.volumes = AsyncVolumes(self)
 
     def __repr__(self) -> str:
-        return f'<kvmeta async store {self.connection.target}, mode "{self.connection.mode}">'
+        return f'<kvmeta async store {self.connection.target}, mode "{self.mode}">'
+
+    @property
+    def mode(self) -> str:
+        """Return "a", or "r" where writes are refused."""
+        return self.connection.mode
 
     async def __aenter__(self) -> Self:
         await self.connection.limits()

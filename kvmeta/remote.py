@@ -41,10 +41,15 @@ class RemoteStore(Store):
 
     def __reduce__(self) -> tuple[type[RemoteStore], tuple[str, str, ClientOptions]]:
         connection = self.connection
-        return RemoteStore, (connection.target, connection.mode, connection.options)
+        return RemoteStore, (connection.target, self.mode, connection.options)
 
     def __repr__(self) -> str:
-        return f'<kvmeta store {self.connection.target}, mode "{self.connection.mode}">'
+        return f'<kvmeta store {self.connection.target}, mode "{self.mode}">'
+
+    @property
+    def mode(self) -> str:
+        """Return "a", or "r" where writes are refused."""
+        return self.connection.mode
 
     def run(self, program: Program[T], *, writes: bool = False) -> T:
         """Run a program over the connection."""

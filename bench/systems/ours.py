@@ -16,7 +16,7 @@ import kvmeta
 from bench.echo import LOOKUP
 from bench.servers import Echo, Kvmeta
 from bench.systems.system import Batches, Client, Columns, Ids, Locations, Place, System
-from kvmeta.protocol.columns import pack
+from kvmeta.transport.grpc import CLIENT_ARGUMENTS
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 IN_FLIGHT = 16
@@ -112,7 +112,7 @@ class EchoClient(Client):
     answers = False
 
     def __init__(self, address: str) -> None:
-        self._channel = grpc.insecure_channel(address, kvmeta.ClientOptions().channel_arguments())
+        self._channel = grpc.insecure_channel(address, CLIENT_ARGUMENTS)
         self._call = self._channel.unary_unary(
             LOOKUP, pb.LookupRequest.SerializeToString, pb.LookupResponse.FromString
         )
@@ -169,7 +169,7 @@ def settled(store: kvmeta.Store) -> Any:
 
 
 def _request(ids: Ids) -> pb.LookupRequest:
-    return pb.LookupRequest(dataset="default", ids=pack(ids))
+    return pb.LookupRequest(dataset="default", ids=pb.Packed(plain=ids.tobytes()))
 
 
 def _echoed(reply: pb.LookupResponse, n: int) -> Columns:

@@ -7,7 +7,6 @@ import time
 import numpy as np
 
 import kvmeta
-from kvmeta.protocol.columns import pack
 from kvmeta.v1 import kvmeta_pb2 as pb
 from tests.hostile.wire import Wire, data_frames, message
 
@@ -19,7 +18,7 @@ class Unread:
 
     def __init__(self, address: str, scale: float) -> None:
         ids = kvmeta.ids_from_ints(np.arange(ROWS, dtype=np.uint64))
-        self._body = message(pb.LookupRequest(ids=pack(ids)).SerializeToString())
+        self._body = message(pb.LookupRequest(ids=pb.Packed(plain=ids.tobytes())).SerializeToString())
         self._wires = [Wire(address, window_bytes=0) for _ in range(round(CONNECTIONS * scale))]
         self._turn = 0
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import kvmeta
+from kvmeta.protocol.methods import METHODS
 from kvmeta.v1 import kvmeta_pb2 as pb
 
 IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
@@ -128,14 +129,14 @@ def test_an_interrupt_amid_grpc_costs_the_channel_and_not_the_store(monkeypatch:
             raise KeyboardInterrupt
 
     with hostile(lambda: b"") as target, kvmeta.open(target) as store:
-        connection = store.connection
+        transport = store.connection._transport
         entries = store.dataset()
-        ((server, before),) = connection._channels.items()
-        connection._methods[server]["Lookup"] = Interrupted()
+        ((server, before),) = transport._channels.items()
+        transport._stubs[(server, METHODS["Lookup"].path)] = Interrupted()
         with pytest.raises(KeyboardInterrupt):
             entries.lookup(IDS)
         assert store.datasets() == ["default"]
-        assert connection._channels[server] is not before
+        assert transport._channels[server] is not before
         before.close()
 
 

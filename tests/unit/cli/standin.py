@@ -20,7 +20,8 @@ from kvmeta.volumes import normal_uri
 
 class StandInVolume(int):
     uri = name = ""
-    state = "active"
+    state = "online"
+    codec = "raw"
     size_bytes: int | None = None
 
 
@@ -28,12 +29,13 @@ class StandInVolumes:
     def __init__(self):
         self._by_number = {}
 
-    def add(self, uri):
+    def add(self, uri, codec="raw"):
         uri = normal_uri(uri)
         for known in self._by_number.values():
             if known.uri == uri:
                 return known
         volume = StandInVolume(len(self._by_number) + 1)
+        volume.codec = codec
         volume.uri, volume.name = uri, uri.rsplit("/", 1)[-1]
         self._by_number[int(volume)] = volume
         return volume

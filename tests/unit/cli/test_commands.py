@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from kvmeta.ids import as_ids, ids_to_hex
-from kvmeta.sources import indexer
+from kvmeta.sources import kinds
 
 KEY = "d0/0.bin"
 ABSENT = "d0/nowhere.bin"
@@ -87,14 +87,14 @@ def test_a_run_over_a_damaged_tar_says_how_much_is_registered(run, tmp_path, pho
 def test_ctrl_c_says_how_much_is_registered(run, tmp_path, photos, monkeypatch):
     for i in range(2):
         run("pack", tmp_path / "photos" / f"d{i}", "--into", tmp_path / "shards", "--name", f"s{i}")
-    scan = indexer.scan
+    tar = kinds.KINDS[0]
 
     def until_the_second(path, **named):
         if path.name.startswith("s1"):
             raise KeyboardInterrupt
-        return scan(path, **named)
+        return tar.scan(path, **named)
 
-    monkeypatch.setattr(indexer, "scan", until_the_second)
+    monkeypatch.setattr(kinds, "KINDS", (tar._replace(scan=until_the_second),))
     result = run("index", tmp_path / "shards", "--store", "new")
     assert result.exit_code == 130
     assert result.stderr == "kvmeta: interrupted; 10 files of 1 tar are registered; run it again\n"

@@ -1,5 +1,6 @@
 """Indexing tars into a dataset: which IDs, which locations, in which batches, and what goes wrong."""
 
+import functools
 import io
 import os
 import tarfile
@@ -13,7 +14,7 @@ import xxhash
 from kvmeta.errors import CorruptionError, InputError, NotFoundError, StorageFullError
 from kvmeta.ids import as_ids
 from kvmeta.location import LOCATION
-from kvmeta.sources import Report, index, pack
+from kvmeta.sources import Report, index, kinds, pack
 from tests.unit.sources.archives import write_tar
 
 
@@ -110,8 +111,9 @@ def test_equal_bytes_become_one_entry_with_the_content_rule(tmp_path, shelf, mon
 
 def test_small_archives_share_a_batch_and_large_ones_fill_several(tmp_path, shelf, monkeypatch):
     monkeypatch.setattr("kvmeta.sources.indexer.ROWS_MAX", 10)
-    scan = index.__globals__["scan"]
-    monkeypatch.setitem(index.__globals__, "scan", lambda *a, **k: scan(*a, rows_max=10, **k))
+    tar = kinds.KINDS[0]
+    by_tens = tar._replace(scan=functools.partial(tar.scan, rows_max=10))
+    monkeypatch.setattr(kinds, "KINDS", (by_tens,))
     for i, n in enumerate([3, 4, 3, 1, 25]):
         write_tar(tmp_path / f"{i}.tar", {f"{i}-{j}": b"" for j in range(n)})
     report = index(shelf, shelf, tmp_path)
