@@ -1,4 +1,4 @@
-"""What docs/format.md publishes is what the code does."""
+"""What docs/format.md and the README publish is what the code does."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kvmeta.mixing import DEFAULT_SEED, mix, round_keys
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "docs" / "format.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def words(mixed: np.ndarray) -> str:
@@ -97,8 +98,14 @@ def test_the_worked_example(tmp_path: Path) -> None:
     assert record.hex() == example
 
 
-def test_every_term_of_the_readme_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_program_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert program is not None
     monkeypatch.chdir(tmp_path)
     exec(compile(program[1], "README.md", "exec"), {})
+
+
+def test_the_programs_of_the_readme_fit_a_narrow_window() -> None:
+    programs = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
+    assert len(programs) > 3
+    assert [line for program in programs for line in program.splitlines() if len(line) > 88] == []
