@@ -109,3 +109,20 @@ def test_the_programs_of_the_readme_fit_a_narrow_window() -> None:
     programs = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
     assert len(programs) > 3
     assert [line for program in programs for line in program.splitlines() if len(line) > 88] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_a_newcomer_is_sent_to_exist(name: str) -> None:
+    page = (ROOT / name).read_text()
+    paths = re.findall(r"(?<![\w/.-])(?:kvmeta|server|tests|bench|docs|protos)/[\w./-]*\w", page)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_first_change_is_described_as_the_code_is() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    function, test = "_shown", "test_volumes_are_listed_added_and_moved"
+    assert function in page
+    assert test in page
+    assert f"def {function}(" in (ROOT / "kvmeta" / "cli" / "volumes.py").read_text()
+    assert f"def {test}(" in (ROOT / "tests" / "unit" / "cli" / "test_commands.py").read_text()
