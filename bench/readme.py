@@ -66,14 +66,14 @@ def figures(compare: Section, scale: Section) -> list[str]:
         f"**{median(kvmeta, 'batches of 16,384')} million lookups a second over gRPC** in batches of 16,384:"
         f" {number(against['measured']['median'])} times as many as Redis 7. In batches of 256 it is"
         f" {number(small['median'])} times as many, so ask for many at once"
-        " ([side by side](bench/RESULTS.md#side-by-side)).",
+        " ([results](bench/RESULTS.md#side-by-side)).",
         f"**{median(kvmeta, 'memory')} bytes of memory an entry**, besides the page cache, and"
         f" {median(kvmeta, 'disk')} on disk. Redis 7 keeps {median(redis, 'memory')} bytes an entry in memory"
-        " ([side by side](bench/RESULTS.md#side-by-side)).",
+        " ([results](bench/RESULTS.md#side-by-side)).",
         f"**From {fewest:,} to {most:,} entries a warm lookup over gRPC goes from"
         f" {median(first, 'warm, over gRPC')} to {median(last, 'warm, over gRPC')} ns an ID.** At {largest:,}"
         f" entries a cold one costs {median(coldest, 'cold, batches of 4,096: device reads', '/ID')} reads"
-        " of the disk ([growth](bench/RESULTS.md#growth)).",
+        " of the disk ([results](bench/RESULTS.md#growth)).",
     )
     machine = compare["machine"]
     shared = f"Measured on {machine['cores']} cores ({machine['cpu']}) that servers and clients share."

@@ -103,17 +103,21 @@ def _compare(section: Section) -> list[str]:
     told = systems(section)
     readers = [answer for answer in told if series(answer, "batches of 4,096")]
     lines = ["## Side by side", "", *_machine(section, "compare")]
-    lines += ["Lookups in M IDs/s by the system's best way to ask:", ""]
+    lines += ["Lookups in M IDs/s, each system asked in its quickest way:", ""]
     lines += table(
         ("", "entries, M", *_CASES),
         ((short(each), median(each, "rows"), *(median(each, case) for case in _CASES)) for each in readers),
     )
     lines += ["![Lookups a second](results/lookups.svg)", ""]
-    lines += ["Other kinds of IDs, stores of fewer entries, batches of 4,096:", ""]
+    lines += ["The same for other kinds of IDs, in smaller stores, batches of 4,096:", ""]
     lines += table(
         ("", *_KINDS), ((short(each), *(median(each, kind) for kind in _KINDS)) for each in readers)
     )
-    lines += ["A call, one at a time, in ms (batches of 4,096, SeaweedFS of 256), and what is kept:", ""]
+    lines += prose(
+        "How long a call takes in ms, one at a time, in batches of 4,096 (SeaweedFS: 256). Beside it, how"
+        " fast the system takes puts, what an entry costs, and how long it takes to open:"
+    )
+    lines += [""]
     lines += table(
         (
             "",
@@ -130,7 +134,7 @@ def _compare(section: Section) -> list[str]:
         (_kept(each) for each in told),
     )
     lines += ["![Memory and disk](results/footprint.svg)", ""]
-    lines += ["Factors, each at its best (which way that was stands in the row):", ""]
+    lines += ["How many times as fast kvmeta is. A row says in which way each was quickest:", ""]
     lines += _targets([each for each in section["answers"] if each not in told])
     lines += [
         "Versions and notes:",
