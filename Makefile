@@ -87,7 +87,7 @@ bench-cluster: $(MARK) ## a cluster on this machine: death, growth, routing, no 
 bench-cluster-full: $(MARK) ## the same with 5 M entries, and placement to 1,000 nodes
 	$(BIN)/python -m bench.cluster --full; status=$$?; $(BIN)/python -m bench.placement --full && $(BIN)/python -m bench.readme; exit $$status
 
-bench-report: $(MARK) ## make README tables, bench/RESULTS.md, plots and the planner's figures from bench/results
+bench-report: $(MARK) ## make the measured parts of README, operating.md and RESULTS.md, plots and the planner's figures
 	$(BIN)/python -m bench.readme
 
 SEEDS ?= 1000

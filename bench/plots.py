@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 
-from bench import results_page
+from bench.sections import Section, series, short, sizes, systems
 from bench.table import number
 
 mpl.use("Agg")
@@ -20,27 +19,25 @@ from matplotlib.figure import Figure  # noqa: E402
 _OURS, _PEER, _LIMIT = "#0b6e4f", "#8a8f98", "#d0d4da"
 _FORMATS = ("svg", "png")
 
-Section = dict[str, Any]
-
 
 def draw(sections: dict[str, Section], directory: Path) -> list[Path]:
     """Draw every plot there are figures for and return the files."""
     files: list[Path] = []
     if "compare" in sections:
-        told = results_page.systems(sections["compare"])
+        told = systems(sections["compare"])
         files += _save(_lookups(told), directory / "lookups")
         files += _save(_footprint(told), directory / "footprint")
     if "scale" in sections:
-        files += _save(_growth(results_page.sizes(sections["scale"])), directory / "growth")
+        files += _save(_growth(sizes(sections["scale"])), directory / "growth")
     return files
 
 
 def _lookups(told: list[Section]) -> Figure:
     """Draw lookups a second, log scale: factors are what matters."""
     bars = [
-        (results_page.short(answer), figure["median"], answer["key"])
+        (short(answer), figure["median"], answer["key"])
         for answer in told
-        if (figure := results_page.series(answer, "batches of 16,384")) is not None
+        if (figure := series(answer, "batches of 16,384")) is not None
     ]
     bars.sort(key=lambda bar: bar[1])
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(bars) + 1))
@@ -55,9 +52,9 @@ def _lookups(told: list[Section]) -> Figure:
 def _footprint(told: list[Section]) -> Figure:
     """Draw bytes an entry in memory and on disk."""
     rows = [
-        (results_page.short(answer), *(_median(answer, name) for name in ("memory", "disk")), answer["key"])
+        (short(answer), *(_median(answer, name) for name in ("memory", "disk")), answer["key"])
         for answer in told
-        if results_page.series(answer, "memory") is not None
+        if series(answer, "memory") is not None
     ]
     figure, axes = plt.subplots(1, 2, figsize=(10, 0.32 * len(rows) + 1), sharey=True)
     for which, (panel, name) in enumerate(
@@ -80,9 +77,7 @@ def _growth(told: list[tuple[int, Section]]) -> Figure:
         ("cold, batches of 4,096", "cold (device reads)", 1e6),
         ("mixed", "larger than memory, mixed", 1e6),
     ):
-        points = [
-            (rows, each) for rows, answer in told if (each := results_page.series(answer, name)) is not None
-        ]
+        points = [(rows, each) for rows, answer in told if (each := series(answer, name)) is not None]
         if points:
             rates = scale != 1.0
             costs = [scale / each["median"] if rates else each["median"] for _, each in points]
@@ -97,7 +92,7 @@ def _growth(told: list[tuple[int, Section]]) -> Figure:
 
 
 def _median(answer: Section, name: str) -> float:
-    figure = results_page.series(answer, name)
+    figure = series(answer, name)
     return 0.0 if figure is None else float(figure["median"])
 
 

@@ -1,87 +1,86 @@
-"""The README's measured tables, made from the files in bench/results: `python -m bench.readme`.
+"""The measured blocks of README.md and docs/operating.md, made from bench/results: `python -m bench.readme`.
 
-    compare.json    <!-- measured: make bench-compare-full -->
-    scale.json      <!-- measured: make bench-scale-full -->
-    engine.json     <!-- measured: make bench-engine-full -->
-    service.json    <!-- measured: make bench-service-full -->
-    cluster.json    <!-- measured: make bench-cluster-full -->
+    page                block        made from
+    README.md           figures      compare.json, scale.json: the three that a newcomer asks for
+    docs/operating.md   cluster      cluster.json: what a death, growth and replicas cost
+    docs/operating.md   placement    placement.json: balance and movement by the number of nodes
 
-A test checks that the README holds what this makes, so neither can drift from the other.
+A block stands between `<!-- measured: NAME -->` and `<!-- end of measured -->`. A test checks that each page
+holds what this makes, so neither can drift from the other. bench/results_page.py makes the rest.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import results_page
+from bench.markdown import prose, table
+from bench.sections import Section, answers, median, read, series, sizes
 from bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 README = ROOT / "README.md"
+OPERATING = ROOT / "docs" / "operating.md"
 
 
 @dataclass(frozen=True)
 class Block:
-    """One measured block: its benchmark, who shares the cores, and what its table is made from.
-
-    `rows`: an answer's key and what to call it. `body`: makes the lines instead, from the form's section.
-    """
+    """One measured block: its page, the benchmarks it is made from, and what makes its lines."""
 
     name: str
-    sharers: str
-    rows: tuple[tuple[str, str], ...] = ()
-    body: Callable[[dict[str, Any]], list[str]] | None = None
-
-    @property
-    def results(self) -> Path:
-        """Return the path of the benchmark's results."""
-        return RESULTS / f"{self.name}.json"
+    page: Path
+    benchmarks: tuple[str, ...]
+    lines: Callable[..., list[str]]
 
     @property
     def pattern(self) -> re.Pattern[str]:
         """Return what matches the block between its markers."""
-        opening = f"<!-- measured: make bench-{self.name}-full -->\n"
+        opening = f"<!-- measured: {self.name} -->\n"
         return re.compile(f"({opening}).*?(<!-- end of measured -->)", re.DOTALL)
 
+    def text(self, sections: dict[str, Section]) -> str:
+        """Return the block, empty while one of its benchmarks has not been run in full."""
+        if not set(self.benchmarks) <= set(sections):
+            return ""
+        return "\n".join(self.lines(*(sections[name] for name in self.benchmarks))) + "\n"
 
-# What a newcomer wants to know; all of it is in the results files.
-ENGINE_ROWS = (
-    ("lookup", "lookup, 60M rows, batches of 4,096, one thread"),
-    ("two-threads", "two threads against one"),
-    ("growth", "cost of a lookup at 60M rows against 4M"),
-    ("upper-runs", "lookup under a full memtable and 8 upper runs"),
-    ("single", "batch of one"),
-    ("rocksdict-lookup", "times as fast as RocksDB's multi-get (rocksdict, in process)"),
-    ("put", "durable put, batches of 4,096, with flushes and merges"),
-    ("rocksdict-put", "times as fast as RocksDB's synced batches"),
-    ("load", "bulk load, unsorted"),
-    ("scan", "scan"),
-    ("disk", "disk, tar-packed files"),
-    ("memory", "memory besides memtable and page cache"),
-    ("open", "opening 60M rows"),
-)
-SERVICE_ROWS = (
-    ("lookup-4096", "lookups from one client process, 60M rows, batches of 4,096"),
-    ("lookup-16384", "the same, batches of 16,384"),
-    ("redis-lookup-4096", "times as fast as Redis MGET (one calling thread each), batches of 4,096"),
-    ("redis-lookup-16384", "the same, batches of 16,384"),
-    ("echo-lookup-4096", "share of what a gRPC echo of as many bytes carries, batches of 4,096"),
-    ("echo-lookup-16384", "the same, batches of 16,384"),
-    ("put-4096", "durable puts, batches of 4,096, with flushes and merges"),
-    ("put-16384", "the same, batches of 16,384"),
-    ("redis-put-4096", "times as fast as Redis MSET with `appendfsync always`, batches of 4,096"),
-    ("redis-put-16384", "the same, batches of 16,384"),
-    ("single", "one get against a gRPC echo, p50"),
-    ("crowd", "p99 against p50 of 64 callers, batches of 256"),
-    ("flood-memory", "server's memory under 1,000 idle connections and 300 slow calls, more by"),
-    ("flood-p99", "a healthy client's p99 under them, times"),
-)
+    def updated(self, page: str, sections: dict[str, Section]) -> str:
+        """Return the page's text with the block made anew."""
+        text = self.text(sections)
+        return self.pattern.sub(lambda match: match[1] + text + match[2], page)
+
+
+def figures(compare: Section, scale: Section) -> list[str]:
+    """Return the README's three figures: speed, memory, growth."""
+    told = answers(compare)
+    kvmeta, redis, against = told["system-kvmeta"], told["system-redis"], told["kvmeta-redis"]
+    small = next(each for each in against["beside"] if each["name"].startswith("batches of 256:"))
+    told_sizes = sizes(scale)
+    warm = [(rows, answer) for rows, answer in told_sizes if series(answer, "warm, over gRPC")]
+    (fewest, first), (most, last) = warm[0], warm[-1]
+    largest, coldest = told_sizes[-1]
+    items = (
+        f"**{median(kvmeta, 'batches of 16,384')} million lookups a second over gRPC** in batches of 16,384:"
+        f" {number(against['measured']['median'])} times as many as Redis 7. In batches of 256 it is"
+        f" {number(small['median'])} times as many, so ask for many at once"
+        " ([results](bench/RESULTS.md#side-by-side)).",
+        f"**{median(kvmeta, 'memory')} bytes of memory an entry**, besides the page cache, and"
+        f" {median(kvmeta, 'disk')} on disk. Redis 7 keeps {median(redis, 'memory')} bytes an entry in memory"
+        " ([results](bench/RESULTS.md#side-by-side)).",
+        f"**From {fewest:,} to {most:,} entries a warm lookup over gRPC goes from"
+        f" {median(first, 'warm, over gRPC')} to {median(last, 'warm, over gRPC')} ns an ID.** At {largest:,}"
+        f" entries a cold one costs {median(coldest, 'cold, batches of 4,096: device reads', '/ID')} reads"
+        " of the disk ([results](bench/RESULTS.md#growth)).",
+    )
+    machine = compare["machine"]
+    shared = f"Measured on {machine['cores']} cores ({machine['cpu']}) that servers and clients share."
+    return [*(line for item in items for line in prose(f"- {item}", "  ")), "", *prose(shared)]
+
+
+# What an operator plans with; bench/RESULTS.md has all of it.
 CLUSTER_ROWS = (
     ("death-lost", "kill -9 of one of 3 nodes under load: writes lost, wrong answers, unequal digests"),
     ("death-gap", "the longest that no read or write succeeded"),
@@ -92,59 +91,54 @@ CLUSTER_ROWS = (
     ("routing-one", "lookups a CPU second, 3 nodes with one replica, against a single server"),
     ("routing-fast", "the same, three replicas, fast reads"),
     ("routing-quorum", "the same, three replicas, quorum reads"),
-)  # fmt: skip
-BLOCKS = (
-    Block("compare", "the clients", body=results_page.side_by_side),
-    Block("scale", "the callers", body=results_page.growth),
-    Block("engine", "the caller", ENGINE_ROWS),
-    Block("service", "the clients", SERVICE_ROWS),
-    Block("cluster", "nodes, etcd and the client", CLUSTER_ROWS),
 )
 
 
-def measured(block: Block, results: dict[str, Any]) -> str:
-    """Return the block's Markdown for the full form of the benchmark."""
-    form = results["full"]
-    machine = form["machine"]
-    lines = block.body(form) if block.body is not None else _rows(block, form)
-    lines.append(
-        f"{machine['cpu']}, {machine['cores']} cores shared with {block.sharers}, {machine['kernel']}, "
-        f"Python {machine['python']}, {form['date'][:10]}; medians of interleaved rounds. "
-        f"`make bench-{block.name}` repeats it (quick form)."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _rows(block: Block, form: dict[str, Any]) -> list[str]:
-    answers = {answer["key"]: answer for answer in form["answers"]}
-    lines = ["| | median | least to most |", "|---|---|---|"]
-    for key, label in block.rows:
-        figure = answers[key]["measured"]
+def cluster(section: Section) -> list[str]:
+    """Return what happened to a cluster on one machine."""
+    told = answers(section)
+    rows = []
+    for key, label in CLUSTER_ROWS:
+        figure = told[key]["measured"]
         spread = f"{number(figure['min'])} to {number(figure['max'])}" if len(figure["rounds"]) > 1 else ""
-        lines.append(f"| {label} | {number(figure['median'])} {figure['unit']} | {spread} |")
-    return [*lines, ""]
+        rows.append((label, f"{number(figure['median'])} {figure['unit']}".rstrip(), spread))
+    machine = section["machine"]
+    where = (
+        f"{machine['cpu']}, {machine['cores']} cores shared with nodes, etcd and the client,"
+        f" {machine['kernel']}, Python {machine['python']}, {section['date'][:10]}; medians of interleaved"
+        " rounds. `make bench-cluster` repeats it (quick form)."
+    )
+    return [*table(("", "median", "least to most"), rows), *prose(where)]
 
 
-def updated(readme: str, block: Block, results: dict[str, Any]) -> str:
-    """Return the README with a block made anew."""
-    text = measured(block, results)
-    return block.pattern.sub(lambda match: match[1] + text + match[2], readme)
+def placement(section: Section) -> list[str]:
+    """Return balance and movement by the number of nodes."""
+    told = answers(section)
+    partitions = [f"{section['sizes'][name]:,}" for name in ("partitions", "fine_partitions")]
+    rows = []
+    for count in section["sizes"]["nodes"]:
+        moved = (
+            median(told["movement"], f"{each} partitions, {count} nodes, one {what}")
+            for each in partitions
+            for what in ("added", "removed")
+        )
+        rows.append((f"{count:,}", median(told["balance"], f"{count} nodes"), *moved))
+    head = (f"{what}, {each} partitions" for each in partitions for what in ("one joins", "one leaves"))
+    return table(("nodes", "entries of the fullest node, of the mean", *head), rows)[:-1]
 
 
-def read(block: Block) -> dict[str, Any] | None:
-    """Return the block's results, None where the full form has not been run."""
-    results = json.loads(block.results.read_text()) if block.results.exists() else {}
-    return results if "full" in results else None
+BLOCKS = (
+    Block("figures", README, ("compare", "scale"), figures),
+    Block("cluster", OPERATING, ("cluster",), cluster),
+    Block("placement", OPERATING, ("placement",), placement),
+)
 
 
 def main() -> None:
-    """Write the README's blocks, and what else is made from the results."""
-    readme = README.read_text()
+    """Write the blocks, and what else is made from the results."""
+    sections = read()
     for block in BLOCKS:
-        results = read(block)
-        if results is not None:
-            readme = updated(readme, block, results)
-    README.write_text(readme)
+        block.page.write_text(block.updated(block.page.read_text(), sections))
     results_page.main()
 
 

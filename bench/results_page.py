@@ -1,8 +1,9 @@
 """bench/RESULTS.md, its plots and kvmeta/cli/measured.json, made from the files in bench/results.
 
-    compare.json               who answers how much, at what price
-    scale.json                 what growth costs
-    engine.json service.json   every target and what was measured
+    compare.json                              who answers how much, at what price
+    scale.json                                what growth costs
+    engine.json service.json cluster.json     every target and what was measured
+    placement.json                            how evenly entries lie, and how much moves
 
 `python -m bench.results_page` makes them; a test checks that they hold what this makes. Plots need
 matplotlib; without it the rest is made alone.
@@ -12,19 +13,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.markdown import prose, table
+from bench.sections import RESULTS, Section, answers, median, read, series, short, sizes, systems
 from bench.table import number
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 PLANNED = ROOT / "kvmeta" / "cli" / "measured.json"
 PAGE = ROOT / "bench" / "RESULTS.md"
-BENCHMARKS = ("compare", "scale", "engine", "service")
 
-Section = dict[str, Any]
 _CASES = (
     "batches of 256",
     "batches of 4,096",
@@ -34,17 +34,7 @@ _CASES = (
     "Zipf",
 )
 _KINDS = ("sequential IDs", "paths IDs")
-
-
-def read(directory: Path = RESULTS) -> dict[str, Section]:
-    """Return the full form of each benchmark that has been run in full."""
-    sections = {}
-    for name in BENCHMARKS:
-        path = directory / f"{name}.json"
-        forms = json.loads(path.read_text()) if path.exists() else {}
-        if "full" in forms:
-            sections[name] = forms["full"]
-    return sections
+_TARGETS = (("engine", "The engine"), ("service", "The service"))
 
 
 def page(sections: dict[str, Section]) -> str:
@@ -52,48 +42,27 @@ def page(sections: dict[str, Section]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `make bench-report` from the files in [results](results), which hold every round. A figure",
-        "is the median of interleaved rounds; in brackets, where there is room, the least and the most.",
-        "Servers and clients share the cores. How things are measured is said at the head of",
-        "[compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py), [service.py](service.py).",
+        *prose(
+            "`make bench-report` makes this page from the files in [results](results), which hold every"
+            " round. A figure is the median of interleaved rounds. Brackets hold the least and the most,"
+            " where there is room. Servers and clients share the cores. The head of each benchmark says how"
+            " it measures: [compare.py](compare.py), [scale.py](scale.py), [engine.py](engine.py),"
+            " [service.py](service.py), [cluster.py](cluster.py), [placement.py](placement.py)."
+        ),
         "",
     ]
     if "compare" in sections:
         lines += _compare(sections["compare"])
     if "scale" in sections:
         lines += _scale(sections["scale"])
-    for name, what in (("engine", "The engine"), ("service", "The service")):
+    for name, what in _TARGETS:
         if name in sections:
             lines += [f"## {what}", "", *_machine(sections[name], name), *_targets(sections[name]["answers"])]
+    if "cluster" in sections:
+        lines += _cluster(sections["cluster"])
+    if "placement" in sections:
+        lines += _placement(sections["placement"])
     return "\n".join(lines).rstrip() + "\n"
-
-
-def side_by_side(section: Section) -> list[str]:
-    """Return the README's table of systems."""
-    rows = []
-    for answer in systems(section):
-        put = _median(answer, "durable puts")
-        if not (put or series(answer, "batches of 16,384")):
-            continue  # neither looked up in nor durable: the page has it
-        footprint = (_median(answer, name) for name in ("memory", "disk"))
-        rows.append((short(answer), _median(answer, "batches of 16,384"), put, *footprint))
-    head = ("", "lookups, M IDs/s", "durable puts, M/s", "memory, B/entry", "disk, B/entry")
-    return _table(head, rows)
-
-
-def growth(section: Section) -> list[str]:
-    """Return the README's table of sizes."""
-    head = (
-        "entries", "warm lookup in process, ns/ID", "over gRPC, ns/ID", "cold lookups, k IDs/s",
-        "device reads a cold ID", "memory, B/entry", "disk, B/entry", "open cold, s",
-    )  # fmt: skip
-    names = (
-        ("warm, in process", None), ("warm, over gRPC", None), ("cold, batches of 4,096", None),
-        ("cold, batches of 4,096: device reads", "/ID"), ("memory", None), ("disk", None),
-        ("open, cold", None),
-    )  # fmt: skip
-    told = sizes(section)
-    return _table(head, ((f"{size:,}", *(_median(each, *name) for name in names)) for size, each in told))
 
 
 def measured(sections: dict[str, Section]) -> dict[str, Any] | None:
@@ -106,8 +75,8 @@ def measured(sections: dict[str, Section]) -> dict[str, Any] | None:
     told = [(size, answer) for size, answer in sizes(sections["scale"]) if series(answer, "warm, over gRPC")]
     rows, largest = max(told, key=lambda each: each[0])
     kvmeta = next(each for each in systems(sections["compare"]) if each["key"] == "system-kvmeta")
-    engine = {answer["key"]: answer for answer in sections["engine"]["answers"]}
-    replay = next(each for each in engine["open"]["beside"] if "WAL" in each["name"])
+    opened = answers(sections["engine"])["open"]
+    replay = next(each for each in opened["beside"] if "WAL" in each["name"])
     machine = sections["scale"]["machine"]
 
     def figure(answer: Section, name: str) -> float:
@@ -130,46 +99,26 @@ def measured(sections: dict[str, Section]) -> dict[str, Any] | None:
     }
 
 
-def systems(section: Section) -> list[Section]:
-    """Return the answers that tell everything about one system."""
-    return [answer for answer in section["answers"] if answer["key"].startswith("system-")]
-
-
-def sizes(section: Section) -> list[tuple[int, Section]]:
-    """Return the answers that tell everything about one size, and the size."""
-    told = [answer for answer in section["answers"] if answer["key"].startswith("rows-")]
-    return [(int(answer["key"].removeprefix("rows-")), answer) for answer in told]
-
-
-def series(answer: Section, name: str, unit: str | None = None) -> Section | None:
-    """Return the series of that name; a way to ask in brackets may follow it."""
-    for each in (answer["measured"], *answer["beside"]):
-        if (each["name"] == name or each["name"].startswith(f"{name} (")) and unit in (None, each["unit"]):
-            return dict(each)
-    return None
-
-
-def short(answer: Section) -> str:
-    """Return a system's name without its versions."""
-    return str(answer["question"]).partition(" (")[0]
-
-
 def _compare(section: Section) -> list[str]:
     told = systems(section)
     readers = [answer for answer in told if series(answer, "batches of 4,096")]
     lines = ["## Side by side", "", *_machine(section, "compare")]
-    lines += ["Lookups in M IDs/s by the system's best way to ask:", ""]
-    lines += _table(
+    lines += ["Lookups in M IDs/s, each system asked in its quickest way:", ""]
+    lines += table(
         ("", "entries, M", *_CASES),
-        ((short(each), _median(each, "rows"), *(_median(each, case) for case in _CASES)) for each in readers),
+        ((short(each), median(each, "rows"), *(median(each, case) for case in _CASES)) for each in readers),
     )
     lines += ["![Lookups a second](results/lookups.svg)", ""]
-    lines += ["Other kinds of IDs, stores of fewer entries, batches of 4,096:", ""]
-    lines += _table(
-        ("", *_KINDS), ((short(each), *(_median(each, kind) for kind in _KINDS)) for each in readers)
+    lines += ["The same for other kinds of IDs, in smaller stores, batches of 4,096:", ""]
+    lines += table(
+        ("", *_KINDS), ((short(each), *(median(each, kind) for kind in _KINDS)) for each in readers)
     )
-    lines += ["A call, one at a time, in ms (batches of 4,096, SeaweedFS of 256), and what is kept:", ""]
-    lines += _table(
+    lines += prose(
+        "How long a call takes in ms, one at a time, in batches of 4,096 (SeaweedFS: 256). Beside it, how"
+        " fast the system takes puts, what an entry costs, and how long it takes to open:"
+    )
+    lines += [""]
+    lines += table(
         (
             "",
             "lookup p50",
@@ -185,9 +134,14 @@ def _compare(section: Section) -> list[str]:
         (_kept(each) for each in told),
     )
     lines += ["![Memory and disk](results/footprint.svg)", ""]
-    lines += ["Factors, each at its best (which way that was stands in the row):", ""]
+    lines += ["How many times as fast kvmeta is. A row says in which way each was quickest:", ""]
     lines += _targets([each for each in section["answers"] if each not in told])
-    lines += ["Versions and notes:", "", *(f"- {each['question']}" for each in told), ""]
+    lines += [
+        "Versions and notes:",
+        "",
+        *(line for each in told for line in prose(f"- {each['question']}", "  ")),
+        "",
+    ]
     return lines
 
 
@@ -204,9 +158,9 @@ def _kept(answer: Section) -> tuple[str, ...]:
         for what in ("lookup of", "put of")
         for p in ("p50", "p99")
     ]
-    durable, unsafe = _median(answer, "durable puts"), _median(answer, "puts, not durable")
+    durable, unsafe = median(answer, "durable puts"), median(answer, "puts, not durable")
     safe = "yes" if durable else "no" if unsafe else ""
-    rest = (_median(answer, name) for name in ("memory", "disk", "open"))
+    rest = (median(answer, name) for name in ("memory", "disk", "open"))
     return (short(answer), *calls, durable or unsafe, safe, *rest)
 
 
@@ -236,9 +190,9 @@ def _scale(section: Section) -> list[str]:
         ("bytes written for each byte put", "bytes written for each byte put", None),
     )
     lines = ["## Growth", "", *_machine(section, "scale")]
-    lines += _table(
+    lines += table(
         ("", *(f"{size:,}" for size, _ in told)),
-        ((label, *(_median(each, name, unit) for _, each in told)) for label, name, unit in rows),
+        ((label, *(median(each, name, unit) for _, each in told)) for label, name, unit in rows),
     )
     lines += ["![Cost against size](results/growth.svg)", ""]
     sized = [answer for _, answer in told]
@@ -246,27 +200,50 @@ def _scale(section: Section) -> list[str]:
     return lines
 
 
+def _cluster(section: Section) -> list[str]:
+    lines = ["## A cluster", "", *_machine(section, "cluster")]
+    lines += prose(
+        "Its nodes, etcd and the clients run on the same cores, so rates say little here. Losses, gaps and"
+        " ratios count."
+    )
+    return [*lines, "", *_targets(section["answers"])]
+
+
+def _placement(section: Section) -> list[str]:
+    lines = ["## Placement", "", *_machine(section, "cluster")]
+    lines += prose(
+        "No node runs here: the benchmark computes maps and counts what differs between them."
+        " [operating.md](../docs/operating.md#how-evenly-entries-lie-and-how-much-moves) has the figures for"
+        " other numbers of nodes."
+    )
+    lines += ["", "![Balance and movement](results/placement.svg)", ""]
+    return [*lines, *_targets({**answer, "beside": []} for answer in section["answers"])]
+
+
 def _machine(section: Section, name: str) -> list[str]:
     machine = section["machine"]
     libraries = ", ".join(f"{library} {version}" for library, version in machine["libraries"].items())
     return [
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / (1 << 30):.0f} GiB,"
-        f" {machine['kernel']}, Python {machine['python']}, {libraries}; {section['date'][:10]};"
-        f" `make bench-{name}-full`.",
+        *prose(
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / (1 << 30):.0f} GiB,"
+            f" {machine['kernel']}, Python {machine['python']}, {libraries}; {section['date'][:10]};"
+            f" `make bench-{name}-full`."
+        ),
         "",
     ]
 
 
-def _targets(answers: Iterable[Section]) -> list[str]:
+def _targets(told: Iterable[Section]) -> list[str]:
     rows = []
-    for answer in answers:
+    for answer in told:
         target, measured = answer["target"], answer["measured"]
         bound = ""
         if target is not None:
-            bound = f"{'≥' if target['bound'] == 'min' else '≤'} {number(target['value'])} {measured['unit']}"
-        rows.append((f"**{answer['question']}**", bound, _spread(measured), answer["verdict"]))
+            sign = "≥" if target["bound"] == "min" else "≤"
+            bound = f"{sign} {number(target['value'])} {measured['unit']}".rstrip()
+        rows.append((f"**{answer['question'].strip()}**", bound, _spread(measured), answer["verdict"]))
         rows += [(each["name"], "", _spread(each), "") for each in answer["beside"]]
-    return _table(("", "target", "measured", ""), rows)
+    return table(("", "target", "measured", ""), rows)
 
 
 def _spread(figure: Section) -> str:
@@ -274,16 +251,6 @@ def _spread(figure: Section) -> str:
     if len(figure["rounds"]) > 1:
         text += f" ({number(figure['min'])} to {number(figure['max'])})"
     return text
-
-
-def _median(answer: Section, name: str, unit: str | None = None) -> str:
-    figure = series(answer, name, unit)
-    return "" if figure is None else number(figure["median"])
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
 def main() -> None:

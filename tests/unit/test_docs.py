@@ -1,4 +1,4 @@
-"""What docs/format.md publishes is what the code does."""
+"""What docs/format.md and the README publish is what the code does."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kvmeta.mixing import DEFAULT_SEED, mix, round_keys
 
 ROOT = Path(__file__).parents[2]
 FORMAT = (ROOT / "docs" / "format.md").read_text()
+README = (ROOT / "README.md").read_text()
 
 
 def words(mixed: np.ndarray) -> str:
@@ -97,8 +98,31 @@ def test_the_worked_example(tmp_path: Path) -> None:
     assert record.hex() == example
 
 
-def test_every_term_of_the_readme_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_program_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert program is not None
     monkeypatch.chdir(tmp_path)
     exec(compile(program[1], "README.md", "exec"), {})
+
+
+def test_the_programs_of_the_readme_fit_a_narrow_window() -> None:
+    programs = re.findall(r"```\w+\n(.*?)```", README, re.DOTALL)
+    assert len(programs) > 3
+    assert [line for program in programs for line in program.splitlines() if len(line) > 88] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_files_that_a_newcomer_is_sent_to_exist(name: str) -> None:
+    page = (ROOT / name).read_text()
+    paths = re.findall(r"(?<![\w/.-])(?:kvmeta|server|tests|bench|docs|protos)/[\w./-]*\w", page)
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_first_change_is_described_as_the_code_is() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    function, test = "_shown", "test_volumes_are_listed_added_and_moved"
+    assert function in page
+    assert test in page
+    assert f"def {function}(" in (ROOT / "kvmeta" / "cli" / "volumes.py").read_text()
+    assert f"def {test}(" in (ROOT / "tests" / "unit" / "cli" / "test_store_commands.py").read_text()

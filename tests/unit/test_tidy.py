@@ -20,6 +20,7 @@ PAGES = [
 ]  # fmt: skip
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 LINES_MAX = 500
+COLUMNS_MAX = 100
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager", "data", "info"}
 
 
@@ -37,11 +38,56 @@ def test_a_file_is_one_noun_that_fits_one_mind(path: Path) -> None:
         assert ast.get_docstring(ast.parse(text)), "a module opens with what it is"
 
 
+def prose(text: str) -> list[str]:
+    """Return the lines of a page that are neither code nor table nor heading."""
+    lines: list[str] = []
+    fenced = code = False
+    after_blank = True
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        code = line.startswith("    ") and (after_blank or code)
+        after_blank = not line.strip()
+        if not (fenced or code or line.lstrip().startswith(("|", "#", "```"))):
+            lines.append(line)
+    return lines
+
+
+def can_be_wrapped(line: str) -> bool:
+    """Tell whether a long line has a space to break it at; one long link has none."""
+    words = re.sub(r"^\s*([-*]|\d+\.)?\s*", "", line)
+    return len(line) > COLUMNS_MAX and " " in words
+
+
+@pytest.mark.parametrize("path", [page for page in PAGES if page.suffix == ".md"], ids=named)
+def test_prose_fits_a_window_of_a_hundred_columns(path: Path) -> None:
+    assert [line for line in prose(path.read_text()) if can_be_wrapped(line)] == []
+
+
+def test_what_is_too_wide_is_told_from_code_tables_headings_and_links() -> None:
+    wide = "word " * 30
+    assert prose(f"{wide}\n- {wide}\n  {wide}") == [wide, f"- {wide}", f"  {wide}"]
+    assert prose(f"# {wide}\n| {wide} |\n```\n{wide}\n```\n") == []
+    assert prose(f"Like this:\n\n    {wide}\n    {wide}") == ["Like this:", ""]
+    assert prose(f"- an item\n    {wide}") == ["- an item", f"    {wide}"]
+    assert can_be_wrapped(wide)
+    assert not can_be_wrapped(f"- [link]({'x' * COLUMNS_MAX})")
+    assert not can_be_wrapped("short")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return what a link into a page may name: its headings in lower case, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_links_between_pages_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text()):
         if "://" not in target:
-            assert (path.parent / target).exists(), target
+            page = path.parent / target if target else path
+            assert page.exists(), target
+            assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
 
 
 def test_every_decision_is_listed() -> None:

@@ -298,7 +298,7 @@ class ClusterMap:
             "format": FORMAT, "name": self.name, "cluster_id": self.cluster_id.hex(), "epoch": self.epoch,
             "partitions": self.partitions, "replicas": self.replicas, "write_quorum": self.write_quorum,
             "max_skew_ms": self.max_skew_ms, "seed": f"{self.seed:016x}", "next_slot": self.next_slot,
-            "members": [vars(member) for member in self.members],
+            "nodes": [vars(member) for member in self.members],
             "owners": _packed(self.owners), "targets": _packed(self.targets),
             "phase": _packed(self.phase), "changed": _packed(self.changed),
         }  # fmt: skip
@@ -324,7 +324,7 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
     max_skew_ms: _Natural
     seed: Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
     next_slot: Annotated[int, Meta(ge=0, le=SLOTS_MAX)]
-    members: tuple[Member, ...]
+    members: tuple[Member, ...] = msgspec.field(name="nodes")  # the document's older name for its rows
     owners: str
     targets: str
     phase: str

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kvmeta
-from bench import compare, results_page
+from bench import compare, results_page, sections
 from bench.asking import ONE, PIPELINED, Asker, Case
 from bench.systems import lmdb, mooncake, ours, postgres, redis, rocksdb, seaweedfs
 from bench.systems.system import Pool, matched, unordered
@@ -64,12 +64,12 @@ def test_the_tiny_form_measures_every_system_there_is(tmp_path, capsys, monkeypa
     assert keys == [
         "system-kvmeta", "system-echo", "system-kvmeta-embedded", "system-rocksdb", "kvmeta-embedded-rocksdb",
     ]  # fmt: skip
-    for answer in results_page.systems(section):
+    for answer in sections.systems(section):
         for case in compare.CASES:
-            assert results_page.series(answer, case)["median"] > 0
-    served = results_page.systems(section)[0]
+            assert sections.series(answer, case)["median"] > 0
+    served = sections.systems(section)[0]
     for name in ("sequential IDs", "paths IDs", "durable puts", "memory", "disk", "open"):
-        assert results_page.series(served, name) is not None, name
+        assert sections.series(served, name) is not None, name
     assert "left out: SeaweedFS: the program weed not found" in capsys.readouterr().out
     assert not (tmp_path / "data" / "scratch").exists()
     page = results_page.page({"compare": section})

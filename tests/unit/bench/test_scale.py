@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bench import churn, device, results_page, scale
+from bench import churn, device, results_page, scale, sections
 from bench.parts import Parts
 from bench.stores import Stores
 
@@ -20,7 +20,7 @@ def run(tmp_path):
 def test_the_tiny_form_measures_every_size(tmp_path, capsys):
     section = run(tmp_path)
 
-    told = results_page.sizes(section)
+    told = sections.sizes(section)
     assert [rows for rows, _ in told] == [5_000, 20_000]
     for _, answer in told:
         for name in (
@@ -31,7 +31,7 @@ def test_the_tiny_form_measures_every_size(tmp_path, capsys):
             "disk",
             "puts",
         ):
-            assert results_page.series(answer, name) is not None, name
+            assert sections.series(answer, name) is not None, name
     keys = {answer["key"] for answer in section["answers"]}
     assert {"growth-remote", "growth-local", "cold-reads", "memory", "disk"} <= keys
     assert "5,000 entries" in capsys.readouterr().out

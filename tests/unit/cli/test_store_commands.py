@@ -116,8 +116,8 @@ def test_volumes_are_listed_added_and_moved(run, catalog, opener):
     assert [each["number"] for each in listed] == [1, 2, 3]
     assert listed[2]["uri"] == "file:///newest.tar"
     lines = run("volumes", "list", "--store", catalog).stdout.splitlines()
-    assert lines[0].split() == ["NUMBER", "NAME", "STATE", "CODEC", "FILE", "SIZE", "URI"]
-    assert lines[3].split() == ["3", "new.tar", "online", "raw", "missing", "-", "file:///newest.tar"]
+    assert lines[0].split() == ["NUMBER", "NAME", "STATE", "FILE", "SIZE", "CODEC", "URI"]
+    assert lines[3].split() == ["3", "new.tar", "online", "missing", "-", "raw", "file:///newest.tar"]
     assert run("volumes", "move", "9", "file:///x", "--store", catalog, "--force").exit_code == 1
 
 
