@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any, ClassVar
+
+import numpy as np
 
 
-class State(IntEnum):
+class _Code(IntEnum):
+    """A code that columns are compared with."""
+
+    # numpy asks for it before it compares, and an enumeration takes microseconds to say that it has none.
+    __array_ufunc__: ClassVar[Any] = np.ndarray.__array_ufunc__
+
+
+class State(_Code):
     """What a read knows of an ID. A client takes one that it does not know for FAILED."""
 
     ABSENT = 0
@@ -20,7 +30,7 @@ class State(IntEnum):
     """Between nodes: what is held is told, be it an entry, a tombstone or nothing."""
 
 
-class Outcome(IntEnum):
+class Outcome(_Code):
     """What became of an ID of a write. Up to FAILED they are those of `kvmeta.Outcome`."""
 
     TOOK_EFFECT = 0

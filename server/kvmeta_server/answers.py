@@ -108,9 +108,10 @@ class Answers:
         """Return one entry."""
         fast = request.consistency == pb.CONSISTENCY_FAST
         hits, states = await self._backend.lookup(_name(request), _entry_id(request.entry), fast=fast)
-        if states[0] == State.UNAVAILABLE:
+        state = int(states[0])
+        if state == State.UNAVAILABLE:
             raise UnavailableError("too few replicas of the entry answered; try again")
-        if states[0] == State.FAILED:
+        if state == State.FAILED:
             raise CorruptionError("the page that may hold the entry is damaged; run verify to see which")
         if not hits.found[0]:
             return pb.GetResponse()
