@@ -278,7 +278,7 @@ class DatasetPrograms:
 
 @dataclass(frozen=True)
 class _Written:
-    """What became of a write's rows: the columns of WriteResponse; `winners` as of `Distinct`."""
+    """What became of a write's rows: the columns of WriteResponse; `winners`: see `Distinct`."""
 
     outcomes: NDArray[np.uint8]
     locations: Locations

@@ -84,7 +84,7 @@ class Etcd:
         return values[0] if values else None
 
     async def below(self, prefix: str) -> tuple[list[Value], int]:
-        """Return all values below a prefix, and the revision as of which they are."""
+        """Return all values below a prefix, and the revision that they are of."""
         return await self._range(rpc.RangeRequest(key=prefix.encode(), range_end=_end(prefix)))
 
     async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> int:

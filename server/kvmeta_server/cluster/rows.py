@@ -26,7 +26,7 @@ _FEW = 1024  # slots; a count of them all walks over every number that a slot ma
 
 
 class Bound(IntEnum):
-    """Up to which version a replica refuses rows that it does not hold; as of `peer.Bound`."""
+    """Up to which version a replica refuses rows that it does not hold; see `peer.Bound`."""
 
     PROMISED = 0
     """Up to what it promised: of writes and hints."""

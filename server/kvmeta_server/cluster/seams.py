@@ -135,7 +135,7 @@ class Authority(Protocol):
         """Return a key's value, or None."""
 
     async def below(self, prefix: str) -> tuple[list[Value], int]:
-        """Return all values below a prefix, and the revision as of which they are."""
+        """Return all values below a prefix, and the revision that they are of."""
 
     async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> int:
         """Make all writes if each key of `held` was last changed at that revision (0: is absent), or none.

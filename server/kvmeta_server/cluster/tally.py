@@ -10,7 +10,7 @@ from kvmeta_server.cluster.rows import Bound, Mask, Words
 
 
 class Tally:
-    """The answers to rows spread over their owners and targets; `bound` as of `Replica.apply`."""
+    """The answers to rows spread over their owners and targets; `bound`: see `Replica.apply`."""
 
     def __init__(self, cluster_map: ClusterMap, partitions: NDArray[np.int64], bound: Bound) -> None:
         self.bound = bound

@@ -33,7 +33,7 @@ class KeySpace:
     _waiting: list[Callable[[], None]] = field(default_factory=list)
 
     def txn(self, writes: Sequence[Put], held: dict[str, int]) -> int:
-        """As of `seams.Authority.txn`."""
+        """Run a transaction; see `seams.Authority.txn`."""
         self.expire()
         for key, revision in held.items():
             value = self.values.get(key)
@@ -120,7 +120,7 @@ class SimulatedEtcd:
         return next((value for value in values if value.key == key), None)
 
     async def below(self, prefix: str) -> tuple[list[Value], int]:
-        """Return all values below a prefix, and the revision as of which they are."""
+        """Return all values below a prefix, and the revision that they are of."""
         return await self._ask(lambda: self._below(prefix))
 
     async def txn(self, writes: Sequence[Put], *, held: dict[str, int]) -> int:
