@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from tests.contract.bridge import BridgedStore
 from tests.contract.model import ModelStore
+from tests.patience import until
 from tests.serving import served
 
 SMALL = EngineOptions(
@@ -308,10 +308,7 @@ class StoreContract:
     def test_entries_expire_after_the_ttl(self, store: kvmeta.Store) -> None:
         ds = store.create_dataset("brief", ttl_s=0.2)
         ds.put(many(10), locations(10))
-        deadline = time.time() + 10
-        while ds.lookup(many(10)).found.any():
-            assert time.time() < deadline
-            time.sleep(0.02)
+        until(lambda: not ds.lookup(many(10)).found.any(), "they never expire")
         assert list(ds.scan()) == []
         assert ds.insert(many(10), locations(10)).inserted.all()
 
