@@ -23,6 +23,7 @@ import numpy as np
 
 import kvmeta
 from bench.servers import Kvmeta
+from kvmeta import compiling
 from kvmeta.cli.progress import file_progress_bar, progress_bar
 from kvmeta.cli.render import size, table
 from kvmeta.errors import os_errors
@@ -73,6 +74,7 @@ def read_back(ds: kvmeta.Dataset, names: list[str], ids: np.ndarray, root: Path)
 @click.option("--source", type=click.Path(path_type=Path, exists=True), default=None)
 def main(into: Path, source: Path | None) -> None:
     """Run the demonstration."""
+    compiling.tell_by(lambda words: click.echo(words, err=True))
     source = (source or Path(sysconfig.get_path("stdlib"))).resolve()
     shards, catalog = into / "shards", into / "catalog"
     with os_errors("clearing", into):
@@ -91,7 +93,7 @@ def main(into: Path, source: Path | None) -> None:
 
     timed("pack", packed.files, packed.bytes, packed.seconds)
     with kvmeta.open(catalog) as store:
-        click.echo("indexing (the first run compiles the kernels, which takes about half a minute)")
+        click.echo("indexing")
         with file_progress_bar("indexing", None) as note:
             indexed = index(store.dataset(), store.volumes, [shards], progress=note)
         timed("index", indexed.files, indexed.bytes, indexed.seconds)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import HANG_S
+
 ROOT = Path(__file__).parents[1]
-END_WAIT_S = 10.0  # for what multiprocessing leaves to end by itself
 
 
 def ends_well(command: Sequence[str | Path], wait_s: float, **environment: str) -> str:
@@ -34,7 +35,7 @@ def ends_well(command: Sequence[str | Path], wait_s: float, **environment: str) 
         except subprocess.TimeoutExpired:
             hangs = f"hangs after {wait_s:g} s"
             os.killpg(process.pid, signal.SIGABRT)  # each of its processes prints its stacks
-            status = process.wait(END_WAIT_S)
+            status = process.wait(HANG_S)
         if not hangs and not _is_empty(process.pid):
             hangs = "ended and left processes behind"
         if hangs:
@@ -50,8 +51,8 @@ def ends_well(command: Sequence[str | Path], wait_s: float, **environment: str) 
 
 
 def _is_empty(group: int) -> bool:
-    """Return whether all processes of a group end in time."""
-    deadline = time.monotonic() + END_WAIT_S
+    """Return whether all processes of a group end: what multiprocessing leaves does so by itself."""
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         try:
             os.killpg(group, 0)

@@ -59,7 +59,6 @@ def index(
     """
     from kvmeta.sources import indexer
 
-    options.tell_of_compilation()  # reading tars has kernels of its own, whatever the store
     indexer.tar_files(sources, id_rule)  # a mistyped source must not leave a new store behind
     with options.open_store(store, "a") as opened:
         if create_dataset and dataset not in opened.datasets():

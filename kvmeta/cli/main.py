@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmeta import compiling
 from kvmeta.cli.failure import CODES, INTERRUPTED, SOFTWARE, Failure, debug_wanted, failure_of
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def kvmeta_command() -> None:
 
 def run() -> None:
     """Run the command line of this process and exit."""
+    compiling.tell_by(lambda words: click.echo(words, err=True))
     try:
         kvmeta_command(prog_name="kvmeta")
     except KeyboardInterrupt as error:  # before or after click has its own net up

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -62,9 +60,7 @@ def open_store(target: str, mode: str, must_exist: bool = False, *, probe: bool 
         given["options"] = EngineOptions(probe=True)
     if must_exist:
         kvmeta.open(target, mode="r", **given).close()
-    store = kvmeta.open(target, mode=mode, **given)
-    tell_of_compilation()
-    return store
+    return kvmeta.open(target, mode=mode, **given)
 
 
 @contextmanager
@@ -76,26 +72,6 @@ def told_that_it_goes_on(target: str) -> Iterator[None]:
         if is_server(target):
             error.add_note("the server goes on with it")
         raise
-
-
-def tell_of_compilation() -> None:
-    """Say once on a terminal why the first command after an installation takes so long."""
-    if not sys.stderr.isatty() or find_spec("numba") is None:
-        return
-    from numba.core import event
-
-    class Teller(event.Listener):
-        told = False
-
-        def on_start(self, _: Any) -> None:
-            if not self.told:
-                self.told = True
-                click.echo("compiling the kernels (only the first run does)", err=True)
-
-        def on_end(self, _: Any) -> None:
-            pass
-
-    event.register("numba:compile", Teller())  # type: ignore[no-untyped-call]
 
 
 def ids_of(keys: tuple[str, ...], are_hex: bool) -> IdArray:

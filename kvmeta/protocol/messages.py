@@ -49,7 +49,7 @@ _NUMBERS = {kind: {name: number for number, name in names.items()} for kind, nam
 
 
 class ColumnMessage:
-    """A message: `head` and its columns. Fields of both are attributes, like those of the library's messages."""
+    """A message: `head` and its columns. Fields of both are attributes, like the library's."""
 
     __slots__ = ("_columns", "_head")
 

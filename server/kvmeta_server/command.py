@@ -116,12 +116,13 @@ def _serve(config: Config, *, supervise: bool) -> None:
 
 
 def _serve_here(config: Config, log: Log) -> None:
-    from kvmeta import __version__
+    from kvmeta import __version__, compiling
     from kvmeta.cli.failure import failure_of
     from kvmeta_server import serving  # in a supervised child: a fork must come before the threads of this
 
     try:
         with _ended_by_sigterm():
+            compiling.tell_by(lambda words: log.info("compiling", message=words))
             log.info("starting", version=__version__, data=config.data, listen=config.listen, pid=os.getpid())
             serving.serve(config)
     except Exception as error:

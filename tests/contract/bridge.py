@@ -12,6 +12,7 @@ from kvmeta.aio import AsyncDataset, AsyncStore, AsyncVolumes
 from kvmeta.batch import Hits, Inserted, Relocated, ScanPage
 from kvmeta.store import Dataset, OnError, Progress, Scan, Store, StoreStats, VerifyReport
 from kvmeta.volumes import Volume, Volumes
+from tests.patience import HANG_S
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class BridgedStore(Store):
         if self._thread.is_alive():
             self.wait(self._store.close())
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
+            self._thread.join(HANG_S)
             self._loop.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 
 import google_crc32c
@@ -12,6 +11,7 @@ import pytest
 
 import kvmeta
 from tests.contract.batches import ids_of, locations, many
+from tests.patience import until
 
 
 class CatalogueContract:
@@ -45,10 +45,7 @@ class CatalogueContract:
     def test_entries_expire_after_the_ttl(self, store: kvmeta.Store) -> None:
         ds = store.create_dataset("brief", ttl_s=0.2)
         ds.put(many(10), locations(10))
-        deadline = time.time() + 10
-        while ds.lookup(many(10)).found.any():
-            assert time.time() < deadline
-            time.sleep(0.02)
+        until(lambda: not ds.lookup(many(10)).found.any(), "they never expire")
         assert list(ds.scan()) == []
         assert ds.insert(many(10), locations(10)).inserted.all()
 

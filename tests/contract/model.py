@@ -112,9 +112,10 @@ class ModelDataset(Dataset):
         end = first + max(1, int((end - first) * Fraction(sample)))
         keys = [key for key in self._entries if self._live(key) is not None]
         mixed = mix(np.frombuffer(b"".join(keys), ID))
-        rows = sorted((int(high) << 64 | int(low), key) for (high, low), key in zip(mixed, keys, strict=True))
         low = -1 if after is None else int.from_bytes(after, "big")
-        rows = [(place, key) for place, key in rows if first <= place >> 64 < end and place > low]
+        places = (int(high) << 64 | int(low) for high, low in mixed.tolist())
+        rows = [(place, key) for place, key in zip(places, keys, strict=True) if first <= place >> 64 < end]
+        rows = sorted(row for row in rows if row[0] > low)
         rows = [row for row in rows if tag is None or self._tag(row[1]) == tag]
         part = rows[: scan.page_rows]
         entries = [self._entries[key] for _, key in part]

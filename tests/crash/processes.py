@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 
-WAIT_S = 60.0
-FORK_WAIT_S = 20.0
+from tests.patience import HANG_S
 
 
 def fresh(work: Callable[..., None], *args: Any) -> BaseProcess:
@@ -34,7 +33,7 @@ def fresh(work: Callable[..., None], *args: Any) -> BaseProcess:
 
 def ends_well(process: BaseProcess) -> None:
     """Assert that a process ends by itself, with status 0."""
-    process.join(WAIT_S)
+    process.join(HANG_S)
     if process.is_alive():
         process.kill()
         process.join()
@@ -47,7 +46,7 @@ def in_a_fork(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    faulthandler.dump_traceback_later(FORK_WAIT_S / 2, file=sys.__stderr__)  # where it hangs
+    faulthandler.dump_traceback_later(HANG_S / 2, file=sys.__stderr__)  # where it hangs
     status = 1
     try:
         work()
@@ -59,9 +58,9 @@ def in_a_fork(work: Callable[[], object]) -> int:
         os._exit(status)
 
 
-def fork_ends_well(pid: int, wait_s: float = FORK_WAIT_S) -> None:
+def fork_ends_well(pid: int) -> None:
     """Assert that a fork ends by itself, with status 0."""
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

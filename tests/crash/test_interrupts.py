@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,9 @@ from kvmeta.engine.run import SegmentFiles
 from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.tree import Tree
 from tests.crash.small import MANUAL, TINY, assert_holds, ids, locations, open_store, put
+from tests.patience import HANG_S, until
 
 N = 12_000
-WAIT_S = 30.0
 EIO = kvmeta.UnavailableError("planted EIO")
 EMFILE = kvmeta.UnavailableError("planted EMFILE")
 ENOSPC = kvmeta.StorageFullError("planted ENOSPC")
@@ -309,8 +308,11 @@ def test_a_writer_that_waits_for_room_in_a_dataset_dropped_meanwhile_is_told(tmp
     store.create_dataset("short-lived")
     with store.engine.background.lock:  # no flush gets through
         thread = _Caller(lambda: put(store, 0, 40_000, dataset="short-lived"))
-        while len(store.engine.tree("short-lived").frozen) <= TINY.frozen_memtables_max:
-            assert thread.thread.is_alive()
+        until(
+            lambda: len(store.engine.tree("short-lived").frozen) > TINY.frozen_memtables_max,
+            "the writer never has to wait",
+        )
+        assert thread.thread.is_alive()
         store.drop_dataset("short-lived")
     assert isinstance(thread.error(), kvmeta.NotFoundError)
     store.close()
@@ -346,17 +348,17 @@ def test_a_write_that_a_close_overtakes_is_told_that_the_store_is_closed(
         real(engine)
         if threading.current_thread() is caller.thread:
             checked.set()
-            assert closed.wait(WAIT_S)
+            assert closed.wait(HANG_S)
 
     calls: list[Callable[[], Any]] = [
         lambda: dataset.put(ids(0, 5), locations(ids(0, 5))),
         lambda: store.volumes.add("/mnt/disk-1"),
         lambda: store.create_dataset("late"),
     ]
-    caller = _Caller(lambda: ready.wait(WAIT_S) and calls[call]())
+    caller = _Caller(lambda: ready.wait(HANG_S) and calls[call]())
     monkeypatch.setattr(Engine, "check_writable", check_and_wait)
     ready.set()
-    assert checked.wait(WAIT_S)
+    assert checked.wait(HANG_S)
     store.close()
     closed.set()
     assert isinstance(caller.error(), kvmeta.KvmetaError)
@@ -391,20 +393,26 @@ def test_a_flush_or_compact_passes_over_a_dataset_dropped_meanwhile(
         store.create_dataset(name)
         put(store, 0, 1500, dataset=name)
     real, dropped = getattr(Engine, moment), threading.Event()
+    drop, dropping = Engine.drop_dataset, threading.Event()
+
+    def begin_to_drop(engine: Engine, name: str) -> None:
+        dropping.set()
+        drop(engine, name)
 
     def and_then_drop(engine: Engine, *args: Any, **kwargs: Any) -> Any:
         result = real(engine, *args, **kwargs)
         if not dropped.is_set():
             dropped.set()
-            _Caller(lambda: [store.drop_dataset(f"{each}-short-lived") for each in "ac"]).thread.join(0.3)
+            caller = _Caller(lambda: [store.drop_dataset(f"{each}-short-lived") for each in "ac"])
+            assert dropping.wait(HANG_S)
+            caller.thread.join(0.3)  # it may have to wait for a lock that is held here
         return result
 
+    monkeypatch.setattr(Engine, "drop_dataset", begin_to_drop)
     monkeypatch.setattr(Engine, moment, and_then_drop)
     getattr(store, call)()
     monkeypatch.undo()
-    deadline = time.monotonic() + WAIT_S
-    while len(store.datasets()) > 2 and time.monotonic() < deadline:
-        time.sleep(0.01)  # the drop may have waited for a lock
+    until(lambda: len(store.datasets()) == 2, "the drop, which may have waited for a lock, never ended")
     assert store.datasets() == ["b-stays", "default"]
     store.flush()
     assert_holds(store, 0, 1500, dataset="b-stays")
@@ -419,24 +427,28 @@ def test_a_close_beside_background_work_still_seals_the_store(
 ) -> None:
     store = open_store(tmp_path)
     background = store.engine.background
-    stepping, closing = threading.Event(), threading.Event()
+    stepping, closing, changed = threading.Event(), threading.Event(), threading.Event()
     real_change, real_stop = Engine.change, Background.stop
 
     def change(engine: Engine, made: Any) -> None:
         if threading.current_thread() is background._thread:
             stepping.set()
-            assert closing.wait(WAIT_S)
-        real_change(engine, made)
+            assert closing.wait(HANG_S)
+        try:
+            real_change(engine, made)
+        finally:
+            if closing.is_set():
+                changed.set()
 
     def stop(self: Background) -> None:
         closing.set()
         if self._thread is not None and not self._stopping:
-            self._thread.join(0.5)  # what the thread does before it is told to stop
+            assert changed.wait(HANG_S)  # the thread does it before it is told to stop
         real_stop(self)
 
     monkeypatch.setattr(Engine, "change", change)
     put(store, 0, 2500)
-    assert stepping.wait(WAIT_S)
+    assert stepping.wait(HANG_S)
     monkeypatch.setattr(Background, "stop", stop)
     store.close()
     monkeypatch.undo()
@@ -486,8 +498,8 @@ def _put_in_one_group(store: EmbeddedStore, batches: list[tuple[Any, int]]) -> N
             _Caller(lambda some=some, mark=mark: store.dataset().put(some, locations(some, mark)))
             for some, mark in batches
         ]
-        while len(committer._queue) < len(batches):
-            assert all(caller.thread.is_alive() for caller in callers)
+        until(lambda: len(committer._queue) == len(batches), "the writes never share a group")
+        assert all(caller.thread.is_alive() for caller in callers)
     errors = [caller.error() for caller in callers]
     for error in errors:
         if error is not None:
@@ -511,7 +523,7 @@ class _Caller:
 
     def error(self) -> BaseException | None:
         """Return what the call raised, once it has ended."""
-        self.thread.join(WAIT_S)
+        self.thread.join(HANG_S)
         assert not self.thread.is_alive(), "the call never ended"
         return self._error
 

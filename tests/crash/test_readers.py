@@ -21,8 +21,9 @@ from numba.core.compiler_lock import global_compiler_lock
 
 import kvmeta
 from kvmeta.embedded import EmbeddedStore
-from tests.crash.processes import WAIT_S, ends_well, fork_ends_well, fresh, in_a_fork
+from tests.crash.processes import ends_well, fork_ends_well, fresh, in_a_fork
 from tests.crash.small import MANUAL, TINY, assert_holds, ids, locations, open_store, put
+from tests.patience import HANG_S
 
 KEYS = 2000  # the writer puts them over and over, each time with the next mark
 ROUNDS = 12
@@ -58,7 +59,7 @@ class LiveWriter:
 
     def acknowledged(self) -> int:
         """Return the mark acknowledged last; wait for the next one if that is known already."""
-        assert self._marks.poll(WAIT_S), "the writer hangs"
+        assert self._marks.poll(HANG_S), "the writer hangs"
         while True:
             mark: int = self._marks.recv()
             if not self._marks.poll():
@@ -68,7 +69,7 @@ class LiveWriter:
         """Let the writer close its store and end."""
         self._stop.set()
         try:
-            while self._marks.poll(WAIT_S):
+            while self._marks.poll(HANG_S):
                 self._marks.recv()
         except EOFError:
             pass
@@ -256,7 +257,7 @@ def test_a_second_writer_is_locked_out_in_this_process_and_in_another(tmp_path: 
         attempt = f"try: kvmeta.open({str(tmp_path)!r})\nexcept kvmeta.StoreLockedError: print('locked')"
         code = f"import kvmeta\n{attempt}"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=True
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True
         )
         assert done.stdout == "locked\n"
         put(writer, 10, 20)
@@ -311,7 +312,7 @@ with open_store(Path({str(tmp_path)!r})) as again:
     assert_holds(again, 0, 6000)
 """
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, timeout=WAIT_S, check=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=root, timeout=HANG_S, check=True)
 
 
 def test_a_writer_closes_and_opens_again_while_its_forks_live_on(tmp_path: Path) -> None:
@@ -343,17 +344,19 @@ def test_a_fork_of_a_process_that_had_a_store_open_is_refused_a_writer_and_does_
 
 
 def test_a_fork_made_while_a_kernel_is_loaded_can_use_kernels(tmp_path: Path) -> None:
-    loading, loaded = threading.Event(), threading.Event()
+    loading, loaded, forking = threading.Event(), threading.Event(), threading.Event()
 
     def load_a_kernel() -> None:
         with global_compiler_lock:
             loading.set()
-            time.sleep(0.3)
+            assert forking.wait(HANG_S)
+            time.sleep(0.3)  # the fork begins meanwhile, and has to wait
         loaded.set()
 
     thread = threading.Thread(target=load_a_kernel)
     thread.start()
-    assert loading.wait(WAIT_S)
+    assert loading.wait(HANG_S)
+    forking.set()
     fork_ends_well(in_a_fork(lambda: numba.njit(lambda x: x + 1)(1)))
     thread.join()
     assert loaded.is_set()
@@ -368,11 +371,11 @@ def test_a_fork_made_during_a_background_step_can_read_and_verify(tmp_path: Path
     def step() -> None:
         with writer.engine.background.lock, writer.engine._committer.lock:
             held.set()
-            done.wait(WAIT_S)
+            done.wait(HANG_S)
 
     thread = threading.Thread(target=step)
     thread.start()
-    assert held.wait(WAIT_S)
+    assert held.wait(HANG_S)
 
     def child() -> None:
         assert_holds(writer, 0, 3000)

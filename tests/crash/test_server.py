@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
-import socket
 import threading
 from pathlib import Path
 
@@ -14,17 +13,10 @@ import pytest
 
 import kvmeta
 from kvmeta.aio import AsyncDataset
-from tests.serving import ServerProcess
+from tests.patience import HANG_S, until
+from tests.serving import PATIENT, ServerProcess, free_port
 
-PATIENT = kvmeta.ClientOptions(timeout_s=60)
-BRIEF = kvmeta.ClientOptions(timeout_s=1, connect_timeout_s=1)
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
+BRIEF = kvmeta.ClientOptions(timeout_s=1, connect_timeout_s=HANG_S)  # whose calls nobody is going to answer
 
 
 def ids_of(step: int, n: int = 500) -> np.ndarray:
@@ -79,19 +71,21 @@ def test_a_server_killed_under_writes_loses_and_invents_nothing(tmp_path: Path) 
         inserts = [Writer(entries, "insert", (k + 2) * 100_000) for k in range(2)]
         for writer in (*puts, *inserts):
             writer.start()
-        while min(len(writer.acknowledged) for writer in (*puts, *inserts)) < 20:
-            assert not any(writer.wrong for writer in (*puts, *inserts))
+        writers = [*puts, *inserts]
+
+        def each_acknowledged(counts: list[int]) -> bool:
+            assert not any(writer.wrong for writer in writers)
+            return all(len(writer.acknowledged) >= n for writer, n in zip(writers, counts, strict=True))
+
+        until(lambda: each_acknowledged([20] * len(writers)), "the first server acknowledges too little")
         first.stop(signal.SIGKILL)
-        before = [len(writer.acknowledged) for writer in (*puts, *inserts)]
+        more = [len(writer.acknowledged) + 20 for writer in writers]
         with ServerProcess(tmp_path / "store", port=port) as second:
-            while any(
-                len(w.acknowledged) < count + 20 for w, count in zip((*puts, *inserts), before, strict=True)
-            ):
-                assert not any(writer.wrong for writer in (*puts, *inserts))
-            for writer in (*puts, *inserts):
+            until(lambda: each_acknowledged(more), "the second server acknowledges too little")
+            for writer in writers:
                 writer.stop.set()
-                writer.join(60)
-            for writer in (*puts, *inserts):
+                writer.join(HANG_S)
+            for writer in writers:
                 assert not writer.wrong
                 for step in writer.acknowledged:
                     hit = entries.lookup(ids_of(step))
@@ -113,11 +107,12 @@ def test_a_server_killed_under_writes_loses_and_invents_nothing(tmp_path: Path) 
 def test_a_server_that_is_not_there_is_unavailable_and_never_empty(tmp_path: Path) -> None:
     port = free_port()
     with pytest.raises(kvmeta.UnavailableError, match=f"127.0.0.1:{port}"):
-        kvmeta.open(f"kvmeta://127.0.0.1:{port}", options=BRIEF)
+        kvmeta.open(f"kvmeta://127.0.0.1:{port}", options=kvmeta.ClientOptions(connect_timeout_s=1))
     server = ServerProcess(tmp_path / "store", port=port)
+    with kvmeta.open(server.target, options=PATIENT) as store:
+        store.dataset().put(ids_of(0), locations_of(0))
     with kvmeta.open(server.target, options=BRIEF) as store:
         entries = store.dataset()
-        entries.put(ids_of(0), locations_of(0))
         server.stop(signal.SIGKILL)
         for call in (
             lambda: entries.lookup(ids_of(0)),
@@ -160,7 +155,7 @@ def test_an_asyncio_client_outlives_its_server(tmp_path: Path) -> None:
 
 def test_a_server_told_to_stop_ends_calls_and_leaves_a_sealed_store(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "store")
-    with kvmeta.open(server.target, options=BRIEF) as store:
+    with kvmeta.open(server.target, options=PATIENT) as store:
         store.dataset().put(ids_of(0), locations_of(0))
         assert server.stop(signal.SIGTERM) == 0
     assert [each["event"] for each in server.events] == ["starting", "opened", "ready", "draining", "closed"]

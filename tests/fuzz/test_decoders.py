@@ -10,13 +10,12 @@ import pytest
 
 from tests.fuzz.process import run
 from tests.fuzz.targets import TARGETS
-
-WAIT_S = 240
+from tests.patience import HANG_S
 
 
 @pytest.fixture(scope="module")
 def results() -> Any:
-    done = run("replay", wait_s=WAIT_S, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = run("replay", wait_s=2 * HANG_S, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

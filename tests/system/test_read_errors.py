@@ -25,8 +25,7 @@ from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.segment import Segment
 from tests.crash.processes import fresh
 from tests.crash.small import ids, locations
-from tests.crash.test_server import free_port
-from tests.serving import ServerProcess
+from tests.serving import ServerProcess, free_port
 from tests.system.disks import needs
 
 pytestmark = [

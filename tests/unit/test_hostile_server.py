@@ -16,6 +16,7 @@ import pytest
 import kvmeta
 from kvmeta.protocol.methods import METHODS
 from kvmeta.v1 import kvmeta_pb2 as pb
+from tests.patience import HANG_S, until
 
 IDS = kvmeta.ids_from_ints(np.arange(10, dtype=np.uint64))
 LOCATIONS = np.zeros(10, kvmeta.LOCATION)
@@ -24,21 +25,23 @@ LISTED = pb.ListDatasetsResponse(names=["default"]).SerializeToString()
 
 
 class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Describes itself rightly; any other call gets `reply`."""
+    """Describes itself rightly; any other call gets `reply`. `arrived` has the names of calls that came."""
 
-    def __init__(self, reply: Callable[[], bytes]) -> None:
-        self.reply = reply
+    def __init__(self, reply: Callable[[], bytes], arrived: list[str]) -> None:
+        self.reply, self.arrived = reply, arrived
 
     def service(self, details: Any) -> Any:
         known = {"Describe": DESCRIBED, "ListDatasets": LISTED}
-        answer = known.get(details.method.rsplit("/", 1)[1])
+        name = details.method.rsplit("/", 1)[1]
+        self.arrived.append(name)
+        answer = known.get(name)
         return grpc.unary_unary_rpc_method_handler(lambda raw, context: answer or self.reply())
 
 
 @contextmanager
-def hostile(reply: Callable[[], bytes]) -> Iterator[str]:
+def hostile(reply: Callable[[], bytes], arrived: list[str] | None = None) -> Iterator[str]:
     server = grpc.server(ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers((Handler(reply),))
+    server.add_generic_rpc_handlers((Handler(reply, [] if arrived is None else arrived),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
@@ -78,9 +81,11 @@ def test_nonsense_is_an_error_and_never_an_answer(reply: bytes) -> None:
 
 def test_closing_a_store_ends_its_calls_with_an_error() -> None:
     go = threading.Event()
+    arrived: list[str] = []
+    in_two_lookups = 1 + 3  # messages, of up to 4 IDs each
 
     def reply() -> bytes:
-        go.wait(20)
+        go.wait(HANG_S)
         return b""
 
     async def awaited(target: str) -> None:
@@ -93,13 +98,14 @@ def test_closing_a_store_ends_its_calls_with_an_error() -> None:
                 entries.put(IDS, LOCATIONS),
             ]
             tasks = [asyncio.create_task(call) for call in calls]
-            await asyncio.sleep(0.1)
+            while arrived.count("Lookup") < in_two_lookups + 1 or "Write" not in arrived:
+                await asyncio.sleep(0.01)
             await store.close()
             for task, kind in zip(tasks, [kvmeta.InputError] * 3 + [kvmeta.OutcomeUnknownError], strict=True):
                 with pytest.raises(kind, match="closed meanwhile"):
                     await task
 
-    with hostile(reply) as target:
+    with hostile(reply, arrived) as target:
         with kvmeta.open(target) as store:
             entries = store.dataset()
             ends: list[BaseException] = []
@@ -113,12 +119,16 @@ def test_closing_a_store_ends_its_calls_with_an_error() -> None:
             threads = [threading.Thread(target=look, args=(ids,)) for ids in (IDS[:2], IDS, IDS[:1])]
             for thread in threads:
                 thread.start()
-            threading.Event().wait(0.2)
+            until(
+                lambda: arrived.count("Lookup") == in_two_lookups and "Write" in arrived,
+                f"not all calls come: {arrived}",
+            )
             store.close()
             for thread in threads:
-                thread.join(10)
+                thread.join(HANG_S)
             kinds = sorted(type(end).__name__ for end in ends)
             assert kinds == ["InputError", "InputError", "OutcomeUnknownError"]
+        arrived.clear()
         asyncio.run(awaited(target))
         go.set()
 
@@ -150,7 +160,7 @@ def test_a_store_closed_under_a_load_ends_it_with_an_error_of_its_own() -> None:
     go = threading.Event()
 
     def reply() -> bytes:
-        go.wait(20)
+        go.wait(HANG_S)
         return b""
 
     with hostile(reply) as target:
@@ -162,22 +172,25 @@ def test_a_store_closed_under_a_load_ends_it_with_an_error_of_its_own() -> None:
 
 def test_a_cancelled_task_is_cancelled_and_leaves_its_store_usable() -> None:
     slow = threading.Event()
+    arrived: list[str] = []
 
     def reply() -> bytes:
-        slow.wait(20)
+        slow.wait(HANG_S)
         return b""
 
     async def awaited(target: str) -> None:
         async with kvmeta.aio.open(target) as store:
             entries = await store.dataset()
             for call in (entries.lookup(IDS), entries.get(IDS[:1])):
+                arrived.clear()
                 task = asyncio.create_task(call)
-                await asyncio.sleep(0.05)
+                while "Lookup" not in arrived:
+                    await asyncio.sleep(0.01)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
             assert await store.datasets() == ["default"]
 
-    with hostile(reply) as target:
+    with hostile(reply, arrived) as target:
         asyncio.run(awaited(target))
         slow.set()

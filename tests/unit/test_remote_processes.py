@@ -25,12 +25,12 @@ from kvmeta.store import Dataset
 from tests.crash.processes import fork_ends_well, in_a_fork
 from tests.crash.small import assert_holds, ids, locations, put
 from tests.interpreters import ends_well
+from tests.patience import HANG_S
 from tests.serving import ServerProcess
 
 HELD = 50_000  # more than a message holds: a lookup of all keeps several in flight
 ONE_MESSAGE = 4096
 FORKS = 7
-SCENARIO_WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def in_its_own_process(
 ) -> None:
     """Run `scenario(*args)` in a fresh interpreter, after the statement `before`; it must end well."""
     code = f"{before}\nimport sys\nfrom {__name__} import {scenario.__name__} as run\nrun(*sys.argv[1:])"
-    ends_well([sys.executable, "-c", code, *args], SCENARIO_WAIT_S, **environment)
+    ends_well([sys.executable, "-c", code, *args], 2 * HANG_S, **environment)
 
 
 def holds(files: Dataset, first: int = 0, end: int = ONE_MESSAGE) -> None:
@@ -72,13 +72,13 @@ def looking_up(files: Dataset, rows: int, threads: int = 2) -> Iterator[None]:
     for each in workers:
         each.start()
     try:
-        assert done.acquire(timeout=30)
+        assert done.acquire(timeout=HANG_S)
         yield
-        assert done.acquire(timeout=30), failed
+        assert done.acquire(timeout=HANG_S), failed
     finally:
         stop.set()
     for each in workers:
-        each.join(40)
+        each.join(HANG_S)
         assert not each.is_alive()
     assert not failed
 
@@ -132,7 +132,7 @@ def children_use_an_opened_store(target: str, method: str) -> None:
             child.start()
             holds(files, 0, HELD)
         for child in children:
-            child.join(30)
+            child.join(HANG_S)
             assert child.exitcode == 0
         assert_holds(store, HELD, HELD + 2000)
 

@@ -6,9 +6,11 @@ import tempfile
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
+
+from kvmeta import compiling
 
 # A thread may be loading a kernel when another forks; the child would wait for its lock for ever.
 os.register_at_fork(
@@ -16,6 +18,19 @@ os.register_at_fork(
     after_in_parent=global_compiler_lock.release,
     after_in_child=global_compiler_lock.release,
 )
+
+
+class _Compilations(event.Listener):
+    """Notes when a kernel is compiled; one that the cache has is loaded without an event."""
+
+    def on_start(self, _: event.Event) -> None:
+        compiling.begins()
+
+    def on_end(self, _: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Compilations())
 
 
 def _ensure_cache() -> None:

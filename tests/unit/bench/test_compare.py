@@ -114,7 +114,8 @@ def test_ways_differ_in_how_many_batches_are_under_way(tmp_path):
 
     ours.Embedded().build(tmp_path, Catalogue().batches(0, 1000, 1000))
     asker = Asker(Watched, str(tmp_path / "store"), Catalogue(), 1000)
-    asker.lookups(Case(batch_rows=10), PIPELINED, 0.05)
+    for _ in range(20):  # the first slices learn how much a slice is
+        asker.lookups(Case(batch_rows=10), PIPELINED, 0.05)
     asker.close()
 
     assert max(seen) == 32

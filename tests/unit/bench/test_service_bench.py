@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from bench.flood import Flood
 from bench.systems.redis import RedisSystem
 from bench.workers import Worker, together_s
 from kvmeta.embedded import EmbeddedStore
+from tests.patience import until
 from tests.serving import served
 
 
@@ -47,9 +47,7 @@ def test_a_flood_hangs_on_until_it_is_closed(tmp_path):
     with EmbeddedStore(tmp_path / "store") as store, served(store) as target:
         flood = Flood(target.removeprefix("kvmeta://"), idle=5, slow=6)
         try:
-            end = time.monotonic() + 60
-            while flood.held().unread < 3 and time.monotonic() < end:  # answers take a moment
-                time.sleep(0.05)
+            until(lambda: flood.held().unread == 3, "the answers do not come")
             assert flood.held() == (5, 3, 3)
         finally:
             flood.close()

@@ -14,6 +14,7 @@ from kvmeta_server.admission import SHARE_OF_ONE
 from kvmeta_server.arrivals import AT_ONCE, Arrivals
 from kvmeta_server.config import Limits
 from kvmeta_server.refusal import Refused
+from tests.patience import HANG_S
 
 SHARE = AT_ONCE // SHARE_OF_ONE
 
@@ -46,7 +47,7 @@ class Senders:
 
 
 def on_a_loop(work: Callable[[], Awaitable[Any]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 20))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(work(), HANG_S))  # type: ignore[arg-type]
 
 
 async def moments() -> None:

@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,8 @@ from kvmeta.embedded import EmbeddedStore
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta_server import command
-from tests.serving import ServerProcess
+from tests.patience import HANG_S, until
+from tests.serving import PATIENT, ServerProcess
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_a_taken_port_is_told_and_leaves_the_store_as_it_was(tmp_path: Path) -> 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_server_in_order(tmp_path: Path, how: signal.Signals) -> None:
     with ServerProcess(tmp_path / "c") as server:
-        with kvmeta.open(server.target) as store:
+        with kvmeta.open(server.target, options=PATIENT) as store:
             store.dataset().put("a", kvmeta.Location(1, 2, 3))
         assert server.stop(how) == 0
         told = [event["event"] for event in server.events]
@@ -135,18 +134,18 @@ def test_a_signal_before_a_server_is_ready_ends_it_too(tmp_path: Path) -> None:
         assert starting.stderr is not None
         assert json.loads(starting.stderr.readline())["event"] == "starting"
         starting.send_signal(signal.SIGTERM)
-        assert starting.wait(120) == 0
+        assert starting.wait(HANG_S) == 0
 
 
 def test_a_call_under_way_ends_before_the_server_does(busy: Busy) -> None:
     busy.server.process.send_signal(signal.SIGTERM)
     assert busy.seen("draining")["calls"] == 1
     with pytest.raises(grpc.RpcError) as refused:
-        busy.stub.Describe(pb.DescribeRequest(), timeout=60)
+        busy.stub.Describe(pb.DescribeRequest(), timeout=HANG_S)
     assert refused.value.details() == "the server is shutting down"
     busy.go.touch()
     assert busy.call.result() == pb.FlushResponse()
-    assert busy.server.process.wait(60) == 0
+    assert busy.server.process.wait(HANG_S) == 0
     busy.server.stop()
     assert [event["event"] for event in busy.server.events][-2:] == ["draining", "closed"]
 
@@ -188,7 +187,7 @@ class Busy:
         self.server, self.go = server, room / "go"
         self._channel = grpc.insecure_channel(server.target.removeprefix("kvmeta://"))
         self.stub = rpc.StoreServiceStub(self._channel)
-        self.call = self.stub.Flush.future(pb.FlushRequest(), timeout=120)
+        self.call = self.stub.Flush.future(pb.FlushRequest(), timeout=2 * HANG_S)
         self._await((room / "begun").exists)
 
     def seen(self, event: str) -> dict[str, Any]:
@@ -201,10 +200,11 @@ class Busy:
         return lines()[0]
 
     def _await(self, condition: Callable[[], Any]) -> None:
-        pause = threading.Event()
-        while not condition():
-            assert self.server.process.poll() is None
-            pause.wait(0.01)
+        def so_or_dead() -> Any:
+            return condition() or self.server.process.poll() is not None
+
+        until(so_or_dead, "what is waited for never comes")
+        assert condition(), "the server ended"
 
     def close(self) -> None:
         """Let the client go."""
@@ -222,7 +222,7 @@ def busy(tmp_path: Path) -> Iterator[Busy]:
 
 def _kvmeta(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kvmeta", *words], capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, "-m", "kvmeta", *words], capture_output=True, text=True, check=False, timeout=HANG_S
     )
 
 
@@ -230,17 +230,17 @@ def test_a_supervised_server_is_started_again_after_a_read_error_and_drains_at_s
     tmp_path: Path,
 ) -> None:
     with ServerProcess(tmp_path / "store", "--supervise") as server:
-        with kvmeta.open(server.target) as store:
+        with kvmeta.open(server.target, options=PATIENT) as store:
             store.dataset().put([1], np.zeros(1, kvmeta.LOCATION))
         (started,) = [event for event in server.events if event["event"] == "starting"]
         assert started["pid"] != server.process.pid
         os.kill(started["pid"], signal.SIGBUS)  # as a page that cannot be read would
-        end = time.monotonic() + 60
-        while [event["event"] for event in server.events].count("ready") < 2:
-            assert time.monotonic() < end, server.events
-            time.sleep(0.02)
+        until(
+            lambda: [event["event"] for event in server.events].count("ready") == 2,
+            "the server is not started again",
+        )
         again = [event["address"] for event in server.events if event["event"] == "ready"][1]
-        with kvmeta.open(f"kvmeta://{again}") as store:
+        with kvmeta.open(f"kvmeta://{again}", options=PATIENT) as store:
             assert store.dataset().lookup([1]).found.all()
         assert server.stop() == 0
     assert [event["event"] for event in server.events].count("read error") == 1

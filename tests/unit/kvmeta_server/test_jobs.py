@@ -15,6 +15,7 @@ from kvmeta_server import jobs as module
 from kvmeta_server.jobs import Jobs
 from kvmeta_server.logs import Log
 from kvmeta_server.refusal import Refused
+from tests.patience import HANG_S
 
 VERIFY = pb.StartJobRequest(kind=pb.JOB_KIND_VERIFY, request_id="a")
 COMPACT = pb.StartJobRequest(kind=pb.JOB_KIND_COMPACT)
@@ -30,7 +31,7 @@ class Store:
 
     def compact(self, *, discard_damaged: bool, progress: Any) -> None:
         progress(3, 10)
-        self.go.wait(10)
+        self.go.wait(HANG_S)
         if self.error is not None:
             raise self.error
 
@@ -46,7 +47,10 @@ def run(store: Store, work: Any, running_max: int = 2) -> None:
 
 
 async def ended(jobs: Jobs, id_: str) -> pb.Job:
-    return (await jobs.get_job(pb.GetJobRequest(id=id_, wait_s=10))).job
+    asked = pb.GetJobRequest(id=id_, wait_s=10)
+    while (job := (await jobs.get_job(asked)).job).state == pb.JOB_STATE_RUNNING:
+        pass
+    return job
 
 
 def test_a_job_is_seen_from_start_to_end() -> None:

@@ -14,6 +14,7 @@ import pytest
 from kvmeta.errors import InputError
 from kvmeta_server.lanes import Lane
 from kvmeta_server.refusal import Refused
+from tests.patience import HANG_S
 
 
 def test_answers_and_errors_come_back_to_their_callers() -> None:
@@ -40,7 +41,7 @@ def test_a_call_that_nobody_waits_for_is_not_begun() -> None:
 
     def answer(request: bytes) -> bytes:
         begun.append(request)
-        go.wait(10)
+        go.wait(HANG_S)
         return request
 
     async def work() -> None:
@@ -59,16 +60,17 @@ def test_a_call_that_nobody_waits_for_is_not_begun() -> None:
 
 
 def test_a_caller_that_leaves_meanwhile_ends_no_thread() -> None:
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
 
     def answer(request: bytes) -> bytes:
-        go.wait(10)
+        begun.set()
+        go.wait(HANG_S)
         return request
 
     async def work() -> None:
         lane = Lane("test", 1)
         first = lane.answer(answer, b"first")
-        await asyncio.sleep(0.01)
+        assert begun.wait(HANG_S)
         first.cancel()
         go.set()
         assert await lane.answer(answer, b"second") == b"second"
@@ -82,7 +84,7 @@ def test_a_call_that_nobody_waits_for_holds_no_bytes() -> None:
 
     async def work() -> None:
         lane = Lane("test", 1)
-        lane.answer(lambda request: bytes(go.wait(10)), b"first")
+        lane.answer(lambda request: bytes(go.wait(HANG_S)), b"first")
         request = Watched()
         gone = weakref.ref(request)
         future = lane.answer(bytes, request)  # type: ignore[arg-type]
@@ -105,7 +107,7 @@ def test_a_lane_takes_only_so_many_calls() -> None:
 
     async def work() -> None:
         lane = Lane("test", 1, waiting_max=2)
-        first = lane.answer(lambda request: bytes(go.wait(10)), b"")
+        first = lane.answer(lambda request: bytes(go.wait(HANG_S)), b"")
         while lane._queue.qsize():
             await asyncio.sleep(0.01)
         waiting = [lane.answer(bytes, b"a") for _ in range(2)]

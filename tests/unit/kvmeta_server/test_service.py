@@ -6,7 +6,6 @@ import gc
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,11 +29,13 @@ from kvmeta.transport.grpc import failure_of
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import kvmeta_pb2_grpc as rpc
 from kvmeta_server import service
-from kvmeta_server.admission import SHARE_OF_ONE
+from kvmeta_server.admission import SHARE_OF_ONE, Admission
 from kvmeta_server.arrivals import AT_ONCE
+from kvmeta_server.refusal import Refused
 from kvmeta_server.serving import Server
 from tests.messages import packed as pack
-from tests.serving import running
+from tests.patience import HANG_S, until
+from tests.serving import PATIENT, running
 
 Code = grpc.StatusCode
 INVALID = Code.INVALID_ARGUMENT
@@ -79,14 +80,14 @@ def connected(server: Server) -> grpc.Channel:
 
 def ends(call: Callable[..., Any], request: Any, **options: Any) -> Refusal:
     with pytest.raises(grpc.RpcError) as raised:
-        call(request, **{"timeout": 10, **options})
+        call(request, **{"timeout": HANG_S, **options})
     return refusal_of(raised.value)
 
 
 def reason_of(call: Callable[..., Any], request: Any) -> str:
     """Return the reason that a call ends with, "" where it is answered."""
     try:
-        call(request, timeout=10)
+        call(request, timeout=HANG_S)
     except grpc.RpcError as error:
         return refusal_of(error).reason or error.code().name
     return ""
@@ -94,10 +95,12 @@ def reason_of(call: Callable[..., Any], request: Any) -> str:
 
 def settled(server: Server) -> None:
     """Wait until no call is counted any more."""
-    end = time.monotonic() + 10
-    while server.admission.calls or server.admission.bytes:
-        assert time.monotonic() < end, "a call is counted for ever"
-        time.sleep(0.01)
+    until(lambda: not server.admission.calls and not server.admission.bytes, "a call is counted for ever")
+
+
+def taken_on(server: Server, calls: int = 1) -> None:
+    """Wait until so many calls are counted."""
+    until(lambda: server.admission.calls >= calls, f"{calls} calls are never counted")
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     go, plain = threading.Event(), EmbeddedDataset._lookup
 
     def lookup(self: EmbeddedDataset, ids: Any) -> Any:
-        go.wait(20)
+        go.wait(HANG_S)
         return plain(self, ids)
 
     monkeypatch.setattr(EmbeddedDataset, "_lookup", lookup)
@@ -187,18 +190,24 @@ def test_an_answer_that_is_not_taken_ends_with_the_time_of_its_call(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvmeta_server.listening.grpc.SENDING_S", 0.2)
-    with running(store, limits__deadline_s=0.5) as server:
+    admit, admitted = Admission.admit, threading.Event()
+
+    def note(admission: Admission, *arguments: Any, **named: Any) -> None:
+        admit(admission, *arguments, **named)
+        admitted.set()
+
+    with running(store, limits__deadline_s=0.5) as server, monkeypatch.context() as patch:
+        patch.setattr(Admission, "admit", note)
         peer = frames.Connection(server.address, window_bytes=0)
         try:
             peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString())
-            while not server.admission.calls:
-                time.sleep(0.01)
+            assert admitted.wait(HANG_S)
             settled(server)
         finally:
             peer.close()
         with connected(server) as channel:
             stub: Any = rpc.StoreServiceStub(channel)
-            assert stub.Lookup(FIRST, timeout=10).states.plain
+            assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
 def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -> None:
@@ -207,11 +216,10 @@ def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -
         try:
             for peer in greedy:
                 peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString())
-            while server.admission.calls < 3:
-                time.sleep(0.01)
+            taken_on(server, 3)
             with connected(server) as channel:
                 stub: Any = rpc.StoreServiceStub(channel)
-                assert stub.Lookup(FIRST, timeout=10).states.plain
+                assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
         finally:
             for peer in greedy:
                 peer.close()
@@ -228,7 +236,7 @@ def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:
         refusal = ends(stub.Lookup, FIRST, timeout=None)
         assert (refusal.code, refusal.reason) == (Code.INVALID_ARGUMENT, "INPUT")
         assert "deadline" in str(refusal.error)
-        assert stub.Lookup(FIRST, timeout=5).states.plain
+        assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
 def test_what_is_too_much_at_once_is_refused_and_done_later(
@@ -236,9 +244,8 @@ def test_what_is_too_much_at_once_is_refused_and_done_later(
 ) -> None:
     with running(store, limits__calls_max=16) as server, ExitStack() as channels:
         stubs: list[Any] = [rpc.StoreServiceStub(channels.enter_context(connected(server))) for _ in range(5)]
-        futures = [stub.Lookup.future(FIRST, timeout=20) for stub in stubs[:4] for _ in range(4)]
-        while server.admission.calls < 16:
-            time.sleep(0.01)
+        futures = [stub.Lookup.future(FIRST, timeout=HANG_S) for stub in stubs[:4] for _ in range(4)]
+        taken_on(server, 16)
         refusal = ends(stubs[4].Lookup, FIRST)
         assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
         assert "16 calls are in flight, of at most 16" in str(refusal.error)
@@ -250,37 +257,51 @@ def test_what_is_too_much_at_once_is_refused_and_done_later(
 def test_one_connection_has_its_share(store: EmbeddedStore, slow: threading.Event) -> None:
     with running(store, limits__calls_max=16) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        futures = [stub.Lookup.future(FIRST, timeout=20) for _ in range(4)]
-        while server.admission.calls < 4:
-            time.sleep(0.01)
+        futures = [stub.Lookup.future(FIRST, timeout=HANG_S) for _ in range(4)]
+        taken_on(server, 4)
         refusal = ends(stub.Lookup, FIRST)
         assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "OVERLOADED")
         assert "this connection has 4 calls in flight, of at most 4" in str(refusal.error)
         with connected(server) as other:
-            rpc.StoreServiceStub(other).Put(PUT, timeout=10)
+            rpc.StoreServiceStub(other).Put(PUT, timeout=HANG_S)
         slow.set()
         assert all(future.result().states.plain for future in futures)
         settled(server)
 
 
-def test_the_sdk_comes_again_where_a_server_is_full(store: EmbeddedStore, slow: threading.Event) -> None:
-    with running(store, limits__calls_max=4) as server, kvmeta.open(f"kvmeta://{server.address}") as client:
+def test_the_sdk_comes_again_where_a_server_is_full(
+    store: EmbeddedStore, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit, refused = Admission.admit, threading.Event()
+
+    def note(admission: Admission, *arguments: Any, **named: Any) -> None:
+        try:
+            admit(admission, *arguments, **named)
+        except Refused:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(Admission, "admit", note)
+    with (
+        running(store, limits__calls_max=4) as server,
+        kvmeta.open(f"kvmeta://{server.address}", options=PATIENT) as client,
+    ):
         entries = client.dataset()
         threads = [threading.Thread(target=entries.lookup, args=(IDS,)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        threading.Timer(0.3, slow.set).start()
+        assert refused.wait(HANG_S)
+        slow.set()
         for thread in threads:
-            thread.join(20)
+            thread.join(HANG_S)
             assert not thread.is_alive()
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(server: Server, slow: threading.Event) -> None:
     with connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        future = stub.Lookup.future(FIRST, timeout=20)
-        while not server.admission.calls:
-            time.sleep(0.01)
+        future = stub.Lookup.future(FIRST, timeout=HANG_S)
+        taken_on(server)
         future.cancel()
     slow.set()
     settled(server)
@@ -294,7 +315,7 @@ def test_a_fault_is_told_without_its_inside_and_the_server_goes_on(
         refusal = ends(stub.Lookup, FIRST)
     assert (refusal.code, refusal.reason) == (Code.INTERNAL, "FAULT")
     assert "ZeroDivisionError; its log says more" in str(refusal.error)
-    assert stub.Lookup(FIRST, timeout=10).states.plain
+    assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
 @pytest.mark.parametrize("ids", [pb.Packed(plain=bytes((1 << 20) + 1)), pb.Packed(lz4=bytes(1 << 20))])
@@ -323,18 +344,18 @@ def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub:
         b"\0" * 1000,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
     ):
-        with socket.create_connection((host, int(port)), timeout=10) as raw:
+        with socket.create_connection((host, int(port)), timeout=HANG_S) as raw:
             raw.sendall(junk)
-            raw.settimeout(10)
+            raw.settimeout(HANG_S)
             while raw.recv(4096):
                 pass
-    assert stub.Lookup(FIRST, timeout=10).states.plain
+    assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
 def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None:
     """Pings that gRPC holds against a peer cost it a copy of all the earlier ones each: a flood stops it."""
     host, port = server.address.rsplit(":", 1)
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=HANG_S) as raw:
         raw.sendall(frames.PREFACE + frames.encoded(frames.SETTINGS, 0, 0, b""))
         for first in range(0, 3000, 1000):
             numbers = [struct.pack(">Q", first + i) for i in range(1000)]
@@ -344,18 +365,18 @@ def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None
                 came = raw.recv(1 << 16)
                 assert came, "the server hung up"
                 answers += came
-    assert stub.Lookup(FIRST, timeout=10).states.plain
+    assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
 def test_health_and_reflection_say_what_is_served(server: Server) -> None:
     with connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", STORE_SERVICE):
-            reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+            reply = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=HANG_S)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         ask = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        listed = next(iter(reflection.ServerReflectionInfo(ask, timeout=10)))
+        listed = next(iter(reflection.ServerReflectionInfo(ask, timeout=HANG_S)))
         assert STORE_SERVICE in [each.name for each in listed.list_services_response.service]
 
 
@@ -372,11 +393,10 @@ def test_a_draining_server_lets_calls_end_and_refuses_new_ones(
 ) -> None:
     with running(store) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        stub.Describe(pb.DescribeRequest(), timeout=10)
+        stub.Describe(pb.DescribeRequest(), timeout=HANG_S)
         settled(server)
-        future = stub.Lookup.future(FIRST, timeout=20)
-        while not server.admission.calls:
-            time.sleep(0.01)
+        future = stub.Lookup.future(FIRST, timeout=HANG_S)
+        taken_on(server)
         server.admission.drain()
         refusal = ends(stub.Describe, pb.DescribeRequest())
         assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "DRAINING")
@@ -386,12 +406,11 @@ def test_a_draining_server_lets_calls_end_and_refuses_new_ones(
 
 def test_flushes_that_wait_keep_nobody_out(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     go = threading.Event()
-    monkeypatch.setattr(EmbeddedStore, "flush", lambda self: go.wait(20))
+    monkeypatch.setattr(EmbeddedStore, "flush", lambda self: go.wait(HANG_S))
     with running(store) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
-        flushes = [stub.Flush.future(pb.FlushRequest(), timeout=20) for _ in range(8)]
-        while server.admission.calls < 8:
-            time.sleep(0.01)
+        flushes = [stub.Flush.future(pb.FlushRequest(), timeout=HANG_S) for _ in range(8)]
+        taken_on(server, 8)
         with kvmeta.open(f"kvmeta://{server.address}") as client:
             assert client.dataset().lookup(IDS) is not None
         go.set()
@@ -408,7 +427,7 @@ def test_messages_that_stop_half_way_shut_nobody_out(store: EmbeddedStore) -> No
                     peer.call("/kvmeta.v1.StoreService/Lookup", FIRST.SerializeToString(), 0.5)
             with connected(server) as channel:
                 stub: Any = rpc.StoreServiceStub(channel)
-                assert stub.Lookup(FIRST, timeout=10).states.plain
+                assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
         finally:
             for peer in hostile:
                 peer.close()
@@ -419,5 +438,5 @@ def test_a_call_without_a_message_is_an_input_error(server: Server) -> None:
     with connected(server) as channel:
         call = channel.stream_unary("/kvmeta.v1.StoreService/Describe")
         with pytest.raises(grpc.RpcError) as raised:
-            call(iter(()), timeout=10)
+            call(iter(()), timeout=HANG_S)
         assert refusal_of(raised.value).reason == "INPUT"

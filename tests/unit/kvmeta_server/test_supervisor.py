@@ -17,8 +17,7 @@ import pytest
 
 from kvmeta_server import supervisor
 from kvmeta_server.logs import Log
-
-WAIT_S = 20.0
+from tests.patience import HANG_S, until
 
 
 class Supervised:
@@ -50,15 +49,12 @@ class Supervised:
 
     def child(self, number: int) -> int:
         """Wait for the `number`-th child (1 is the first) and return its pid."""
-        end = time.monotonic() + WAIT_S
-        while len(self.children()) < number:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: len(self.children()) >= number, f"there is no child {number}")
         return self.children()[number - 1][0]
 
     def status(self) -> int:
         """Wait for the supervisor's end and return its exit status."""
-        end = time.monotonic() + WAIT_S
+        end = time.monotonic() + HANG_S
         while time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -76,7 +72,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def die(number: int) -> None:
     os.kill(os.getpid(), number)
-    time.sleep(WAIT_S)
+    time.sleep(HANG_S)
 
 
 def test_a_server_that_a_read_error_ended_is_started_again_with_a_probe(tmp_path: Path) -> None:
@@ -128,35 +124,28 @@ def test_signals_reach_the_server_once(tmp_path: Path, number: signal.Signals) -
 
     supervised = Supervised(tmp_path / "n", wait_for_it)
     supervised.child(1)
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.01)
+    until((tmp_path / "ready").exists, "the server never gets ready")
     os.kill(supervised.pid, number)
     assert supervised.status() == 41
 
 
 def test_a_signal_between_two_servers_ends_the_supervisor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(supervisor, "BACK_OFF_S", WAIT_S)
+    monkeypatch.setattr(supervisor, "BACK_OFF_S", 2 * HANG_S)
     supervised = Supervised(tmp_path / "n", lambda _: die(signal.SIGBUS))
-    child = supervised.child(1)
-    while Path(f"/proc/{child}").exists():
-        time.sleep(0.01)
-    time.sleep(0.1)
+    until(lambda: '"event": "read error"' in capfd.readouterr().err, "the supervisor does not see the end")
     os.kill(supervised.pid, signal.SIGTERM)
     assert supervised.status() == 0
     assert len(supervised.children()) == 1
 
 
 def test_a_server_does_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
-    supervised = Supervised(tmp_path / "n", lambda _: time.sleep(WAIT_S))
+    supervised = Supervised(tmp_path / "n", lambda _: time.sleep(2 * HANG_S))
     child = supervised.child(1)
     os.kill(supervised.pid, signal.SIGKILL)
     os.waitpid(supervised.pid, 0)
-    end = time.monotonic() + WAIT_S / 2
-    while Path(f"/proc/{child}").exists() and _state(child) != "Z":
-        assert time.monotonic() < end, "the server is still there"
-        time.sleep(0.01)
+    until(lambda: _state(child) == "Z", "the server is still there")
 
 
 def _state(pid: int) -> str:

@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvmeta.transport import forks
 from kvmeta.transport.forks import Gate
+from tests.patience import HANG_S, until
 
 
 class Fork:
@@ -27,11 +29,11 @@ class Fork:
     def _run(self) -> None:
         self.gate.before_fork()
         self.waited.set()
-        self.go_on.wait(20)
+        self.go_on.wait(HANG_S)
         self.gate.after_fork_in_parent()
 
     def happens(self) -> bool:
-        return self.waited.wait(20)
+        return self.waited.wait(HANG_S)
 
     def waits(self) -> bool:
         """Return whether it has not happened although it had time to."""
@@ -39,7 +41,7 @@ class Fork:
 
     def ends(self) -> None:
         self.go_on.set()
-        self.thread.join(20)
+        self.thread.join(HANG_S)
         assert not self.thread.is_alive()
 
 
@@ -60,7 +62,10 @@ def enter(gate: Gate) -> None:
 
 
 def test_a_second_fork_waits_for_a_thread_that_the_first_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "_GRACE_S", 0.3)
+    later_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + later_s)
+    monkeypatch.setattr(forks, "time", clock)
+    monkeypatch.setattr(forks, "_GRACE_S", HANG_S)
     gate = Gate()
     first = Fork(gate)
     assert first.happens()
@@ -68,25 +73,23 @@ def test_a_second_fork_waits_for_a_thread_that_the_first_held_up(monkeypatch: py
 
     def call() -> None:
         with stay:
-            out.wait(20)
+            out.wait(HANG_S)
 
     done = in_a_thread(call)
-    time.sleep(0.4)  # longer than the pass was made for
+    later_s = 2 * HANG_S  # longer than the pass was made for
     first.ends()
-    until = time.monotonic() + 20
-    while stay not in gate._inside and time.monotonic() < until:
-        time.sleep(0.001)
+    until(lambda: stay in gate._inside, "the thread that was held up does not enter")
     second = Fork(gate)
     assert second.waits()
     out.set()
-    assert done.wait(20)
+    assert done.wait(HANG_S)
     assert second.happens()
     second.ends()
 
 
 def test_a_fork_waits_for_a_thread_inside() -> None:
     gate = Gate()
-    with gate.inside(20):
+    with gate.inside(HANG_S):
         fork = Fork(gate)
         assert fork.waits()
     assert fork.happens()
@@ -96,7 +99,7 @@ def test_a_fork_waits_for_a_thread_inside() -> None:
 def test_a_fork_waits_for_a_future_even_one_of_its_own_thread() -> None:
     gate, future = Gate(), Future()
     with gate.inside():
-        gate.follow(future, 20)
+        gate.follow(future, HANG_S)
     ended = threading.Timer(0.1, future.set_result, [None])
     ended.start()
     gate.before_fork()
@@ -108,7 +111,7 @@ def test_a_future_that_is_done_already_is_not_waited_for() -> None:
     gate, future = Gate(), Future()
     future.set_result(None)
     with gate.inside():
-        gate.follow(future, 20)
+        gate.follow(future, HANG_S)
     fork = Fork(gate)
     assert fork.happens()
     fork.ends()
@@ -116,7 +119,7 @@ def test_a_future_that_is_done_already_is_not_waited_for() -> None:
 
 def test_nobody_enters_while_a_fork_waits_or_happens() -> None:
     gate = Gate()
-    with gate.inside(20):
+    with gate.inside(HANG_S):
         fork = Fork(gate)
         assert fork.waits()
         entered = in_a_thread(lambda: enter(gate))
@@ -124,7 +127,7 @@ def test_nobody_enters_while_a_fork_waits_or_happens() -> None:
     assert fork.happens()
     assert not entered.wait(0.1)
     fork.ends()
-    assert entered.wait(20)
+    assert entered.wait(HANG_S)
 
 
 def test_two_forks_at_once_both_happen_and_the_gate_opens_after_the_last() -> None:
@@ -136,19 +139,19 @@ def test_two_forks_at_once_both_happen_and_the_gate_opens_after_the_last() -> No
     entered = in_a_thread(lambda: enter(gate))
     assert not entered.wait(0.1)
     second.ends()
-    assert entered.wait(20)
+    assert entered.wait(HANG_S)
 
 
 def test_a_thread_inside_does_not_wait_for_itself_when_it_forks() -> None:
     gate = Gate()
-    with gate.inside(20):
+    with gate.inside(HANG_S):
         gate.before_fork()
         gate.after_fork_in_parent()
 
 
 def test_a_thread_inside_may_enter_again_while_a_fork_waits_for_it() -> None:
     gate = Gate()
-    with gate.inside(20):
+    with gate.inside(HANG_S):
         fork = Fork(gate)
         assert fork.waits()
         enter(gate)
@@ -159,7 +162,7 @@ def test_a_thread_inside_may_enter_again_while_a_fork_waits_for_it() -> None:
 
 def test_a_call_that_fails_is_out() -> None:
     gate = Gate()
-    with pytest.raises(ZeroDivisionError), gate.inside(20):
+    with pytest.raises(ZeroDivisionError), gate.inside(HANG_S):
         raise ZeroDivisionError
     fork = Fork(gate)
     assert fork.happens()
@@ -182,8 +185,13 @@ def test_an_interrupt_while_waiting_at_the_gate_leaves_it_open() -> None:
     main = threading.main_thread().ident
     assert main is not None
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
+
+    def interrupt() -> None:
+        until(lambda: gate._changed._waiters, "nobody waits at the gate")  # type: ignore[attr-defined]
+        signal.pthread_kill(main, signal.SIGINT)
+
     try:
-        threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+        threading.Thread(target=interrupt, daemon=True).start()
         with pytest.raises(KeyboardInterrupt):
             enter(gate)
     finally:
@@ -200,16 +208,16 @@ def test_a_child_starts_with_an_open_gate_whatever_other_threads_held() -> None:
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with gate.inside(20), gate._changed:
+        with gate.inside(HANG_S), gate._changed:
             held.set()
-            release.wait(20)
+            release.wait(HANG_S)
 
     done = in_a_thread(hold)
-    assert held.wait(20)
+    assert held.wait(HANG_S)
     gate.after_fork_in_child()
-    assert in_a_thread(lambda: enter(gate)).wait(20)
+    assert in_a_thread(lambda: enter(gate)).wait(HANG_S)
     fork = Fork(gate)
     assert fork.happens()
     fork.ends()
     release.set()
-    assert done.wait(20)
+    assert done.wait(HANG_S)

@@ -13,6 +13,7 @@ from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import MS_SHIFT, TOMBSTONE
 from kvmeta_server.cluster.cluster_map import Member
 from kvmeta_server.cluster.rows import Bound
+from tests.patience import HANG_S, until
 from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
 
 N = 300
@@ -254,19 +255,20 @@ def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(t
     def slow() -> None:
         with replica._let_in():
             inside.set()
-            go_on.wait(10)
+            go_on.wait(HANG_S)
 
     working = threading.Thread(target=slow)
     working.start()
-    inside.wait(10)
+    inside.wait(HANG_S)
     adopting = threading.Thread(target=replica.adopt, args=(newer,))
     adopting.start()
+    until(lambda: replica._map is newer, "the map is never taken")
     adopting.join(0.2)
     assert adopting.is_alive()
     assert replica.persisted < newer.epoch
     go_on.set()
-    adopting.join(10)
-    working.join(10)
+    adopting.join(HANG_S)
+    working.join(HANG_S)
     assert replica.persisted == newer.epoch
     remembered = replica.state.map()
     assert remembered is not None

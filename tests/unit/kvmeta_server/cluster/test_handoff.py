@@ -15,6 +15,7 @@ from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.replica import Applied
+from tests.patience import HANG_S
 from tests.unit.kvmeta_server.cluster.replicas import rows_of
 
 
@@ -39,7 +40,7 @@ def test_a_damaged_hint_does_not_keep_those_behind_it_from_going(tmp_path: Path)
         nobody: Any = None
         log: Any = SimpleNamespace(info=lambda *_, **__: None)
         handoff = Handoff(hints, maps, peers, nobody, lambda: ["default"], log, 0.0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_S):
             task = asyncio.ensure_future(handoff.run())
             while hints.waiting():
                 await asyncio.sleep(0)
