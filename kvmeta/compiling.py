@@ -1,7 +1,7 @@
 """Who is told that kernels are about to be compiled: nobody, unless a program asks to be.
 
 A kernel is compiled where numba's cache does not have it: once after an installation, and after an update.
-That takes a while in which nothing else would be seen. A library stays silent; kvmeta's programs tell their user.
+That takes a while in which nothing else would be seen. A library stays silent, kvmeta's programs tell.
 """
 
 from __future__ import annotations
