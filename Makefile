@@ -10,6 +10,8 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 MINUTES ?= 30
 WORK ?= faults
+# A process for each of up to 4 cores; tests/conftest.py says which tests stay together, and puts slow ones first.
+SHARED := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
 # every target that is explained
@@ -21,6 +23,7 @@ help: ## print the targets
 venv: $(MARK) ## make .venv with the package and what its tests need
 
 $(MARK): pyproject.toml
+	@echo "installing kvmeta and what its tests need into $(VENV); about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
@@ -28,6 +31,7 @@ $(MARK): pyproject.toml
 torch-venv: $(TORCH_MARK) ## make .venv-torch with PyTorch, for the data-loader tests of `make test-system`
 
 $(TORCH_MARK): pyproject.toml
+	@echo "installing PyTorch into $(TORCH_VENV); some minutes"
 	$(PYTHON) -m venv $(TORCH_VENV)
 	$(TORCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[engine]'
 	@touch $@
@@ -36,7 +40,10 @@ demo: $(MARK) ## the main job on real files: pack, index, look up, read back, ve
 	$(BIN)/python -m bench.demo
 
 test: $(MARK) ## every test that needs no root and no Debian package (under 10 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
+
+test-quick: $(MARK) ## after each edit: the tests that start no process and take under a second (a minute)
+	$(BIN)/python -m pytest $(SHARED) -m 'not system and not slow'
 
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests
@@ -67,6 +74,7 @@ bench-peers-install: $(MARK) ## what the comparison and the growth benchmark mea
 	command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && { apt-get update -qq && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PEER_PACKAGES); } || \
 	echo "not root or not Debian: install $(PEER_PACKAGES) yourself, or those peers are left out"
+	@echo "installing what is measured against from PyPI into $(VENV); about a minute"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 
 bench-compare: $(MARK) ## kvmeta beside its peers, quick form
@@ -125,11 +133,13 @@ protos-check: $(PROTOS_MARK) ## the protocol breaks no promise, and kvmeta/v1 is
 	for file in "$$out"/server/kvmeta_server/cluster/*; do diff "$$file" "$${file#$$out/}"; done
 
 $(PROTOS_MARK): protos/requirements.txt
+	@echo "installing what checks and generates the protocol into $(PROTOS_VENV); about half a minute"
 	$(PYTHON) -m venv $(PROTOS_VENV)
 	$(PROTOS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 fuzz: $(MARK) ## fuzz every decoder with atheris, MINUTES=30 for all together; findings stay in build/fuzz
+	@echo "installing the fuzzer into $(VENV); about half a minute"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fuzz]'
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(JSON),--json $(JSON))
 

@@ -218,7 +218,7 @@ class BatchContract:
         every = np.concatenate([ids for part in parts for ids in part])
         assert len(np.unique(every.view("u1").reshape(-1, 16), axis=0)) == 3000
 
-    @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 100, 1000])
+    @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 100, pytest.param(1000, marks=pytest.mark.slow)])
     def test_any_number_of_shards_is_disjoint_and_whole(self, store: kvmeta.Store, count: int) -> None:
         ds = store.dataset()
         ds.put(many(3000), locations(3000))

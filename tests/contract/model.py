@@ -41,6 +41,7 @@ class ModelDataset(Dataset):
         self.name = name
         self._store = store
         self._ttl_s = ttl_s
+        self._places: dict[bytes, int] = {}
         self._rows: dict[bytes, Entry] = {}
 
     @property
@@ -111,11 +112,9 @@ class ModelDataset(Dataset):
         first, end = (index << 64) // count, ((index + 1) << 64) // count
         end = first + max(1, int((end - first) * Fraction(sample)))
         keys = [key for key in self._entries if self._live(key) is not None]
-        mixed = mix(np.frombuffer(b"".join(keys), ID))
         low = -1 if after is None else int.from_bytes(after, "big")
-        places = (int(high) << 64 | int(low) for high, low in mixed.tolist())
-        rows = [(place, key) for place, key in zip(places, keys, strict=True) if first <= place >> 64 < end]
-        rows = sorted(row for row in rows if row[0] > low)
+        rows = [(place, key) for place, key in zip(self._places_of(keys), keys, strict=True) if place > low]
+        rows = sorted(row for row in rows if first <= row[0] >> 64 < end)
         rows = [row for row in rows if tag is None or self._tag(row[1]) == tag]
         part = rows[: scan.page_rows]
         entries = [self._entries[key] for _, key in part]
@@ -126,6 +125,13 @@ class ModelDataset(Dataset):
             part[-1][0].to_bytes(16, "big") if part else bytes(16),
         )
         return page, len(part) == len(rows)
+
+    def _places_of(self, keys: list[bytes]) -> list[int]:
+        """Return where in a scan each key is."""
+        new = [key for key in keys if key not in self._places]
+        for key, (high, low) in zip(new, mix(np.frombuffer(b"".join(new), ID)).tolist(), strict=True):
+            self._places[key] = high << 64 | low
+        return [self._places[key] for key in keys]
 
     def _tag(self, key: bytes) -> int:
         return int(np.frombuffer(self._entries[key][0], LOCATION)[0]["tag"])

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from kvmeta.engine import filenames
 from tests.crash import script
-from tests.crash.processes import WAIT_S, fresh
+from tests.crash.processes import fresh
+from tests.patience import HANG_S
 from tests.system import short_writes
 
 WRITES = {"write", "pwrite64"}
@@ -144,7 +145,7 @@ class _Workload:
         self.trace = self._directory / "trace"
         self.store = self._directory / "store"
         self._ours, theirs = socket.socketpair()
-        self._ours.settimeout(WAIT_S)
+        self._ours.settimeout(HANG_S)
         self._process = fresh(script.play_over, theirs, self.store)
         theirs.close()
         self.told = script.Told()
@@ -155,7 +156,7 @@ class _Workload:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.join(WAIT_S)
+        self._process.join(HANG_S)
         self._ours.close()
         shutil.rmtree(self._directory)
 
@@ -169,9 +170,9 @@ class _Workload:
                 for line in _lines(self._ours):
                     self.told.hear(line)
             finally:
-                self._process.join(1 if self.told.wrong else WAIT_S)
+                self._process.join(1 if self.told.wrong else HANG_S)
                 self._process.kill()
-                _, complaint = running.communicate(timeout=WAIT_S)
+                _, complaint = running.communicate(timeout=HANG_S)
         assert running.returncode in (0, -9, 137), complaint
 
     @property
@@ -189,12 +190,12 @@ class _Workload:
     def judged(self) -> str | None:
         """Return what a fresh process finds wrong."""
         ours, theirs = socket.socketpair()
-        ours.settimeout(WAIT_S)
+        ours.settimeout(HANG_S)
         process = fresh(script.judge_over, theirs, self.store, self.told)
         theirs.close()
         with ours:
             told = "".join(_lines(ours))
-        process.join(0 if told == HANGS else WAIT_S)
+        process.join(0 if told == HANGS else HANG_S)
         process.kill()
         return None if told == script.RIGHT else told or f"the check ended with status {process.exitcode}"
 
@@ -211,7 +212,7 @@ def _lines(ours: socket.socket) -> Iterator[str]:
 
 def _until_traced(process: BaseProcess) -> None:
     status = Path(f"/proc/{process.pid}/status")
-    deadline = time.monotonic() + WAIT_S
+    deadline = time.monotonic() + HANG_S
     while "TracerPid:\t0\n" in status.read_text():
         assert time.monotonic() < deadline, "the tracer does not attach"
         time.sleep(0.001)

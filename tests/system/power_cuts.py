@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from kvmeta.engine.options import EngineOptions
-from tests.crash.processes import WAIT_S, fresh
+from tests.crash.processes import fresh
 from tests.crash.small import TINY
+from tests.patience import HANG_S
 from tests.system.disks import LoopDisk, loop_disk
 from tests.system.power_writer import (
     FAVOURED,
@@ -80,11 +81,11 @@ class CutStore:
                 self._disk.cut_power()
                 wrong = wrong or self._while_it_dies(hear, round_, DYING_S)
                 process.kill()
-                wrong = wrong or self._while_it_dies(hear, round_, WAIT_S)
+                wrong = wrong or self._while_it_dies(hear, round_, HANG_S)
                 cut.under_way = sorted({what for what, _ in self._begun.values()})
         finally:
             process.kill()
-            process.join(WAIT_S)
+            process.join(HANG_S)
             hear.close()
         if cut is not None:
             self._disk.unmount()
@@ -92,7 +93,7 @@ class CutStore:
         return wrong
 
     def _until_its_aim(self, hear: Connection, round_: Round, cut: Cut | None, part: float) -> str | None:
-        end = time.monotonic() + WAIT_S
+        end = time.monotonic() + HANG_S
         while hear.poll(max(0.0, end - time.monotonic())) and time.monotonic() < end:
             try:
                 message: Message = hear.recv()

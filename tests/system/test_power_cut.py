@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.processes import WAIT_S, fresh
+from tests.crash.processes import fresh
 from tests.crash.small import assert_holds, open_store, put
+from tests.patience import HANG_S
 from tests.system import unsynced
 from tests.system.disks import MAKE, loop_disk, needs
 from tests.system.power_cuts import AIMS, aims_of, cut_over_and_over, cut_without_syncs
@@ -66,7 +67,7 @@ def write_and_close(path: Path, round_: int, tell: Connection) -> None:
         store.flush()
     store.close()
     tell.send("closed")
-    time.sleep(WAIT_S)
+    time.sleep(HANG_S)
 
 
 @file_systems
@@ -78,12 +79,12 @@ def test_a_store_whose_power_is_cut_right_after_its_close_opens_whole(
             hear, tell = multiprocessing.get_context("forkserver").Pipe(duplex=False)
             process = fresh(write_and_close, disk.path / "store", round_, tell)
             try:
-                assert hear.poll(WAIT_S)
+                assert hear.poll(HANG_S)
                 assert hear.recv() == "closed"
                 disk.cut_power()
             finally:
                 process.kill()
-                process.join(WAIT_S)
+                process.join(HANG_S)
             disk.unmount()
             disk.mount()
             check_all(disk.path / "store", round_)

@@ -23,6 +23,7 @@ def test_every_public_name_exists_and_is_listed_in_order() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_sdk_imports_neither_numba_nor_rocksdict() -> None:
     heavy = ["numba", "llvmlite", "rocksdict", "rich", "click", "pyarrow", "kvmeta.engine"]
     heavy += ["kvmeta.embedded", "kvmeta_server", "uvloop"]
@@ -31,6 +32,7 @@ def test_the_sdk_imports_neither_numba_nor_rocksdict() -> None:
         assert run(code).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_grpc_is_imported_only_by_who_needs_a_server() -> None:
     assert run("import sys, kvmeta; print('grpc' in sys.modules)").strip() == "False"
     assert run("import kvmeta; print(kvmeta.ClientOptions().in_flight, kvmeta.aio.__name__)").split()[1]

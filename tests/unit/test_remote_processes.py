@@ -28,6 +28,8 @@ from tests.interpreters import ends_well
 from tests.patience import HANG_S
 from tests.serving import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 HELD = 50_000  # more than a message holds: a lookup of all keeps several in flight
 ONE_MESSAGE = 4096
 FORKS = 7

@@ -14,6 +14,8 @@ from bench.systems import lmdb, mooncake, ours, postgres, redis, rocksdb, seawee
 from bench.systems.system import Pool, matched, unordered
 from bench.workloads import Catalogue, Queries
 
+pytestmark = pytest.mark.slow
+
 ADAPTERS = [
     ours.Served(), ours.Embedded(), redis.RedisSystem(), redis.RedisAlways(), postgres.PostgresSystem(),
     postgres.InodeSystem(), lmdb.Lmdb(), mooncake.Mooncake(), seaweedfs.SeaweedFS(), rocksdb.BlockCache(),

@@ -8,6 +8,8 @@ from bench import engine
 from bench.stores import Stores
 from bench.workloads import Catalogue, Queries
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, capsys):
     results = tmp_path / "engine.json"

@@ -10,6 +10,8 @@ from bench import churn, device, results_page, scale, sections
 from bench.parts import Parts
 from bench.stores import Stores
 
+pytestmark = pytest.mark.slow
+
 
 def run(tmp_path):
     results = tmp_path / "scale.json"

@@ -14,6 +14,8 @@ from kvmeta.embedded import EmbeddedStore
 from tests.patience import until
 from tests.serving import served
 
+pytestmark = pytest.mark.slow
+
 
 def run(tmp_path: Path) -> list[dict]:
     results = tmp_path / "service.json"

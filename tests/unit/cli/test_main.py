@@ -170,6 +170,7 @@ def test_a_plug_in_cannot_take_a_built_in_name(run, plugins, catalog):
 # --- as a process ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; from kvmeta.cli.main import kvmeta_command\n"
@@ -181,6 +182,7 @@ def test_help_imports_nothing_heavy():
     assert python(code).stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     result = subprocess.run(
         [sys.executable, "-m", "kvmeta", "--help"], capture_output=True, text=True, check=True
@@ -188,6 +190,7 @@ def test_the_module_is_the_command():
     assert result.stdout.startswith("Usage: kvmeta ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["get_command", "parse_args", "main"])
 def test_ctrl_c_before_a_command_runs_is_told_without_a_traceback(where):
     code = (
@@ -205,6 +208,7 @@ def test_ctrl_c_before_a_command_runs_is_told_without_a_traceback(where):
         assert (result.returncode, result.stderr) == (130, "kvmeta: interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 100_000])
 def test_a_closed_pipe_ends_the_command_quietly(lines):
     code = (

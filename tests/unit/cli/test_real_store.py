@@ -144,6 +144,7 @@ def test_an_interrupted_command_says_that_the_server_goes_on(run, monkeypatch):
         assert (result.exit_code, result.stderr) == (130, "kvmeta: interrupted; the server goes on with it\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["server"], indirect=True)
 def test_over_a_server_neither_the_engine_nor_its_packages_are_imported(run, indexed, store):
     key = next(iter(indexed))

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -162,4 +163,5 @@ class Catalogue(RuleBasedStateMachine):
 
 
 TestCatalogue = Catalogue.TestCase
+TestCatalogue.pytestmark = [pytest.mark.slow]
 TestCatalogue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -186,7 +186,7 @@ SEEDS = {
 
 @pytest.mark.parametrize("name", FUZZED)
 @given(data=st.data())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_mutated_bytes_are_answered_or_refused_by_a_typed_error(
     answers: Asked, name: str, data: st.DataObject
 ) -> None:
@@ -206,7 +206,7 @@ def test_mutated_bytes_are_answered_or_refused_by_a_typed_error(
 
 @pytest.mark.parametrize("name", FUZZED)
 @given(raw=st.binary(max_size=100))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_bytes_are_answered_or_refused_by_a_typed_error(answers: Asked, name: str, raw: bytes) -> None:
     with suppress(kvmeta.KvmetaError):
         on_raw(answers, name)(raw)

@@ -85,6 +85,7 @@ def test_a_missing_package_names_the_pip_command(serve: Any, monkeypatch: pytest
     assert result.stderr == 'kvmeta: kvmeta serve needs uvloop; run: pip install "kvmeta[server]"\n'
 
 
+@pytest.mark.slow
 def test_why_a_server_does_not_start_is_told_in_the_form_of_its_log(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with EmbeddedStore(tmp_path / "held"):
@@ -101,6 +102,7 @@ def test_why_a_server_does_not_start_is_told_in_the_form_of_its_log(tmp_path: Pa
             assert reason in failed["message"]
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_and_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -114,6 +116,7 @@ def test_a_taken_port_is_told_and_leaves_the_store_as_it_was(tmp_path: Path) -> 
         assert store.verify().ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_server_in_order(tmp_path: Path, how: signal.Signals) -> None:
     with ServerProcess(tmp_path / "c") as server:
@@ -126,6 +129,7 @@ def test_a_signal_ends_a_server_in_order(tmp_path: Path, how: signal.Signals) ->
         assert store.dataset().get("a") == kvmeta.Location(1, 2, 3)
 
 
+@pytest.mark.slow
 def test_a_signal_before_a_server_is_ready_ends_it_too(tmp_path: Path) -> None:
     words = ["serve", "--data", str(tmp_path / "c"), "--listen", "127.0.0.1:0", "--log-format", "json"]
     with subprocess.Popen(
@@ -137,6 +141,7 @@ def test_a_signal_before_a_server_is_ready_ends_it_too(tmp_path: Path) -> None:
         assert starting.wait(HANG_S) == 0
 
 
+@pytest.mark.slow
 def test_a_call_under_way_ends_before_the_server_does(busy: Busy) -> None:
     busy.server.process.send_signal(signal.SIGTERM)
     assert busy.seen("draining")["calls"] == 1
@@ -150,6 +155,7 @@ def test_a_call_under_way_ends_before_the_server_does(busy: Busy) -> None:
     assert [event["event"] for event in busy.server.events][-2:] == ["draining", "closed"]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_draining_server_at_once(busy: Busy) -> None:
     busy.server.process.send_signal(signal.SIGTERM)
     busy.seen("draining")
@@ -226,6 +232,7 @@ def _kvmeta(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_supervised_server_is_started_again_after_a_read_error_and_drains_at_sigterm(
     tmp_path: Path,
 ) -> None:

@@ -111,6 +111,7 @@ def test_what_libraries_and_python_tell_becomes_events(capsys: pytest.CaptureFix
     assert "ZeroDivisionError" in ended["exception"]
 
 
+@pytest.mark.slow
 def test_python_warnings_become_events() -> None:
     code = (
         "import warnings\nfrom kvmeta_server import logs\n"

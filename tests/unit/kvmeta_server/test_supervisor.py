@@ -19,6 +19,8 @@ from kvmeta_server import supervisor
 from kvmeta_server.logs import Log
 from tests.patience import HANG_S, until
 
+pytestmark = pytest.mark.slow
+
 
 class Supervised:
     """A supervisor in a fork; each of its children notes a line of `notes` and does `work(number of it)`."""

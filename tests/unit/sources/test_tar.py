@@ -49,7 +49,11 @@ def archive(tmp_path):
 
 
 @pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     members=st.dictionaries(NAMES, SIZES, max_size=8),
     mtime=st.sampled_from([0, 1.5]),
@@ -64,7 +68,11 @@ def test_any_members_in_any_window_are_found_as_tarfile_finds_them(
     assert rows_of(archive, rows_max=rows, window_bytes=window) == rows_by_tarfile(archive)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     members=st.dictionaries(
         st.tuples(st.text("abé", max_size=70), st.text("cdé", min_size=1, max_size=48)).map(
@@ -274,7 +282,11 @@ def three_members() -> bytes:
     return b"".join(header(b"f%d" % i, 600) + padded(bytes([65 + i]) * 600) for i in range(3)) + END
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(cut=st.integers(1, 3 * 1536 + 511), window=st.sampled_from([512, 4096]), checksums=st.booleans())
 def test_an_archive_cut_anywhere_is_reported(archive, cut, window, checksums):
     archive.write_bytes(three_members()[:cut])
@@ -302,7 +314,11 @@ def test_every_member_before_the_damage_is_yielded_and_the_offset_told(archive):
     assert caught.value.path == str(archive)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(at=st.integers(0, 511), bit=st.integers(0, 7))
 def test_no_flipped_bit_in_a_header_goes_unseen(archive, at, bit):
     damaged = bytearray(three_members())

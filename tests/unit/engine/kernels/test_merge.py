@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ def lay(parts: list[dict[int, tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray
     return np.array(rows, np.uint64).reshape(-1, 6), np.array(heads, np.uint64), np.array(ends, np.uint64)
 
 
+@pytest.mark.slow
 @given(stretches, st.sampled_from([0, 1 << 24, 4 << 23]), st.sampled_from([0, 1 << 24]))
 def test_merging_keeps_the_largest_and_drops_only_what_it_may(
     parts: list[dict[int, tuple[int, int]]], purge: int, expired: int

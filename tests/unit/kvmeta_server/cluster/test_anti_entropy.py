@@ -38,6 +38,7 @@ def compare(replicas: Replicas) -> Report:
     return total
 
 
+@pytest.mark.slow
 def test_replicas_become_equal_and_equal_ones_exchange_nothing(three: Replicas) -> None:
     first = put(three, rows_of(N), 0, 1)
     second = put(three, rows_of(N, seed=2), 2)
@@ -50,6 +51,7 @@ def test_replicas_become_equal_and_equal_ones_exchange_nothing(three: Replicas) 
     assert (again.partitions, again.rows) == (PARTITIONS, 0)
 
 
+@pytest.mark.slow
 def test_of_two_versions_the_larger_goes_to_all(three: Replicas) -> None:
     put(three, rows_of(N), 0, 1, 2)
     newer = put(three, rows_of(N, value=5), 1)

@@ -92,6 +92,7 @@ def test_a_sparse_dataset_is_scanned_whole_and_each_entry_once(four: Counted, pa
     assert (scan(four, after=b"\xff" * 16)) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
     four: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
