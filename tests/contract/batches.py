@@ -56,7 +56,7 @@ class BatchContract:
         assert hit.versions.dtype == np.uint64
         assert (hit.versions > 0).all()
 
-    def test_absent_ids_are_zero_columns(self, store: kvmeta.Store) -> None:
+    def test_absent_ids_get_zero_versions_and_locations(self, store: kvmeta.Store) -> None:
         hit = store.dataset().lookup(many(100))
         assert not hit.found.any()
         assert not hit.versions.any()
@@ -90,13 +90,13 @@ class BatchContract:
         hit = ds.lookup(many(3000))
         assert (hit.locations["volume"] == np.where(np.isin(np.arange(3000), range(500, 1500)), 2, 1)).all()
 
-    def test_of_duplicates_in_a_put_the_last_wins(self, store: kvmeta.Store) -> None:
+    def test_a_put_keeps_the_last_of_duplicate_ids(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ids = kvmeta.ids_from_ints(np.arange(3000, dtype=np.uint64) % 1000)
         ds.put(ids, locations(3000))
         assert (ds.lookup(many(1000)).locations["offset"] == np.arange(2000, 3000) * 512).all()
 
-    def test_of_duplicates_in_an_insert_the_first_wins(self, store: kvmeta.Store) -> None:
+    def test_an_insert_keeps_the_first_of_duplicate_ids(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ids = kvmeta.ids_from_ints(np.arange(3000, dtype=np.uint64) % 1000)
         result = ds.insert(ids, locations(3000))
@@ -104,7 +104,7 @@ class BatchContract:
         assert (result.locations["offset"][1000:] == np.arange(2000) % 1000 * 512).all()
         assert (ds.lookup(many(1000)).locations["offset"] == np.arange(1000) * 512).all()
 
-    def test_insert_answers_who_existed_with_their_location(self, store: kvmeta.Store) -> None:
+    def test_insert_returns_the_locations_of_ids_that_existed(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ds.put(many(10), locations(10, volume=7))
         result = ds.insert(many(20), locations(20, volume=8))
@@ -154,7 +154,7 @@ class BatchContract:
         assert result.relocated.tolist() == [True, False]
         assert result.reason(1) == "repeated"
 
-    def test_at_127_moves_relocate_says_exhausted(self, store: kvmeta.Store) -> None:
+    def test_a_relocate_after_127_moves_reports_exhausted(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ds.put(ids_of(1), locations(1))
         for _ in range(127):
@@ -175,7 +175,7 @@ class BatchContract:
         assert hit.found.tolist() == [False, True]
         assert hit.locations["volume"].tolist() == [0, 4]
 
-    def test_ids_are_taken_in_every_form(self, store: kvmeta.Store) -> None:
+    def test_every_form_of_ids_is_accepted(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         identity = uuid.uuid4()
         ds.put(["a key", b"sixteen bytes id", 17, identity], locations(4))
@@ -208,7 +208,7 @@ class BatchContract:
         rest = np.concatenate([page.ids for page in ds.scan(page_rows=77, after=first.cursor)])
         assert (np.concatenate([first.ids, rest]) == whole).all()
 
-    def test_shards_of_a_scan_are_disjoint_and_whole(self, store: kvmeta.Store) -> None:
+    def test_seven_shards_of_a_scan_return_every_entry_once(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ds.put(many(3000), locations(3000))
         parts = [[p.ids for p in ds.scan(shard=(i, 7))] for i in range(7)]
@@ -219,14 +219,14 @@ class BatchContract:
         assert len(np.unique(every.view("u1").reshape(-1, 16), axis=0)) == 3000
 
     @pytest.mark.parametrize("count", [1, 2, 3, 5, 10, 100, pytest.param(1000, marks=pytest.mark.slow)])
-    def test_any_number_of_shards_is_disjoint_and_whole(self, store: kvmeta.Store, count: int) -> None:
+    def test_any_number_of_shards_returns_every_entry_once(self, store: kvmeta.Store, count: int) -> None:
         ds = store.dataset()
         ds.put(many(3000), locations(3000))
         parts = [page.ids for i in range(count) for page in ds.scan(shard=(i, count))]
         every = np.sort(np.concatenate(parts))
         assert (every == np.sort(many(3000))).all()
 
-    def test_a_sample_is_a_share_and_a_tag_a_filter(self, store: kvmeta.Store) -> None:
+    def test_a_scan_can_sample_entries_and_filter_them_by_tag(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         loc = locations(4000)
         loc["tag"] = np.arange(4000) % 4
@@ -236,7 +236,7 @@ class BatchContract:
         assert sum(map(len, tagged)) == 1000
         assert (np.concatenate(tagged)["tag"] == 2).all()
 
-    def test_a_load_wins_over_what_was_there_and_later_batches_over_earlier(
+    def test_a_load_replaces_older_entries_and_later_batches_replace_earlier_ones(
         self, store: kvmeta.Store
     ) -> None:
         ds = store.dataset()
@@ -255,7 +255,7 @@ class BatchContract:
         ds.put(many(4000), locations(4000, volume=4))
         assert (ds.lookup(many(4000)).locations["volume"] == 4).all()
 
-    def test_of_duplicates_in_a_loaded_batch_the_last_wins(self, store: kvmeta.Store) -> None:
+    def test_a_loaded_batch_keeps_the_last_of_duplicate_ids(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ids = kvmeta.ids_from_ints(np.arange(4000, dtype=np.uint64) % 1000)
         ds.load([(ids, locations(4000))])

@@ -17,7 +17,7 @@ from tests.patience import until
 class CatalogueContract:
     """What holds of every store, and of what is in it."""
 
-    def test_datasets_are_apart_and_never_made_by_a_typo(self, store: kvmeta.Store) -> None:
+    def test_datasets_are_separate_and_a_mistyped_name_creates_none(self, store: kvmeta.Store) -> None:
         with pytest.raises(kvmeta.NotFoundError, match="typo"):
             store.dataset("typo")
         other = store.create_dataset("other")
@@ -33,7 +33,7 @@ class CatalogueContract:
         fresh = store.create_dataset("other")
         assert not fresh.lookup(many(10)).found.any()
 
-    def test_the_default_dataset_stays(self, store: kvmeta.Store) -> None:
+    def test_the_default_dataset_cannot_be_dropped(self, store: kvmeta.Store) -> None:
         with pytest.raises(kvmeta.InputError):
             store.drop_dataset("default")
 
@@ -211,7 +211,7 @@ class CatalogueContract:
             with pytest.raises(kvmeta.InputError):
                 call()
 
-    def test_read_only_arrays_and_odd_strides_are_taken(self, store: kvmeta.Store) -> None:
+    def test_read_only_arrays_and_odd_strides_are_accepted(self, store: kvmeta.Store) -> None:
         ds = store.dataset()
         ids, loc = many(20), locations(20)
         ids.flags.writeable = loc.flags.writeable = False
@@ -266,7 +266,7 @@ class CatalogueContract:
             assert (before.versions == after.versions).all()
         assert store.verify().ok
 
-    def test_a_closed_store_says_so(self, store: kvmeta.Store) -> None:
+    def test_a_closed_store_refuses_calls(self, store: kvmeta.Store) -> None:
         store.close()
         store.close()
         with pytest.raises(kvmeta.KvmetaError, match="closed"):

@@ -23,7 +23,7 @@ from tests.crash.small import MANUAL, assert_holds, ids, locations, open_store, 
 __all__ = ["no_second_look", "stores"]  # fixtures
 
 
-def test_a_damaged_page_fails_its_ids_one_by_one_whatever_older_runs_hold(tmp_path: Path) -> None:
+def test_a_damaged_page_fails_its_ids_even_if_older_runs_hold_them(tmp_path: Path) -> None:
     store = open_store(tmp_path, options=MANUAL)
     put(store, 0, 2000, mark=1)
     store.compact()
@@ -74,7 +74,7 @@ def test_a_damaged_page_fails_its_ids_one_by_one_whatever_older_runs_hold(tmp_pa
         assert not store.dataset().lookup(ids(0, 2000), on_error="mask").failed.any()
 
 
-def test_a_damaged_page_of_an_older_run_fails_only_ids_that_no_newer_run_has(tmp_path: Path) -> None:
+def test_damage_in_an_older_run_spares_ids_that_newer_runs_hold(tmp_path: Path) -> None:
     store = open_store(tmp_path, options=MANUAL)
     put(store, 0, 2000, mark=1)
     store.compact()
@@ -91,7 +91,7 @@ def test_a_damaged_page_of_an_older_run_fails_only_ids_that_no_newer_run_has(tmp
         assert hit.found[1000:][~hit.failed[1000:]].all()
 
 
-def test_a_deleted_id_is_not_resurrected_where_the_page_of_its_tombstone_is_damaged(tmp_path: Path) -> None:
+def test_damage_to_a_tombstones_page_brings_no_deleted_entry_back(tmp_path: Path) -> None:
     store = open_store(tmp_path, options=MANUAL)
     put(store, 0, 2000, mark=1)
     store.compact()

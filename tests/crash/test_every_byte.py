@@ -46,7 +46,7 @@ def sampled() -> Callable[[list[Fault]], list[Fault]]:
     return choose
 
 
-def test_damage_is_detected_or_harmless_and_no_answer_is_wrong(directory: Path) -> None:
+def test_damage_is_detected_or_harmless_and_never_causes_a_wrong_answer(directory: Path) -> None:
     journal = flips.Journal(directory / "sampled.jsonl")
     for unit in flips.run(directory, flips.units(directory, sampled()), jobs=1):
         journal.note(unit)
@@ -74,7 +74,7 @@ def deal_and_die(directory: Path, hear: flips.Connection, tell: flips.Connection
             tell.send((DETECTED, ""))
 
 
-def test_a_case_that_ends_its_process_is_told_and_the_others_go_on(
+def test_a_case_that_kills_its_process_is_reported_and_the_others_continue(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flips, "deal", deal_and_die)
@@ -85,7 +85,7 @@ def test_a_case_that_ends_its_process_is_told_and_the_others_go_on(
     assert "status 7" in unit.problems[0]
 
 
-def test_a_store_that_did_not_look_at_its_mark_would_be_found_out(
+def test_the_judge_catches_a_store_that_ignores_its_mark(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The control: the judge sees acknowledgements go."""
@@ -100,7 +100,7 @@ def test_a_store_that_did_not_look_at_its_mark_would_be_found_out(
     judge.close()
 
 
-def test_a_segment_that_did_not_look_at_its_filter_would_be_found_out(
+def test_the_judge_catches_a_segment_that_skips_its_filter_check(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_REFRESH_TRIES", 1)
@@ -117,7 +117,7 @@ def test_a_segment_that_did_not_look_at_its_filter_would_be_found_out(
     judge.close()
 
 
-def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
+def test_the_judge_catches_a_node_that_ignores_its_checksums(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_state, "_read", lambda disk, name: disk.read(name)[:-8])
@@ -127,7 +127,7 @@ def test_a_node_that_did_not_look_at_its_checksums_would_be_found_out(
     judge.close()
 
 
-def test_nobody_reads_rocksdbs_diary_its_lock_and_its_older_options(directory: Path, tmp_path: Path) -> None:
+def test_nothing_reads_rocksdbs_info_log_lock_or_older_options(directory: Path, tmp_path: Path) -> None:
     """So their bytes are sampled in the full form, too: a file that was read has an access time."""
     store = tmp_path / "store"
     shutil.copytree(directory / "killed", store)

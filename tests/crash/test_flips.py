@@ -38,9 +38,7 @@ from tests.crash.small import MANUAL, open_store, put
 __all__ = ["no_second_look", "stores"]  # fixtures
 
 
-def test_every_fault_in_a_closed_store_is_noticed_and_no_answer_is_wrong(
-    stores: Fixtures, tmp_path: Path
-) -> None:
+def test_every_fault_in_a_closed_store_is_noticed(stores: Fixtures, tmp_path: Path) -> None:
     count, missed = 0, []
     for fault in faults(stores.closed, np.random.default_rng(SEED)):
         damaged = tmp_path / "store"
@@ -142,7 +140,7 @@ def test_an_older_copy_of_the_log_is_noticed(stores: Fixtures, tmp_path: Path) -
     assert judge(tmp_path / "store", marks, "older log")
 
 
-def test_a_killed_store_whose_last_acknowledged_manifest_change_is_cut_off_is_refused(tmp_path: Path) -> None:
+def test_a_killed_store_missing_its_last_manifest_change_is_refused(tmp_path: Path) -> None:
     """No entry is missing then, so the chain of records says nothing: the manifest's generation does."""
     store = open_store(tmp_path / "open", options=MANUAL)
     put(store, 0, 1000)
@@ -166,7 +164,7 @@ def open_damaged(store: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["MANIFEST-*", "0*.log"])
-def test_a_bit_that_makes_rocksdb_read_for_ever_is_damage_like_any_other(
+def test_a_bit_that_makes_rocksdb_read_forever_counts_as_damage(
     stores: Fixtures, tmp_path: Path, pattern: str
 ) -> None:
     """It holds Python's lock meanwhile, so another process tries."""

@@ -81,7 +81,7 @@ MERGE_POINTS = {
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("point", MERGE_POINTS)
-def test_a_merge_that_ends_at_a_bad_moment_loses_nothing_acknowledged(
+def test_an_interrupted_merge_loses_no_acknowledged_entry(
     tmp_path: Path, point: str, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, error, after = MERGE_POINTS[point]
@@ -109,7 +109,7 @@ def test_a_merge_that_ends_at_a_bad_moment_loses_nothing_acknowledged(
         assert_holds(again, 0, N)
 
 
-def test_a_device_that_does_not_say_whether_a_file_is_there_raises_a_typed_error(
+def test_a_device_that_cannot_check_for_a_file_raises_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path, options=MANUAL)
@@ -138,7 +138,7 @@ WRITE_POINTS = {
 
 
 @pytest.mark.parametrize("point", WRITE_POINTS)
-def test_a_store_whose_writers_were_interrupted_opens_again_with_all_that_was_acknowledged(
+def test_a_store_with_interrupted_writers_reopens_with_every_acknowledged_entry(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, after = WRITE_POINTS[point]
@@ -160,7 +160,7 @@ def test_a_store_whose_writers_were_interrupted_opens_again_with_all_that_was_ac
             assert_holds(again, 5000, 5010)
 
 
-def test_an_interrupted_publication_hides_no_older_acknowledged_entry(
+def test_an_interrupted_put_hides_no_older_acknowledged_entry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path, options=MANUAL)
@@ -222,7 +222,7 @@ LOAD_POINTS = {
 
 
 @pytest.mark.parametrize("point", LOAD_POINTS)
-def test_a_load_that_ends_at_its_install_is_there_whole_or_not_at_all(
+def test_a_load_interrupted_at_its_install_is_whole_or_absent(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, error, after = LOAD_POINTS[point]
@@ -250,7 +250,7 @@ FLUSH_POINTS = {key: value for key, value in LOAD_POINTS.items() if "segment was
 
 
 @pytest.mark.parametrize("point", FLUSH_POINTS)
-def test_a_flush_that_ends_at_a_bad_moment_loses_nothing_acknowledged(
+def test_an_interrupted_flush_loses_no_acknowledged_entry(
     tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, error, after = FLUSH_POINTS[point]
@@ -290,7 +290,7 @@ def test_a_close_that_fails_releases_the_lock_and_the_store_opens_again(
         assert_holds(again, 0, 500)
 
 
-def test_a_background_thread_out_of_memory_makes_writers_fail_and_not_wait_for_ever(
+def test_writers_fail_when_a_background_thread_runs_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path)
@@ -303,7 +303,7 @@ def test_a_background_thread_out_of_memory_makes_writers_fail_and_not_wait_for_e
         assert_holds(again, 0, 1000)
 
 
-def test_a_writer_that_waits_for_room_in_a_dataset_dropped_meanwhile_is_told(tmp_path: Path) -> None:
+def test_a_writer_waiting_for_room_fails_when_its_dataset_is_dropped(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     store.create_dataset("short-lived")
     with store.engine.background.lock:  # no flush gets through
@@ -318,7 +318,7 @@ def test_a_writer_that_waits_for_room_in_a_dataset_dropped_meanwhile_is_told(tmp
     store.close()
 
 
-def test_a_load_into_a_dataset_dropped_meanwhile_is_not_acknowledged(tmp_path: Path) -> None:
+def test_a_load_fails_when_its_dataset_is_dropped_meanwhile(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     target = store.create_dataset("short-lived")
 
@@ -336,7 +336,7 @@ def test_a_load_into_a_dataset_dropped_meanwhile_is_not_acknowledged(tmp_path: P
 
 
 @pytest.mark.parametrize("call", [0, 1, 2], ids=["put", "add a volume", "create a dataset"])
-def test_a_write_that_a_close_overtakes_is_told_that_the_store_is_closed(
+def test_a_write_overtaken_by_a_close_reports_a_closed_store(
     tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path)
@@ -365,7 +365,7 @@ def test_a_write_that_a_close_overtakes_is_told_that_the_store_is_closed(
     open_store(tmp_path).close()
 
 
-def test_writers_do_not_wait_for_ever_for_a_merge_of_runs_found_damaged_meanwhile(tmp_path: Path) -> None:
+def test_writers_do_not_wait_for_a_merge_of_damaged_runs(tmp_path: Path) -> None:
     store = open_store(tmp_path, options=replace(TINY, fan_out=8, bottom_ratio=1, upper_runs_max=2))
     with store.engine.background.lock:  # no merge starts before the damage is found
         for n in range(3):
@@ -385,7 +385,7 @@ def test_writers_do_not_wait_for_ever_for_a_merge_of_runs_found_damaged_meanwhil
 
 @pytest.mark.parametrize("call", ["flush", "compact"])
 @pytest.mark.parametrize("moment", ["freeze", "set_tree"])
-def test_a_flush_or_compact_passes_over_a_dataset_dropped_meanwhile(
+def test_a_flush_or_compact_skips_a_dataset_dropped_meanwhile(
     tmp_path: Path, call: str, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path, options=MANUAL)
@@ -422,7 +422,7 @@ def test_a_flush_or_compact_passes_over_a_dataset_dropped_meanwhile(
         assert_holds(again, 0, 1500, dataset="b-stays")
 
 
-def test_a_close_beside_background_work_still_seals_the_store(
+def test_a_close_during_background_work_still_seals_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(tmp_path)

@@ -221,7 +221,7 @@ def test_a_writer_killed_at_every_kind_of_step_loses_nothing_acknowledged(
     assert store.killed_by_point >= rounds - 1  # MARK is written durably only when a store is opened
 
 
-def test_a_store_killed_while_it_is_made_or_opened_can_be_opened_again(tmp_path: Path) -> None:
+def test_a_store_killed_while_being_created_or_opened_opens_again(tmp_path: Path) -> None:
     for which, (owner, _) in enumerate(POINTS):
         if owner in (Rocks, MarkFile, filenames):
             for count in (1, 2):
@@ -229,7 +229,7 @@ def test_a_store_killed_while_it_is_made_or_opened_can_be_opened_again(tmp_path:
                 store.run(ENOUGH, point=(which, count, True))
 
 
-def test_a_store_killed_while_rocksdb_made_its_log_can_be_made_again(tmp_path: Path) -> None:
+def test_a_store_killed_while_rocksdb_created_its_log_opens_again(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     half_made = Rdict(str(tmp_path / "log"), Options(raw_mode=True))  # the column family "wal" comes second
     half_made.close()
@@ -238,7 +238,7 @@ def test_a_store_killed_while_rocksdb_made_its_log_can_be_made_again(tmp_path: P
         assert_holds(store, 0, 10)
 
 
-def test_the_rows_of_a_killed_writer_are_really_those_of_its_operations() -> None:
+def test_the_operations_cover_every_kind_and_a_lost_one_is_noticed() -> None:
     """Guard the test itself: the streams contain every kind, and a lost operation is noticed."""
     kinds = {operation(0, 1, k).kind for k in range(100)}
     assert kinds == {"put", "delete", "insert", "relocate", "load", "flush", "compact", "toggle", "put extra"}

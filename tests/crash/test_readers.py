@@ -93,7 +93,7 @@ def marks_of(store: kvmeta.Store) -> tuple[int, int]:
     return int(hit.locations["tag"].min()), int(hit.locations["tag"].max())
 
 
-def test_a_reader_beside_a_live_writer_sees_at_least_what_was_acknowledged_at_each_refresh(
+def test_a_refreshed_reader_sees_every_earlier_acknowledged_write(
     tmp_path: Path, live_writer: LiveWriter
 ) -> None:
     reader = open_store(tmp_path, "r")
@@ -177,7 +177,7 @@ def test_a_reader_sees_what_an_unflushed_log_holds(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_reading_a_store_leaves_every_file_of_it_as_it_was(tmp_path: Path) -> None:
+def test_reading_a_store_changes_none_of_its_files(tmp_path: Path) -> None:
     """Whoever reads may do so beside a writer that is just sealing its log, or without the right to write."""
     with open_store(tmp_path) as writer:
         put(writer, 0, 3000)
@@ -194,7 +194,7 @@ def test_reading_a_store_leaves_every_file_of_it_as_it_was(tmp_path: Path) -> No
     assert files() == before
 
 
-def test_a_store_that_is_closed_and_opened_beside_opening_readers_is_never_refused(tmp_path: Path) -> None:
+def test_readers_can_open_a_store_while_its_writer_closes_and_reopens(tmp_path: Path) -> None:
     with open_store(tmp_path, options=MANUAL) as writer:
         put(writer, 0, 1000)
     stop, wrong = threading.Event(), []
@@ -265,7 +265,7 @@ def test_a_second_writer_is_locked_out_in_this_process_and_in_another(tmp_path: 
         assert_holds(writer, 0, 20)
 
 
-def test_a_fork_of_a_writer_reads_refuses_writes_and_leaves_the_parent_whole(tmp_path: Path) -> None:
+def test_a_fork_of_a_writer_may_only_read_and_leaves_its_parent_unharmed(tmp_path: Path) -> None:
     writer = open_store(tmp_path)
     put(writer, 0, 3000)
 
@@ -292,7 +292,7 @@ def test_a_fork_of_a_writer_reads_refuses_writes_and_leaves_the_parent_whole(tmp
         assert again.verify().ok
 
 
-def test_a_fork_that_ends_as_programs_end_leaves_the_parent_whole(tmp_path: Path) -> None:
+def test_a_fork_that_exits_normally_does_not_harm_its_parent(tmp_path: Path) -> None:
     code = f"""
 import os, sys
 from pathlib import Path
@@ -330,7 +330,7 @@ def test_a_writer_closes_and_opens_again_while_its_forks_live_on(tmp_path: Path)
         fork_ends_well(pid)
 
 
-def test_a_fork_of_a_process_that_had_a_store_open_is_refused_a_writer_and_does_not_hang(
+def test_a_fork_may_not_open_a_writer_if_its_parent_had_one(
     tmp_path: Path,
 ) -> None:
     open_store(tmp_path / "one").close()
@@ -395,7 +395,7 @@ def test_a_fork_made_during_a_background_step_can_read_and_verify(tmp_path: Path
     writer.close()
 
 
-def test_readers_in_many_threads_see_every_acknowledged_write_while_the_writer_flushes_and_merges(
+def test_reader_threads_see_every_acknowledged_write_during_flushes_and_merges(
     tmp_path: Path,
 ) -> None:
     store = open_store(tmp_path)
@@ -428,7 +428,7 @@ def test_readers_in_many_threads_see_every_acknowledged_write_while_the_writer_f
     store.close()
 
 
-def test_a_reader_and_its_datasets_can_be_pickled_and_a_writer_says_why_not(tmp_path: Path) -> None:
+def test_readers_and_datasets_can_be_pickled_but_writers_explain_why_not(tmp_path: Path) -> None:
     with open_store(tmp_path) as writer:
         put(writer, 0, 100)
         with pytest.raises(kvmeta.UnsupportedError, match="one writer"):

@@ -44,7 +44,7 @@ def test_foreign_files_in_a_store_are_left_alone_and_change_nothing(stores: Fixt
     assert all(path.read_text() == "not kvmeta's" for path in others)
 
 
-def test_a_directory_that_is_no_store_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_a_store_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     for mode in ("a", "x", "r"):
         with pytest.raises(kvmeta.FormatError, match=str(tmp_path)):
@@ -68,7 +68,7 @@ def test_a_store_of_a_newer_format_is_refused_with_both_numbers(stores: Fixtures
             open_store(tmp_path / "store", mode)
 
 
-def test_reading_a_path_without_a_store_makes_nothing(tmp_path: Path) -> None:
+def test_opening_a_missing_store_to_read_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(kvmeta.NotFoundError, match="nowhere"):
         open_store(tmp_path / "nowhere", "r")
     (tmp_path / "empty").mkdir()
@@ -87,7 +87,7 @@ def test_a_path_the_system_refuses_raises_a_typed_error(tmp_path: Path, mode: st
         open_store(tmp_path / name, mode)
 
 
-def test_a_store_whose_identity_was_lost_opens_again_once_it_is_restored(tmp_path: Path) -> None:
+def test_a_store_opens_again_once_its_lost_identity_file_is_restored(tmp_path: Path) -> None:
     with open_store(tmp_path / "store") as store:
         put(store, 0, 100)
     identity = (tmp_path / "store" / "KVMETA").read_bytes()

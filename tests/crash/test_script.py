@@ -29,9 +29,7 @@ def copy_of(played: tuple[Path, Told], where: Path) -> Path:
     return Path(shutil.copytree(played[0], where / "store"))
 
 
-def test_the_script_plays_to_its_end_and_leaves_what_it_must(
-    played: tuple[Path, Told], tmp_path: Path
-) -> None:
+def test_the_script_runs_to_its_end_and_passes_the_check(played: tuple[Path, Told], tmp_path: Path) -> None:
     told = played[1]
     assert told.end
     assert told.done == len(SCRIPT)
@@ -48,17 +46,17 @@ def test_the_script_plays_to_its_end_and_leaves_what_it_must(
         ({"done": SCRIPT.index(MOVE)}, "lost"),
     ],
 )
-def test_the_check_tells_a_state_that_cannot_be(
+def test_the_check_reports_an_impossible_state(
     played: tuple[Path, Told], tmp_path: Path, change: dict[str, object], wrong: str
 ) -> None:
     assert wrong in str(judge(copy_of(played, tmp_path), replace(played[1], **change)))  # type: ignore[arg-type]
 
 
-def test_a_store_that_is_gone_is_told(played: tuple[Path, Told], tmp_path: Path) -> None:
+def test_the_check_reports_a_missing_store(played: tuple[Path, Told], tmp_path: Path) -> None:
     assert judge(tmp_path / "nothing", played[1]) == "the store is gone"
 
 
-def test_moves_that_lost_or_kept_rows_are_told(tmp_path: Path) -> None:
+def test_the_check_reports_moves_that_lost_rows_or_brought_them_back(tmp_path: Path) -> None:
     with open_store(tmp_path / "store", options=MANUAL) as store:
         moving = Moving(store)
         for step in range(4):
@@ -71,7 +69,7 @@ def test_moves_that_lost_or_kept_rows_are_told(tmp_path: Path) -> None:
         assert "back" in str(wrong_moves(store, 6, 5))  # the second partition was never dropped
 
 
-def test_hints_that_are_lost_or_half_there_are_told(tmp_path: Path) -> None:
+def test_the_check_reports_lost_and_partial_hints(tmp_path: Path) -> None:
     with open_store(tmp_path / "store", options=MANUAL) as store:
         hinting = Hinting(store)
         for number in range(3):

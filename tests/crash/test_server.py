@@ -62,7 +62,7 @@ class Writer(threading.Thread):
                 return
 
 
-def test_a_server_killed_under_writes_loses_and_invents_nothing(tmp_path: Path) -> None:
+def test_a_server_killed_during_writes_loses_nothing_and_invents_nothing(tmp_path: Path) -> None:
     port = free_port()
     first = ServerProcess(tmp_path / "store", port=port)
     with kvmeta.open(first.target, options=PATIENT) as store:
@@ -104,7 +104,7 @@ def test_a_server_killed_under_writes_loses_and_invents_nothing(tmp_path: Path) 
             assert second.stop() == 0
 
 
-def test_a_server_that_is_not_there_is_unavailable_and_never_empty(tmp_path: Path) -> None:
+def test_a_missing_server_is_unavailable_and_never_looks_empty(tmp_path: Path) -> None:
     port = free_port()
     with pytest.raises(kvmeta.UnavailableError, match=f"127.0.0.1:{port}"):
         kvmeta.open(f"kvmeta://127.0.0.1:{port}", options=kvmeta.ClientOptions(connect_timeout_s=1))
@@ -153,7 +153,7 @@ def test_an_asyncio_client_outlives_its_server(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
-def test_a_server_told_to_stop_ends_calls_and_leaves_a_sealed_store(tmp_path: Path) -> None:
+def test_a_stopped_server_finishes_its_calls_and_seals_its_store(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "store")
     with kvmeta.open(server.target, options=PATIENT) as store:
         store.dataset().put(ids_of(0), locations_of(0))

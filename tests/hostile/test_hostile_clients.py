@@ -28,7 +28,7 @@ def healthy(server: ServerProcess) -> Healthy:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_costs_bounded_memory_and_shuts_nobody_out(
+def test_an_attack_uses_bounded_memory_and_locks_out_no_other_client(
     server: ServerProcess, healthy: Healthy, name: str
 ) -> None:
     found = besieged(name, server, healthy, SCALE, CALM_S, ATTACK_S)

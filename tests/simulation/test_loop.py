@@ -23,7 +23,7 @@ async def work(told: list[str]) -> None:
     told.append("ended")
 
 
-def test_a_killed_process_does_nothing_more_not_even_what_was_due() -> None:
+def test_a_killed_process_does_not_even_run_work_already_due() -> None:
     async def story(process: Process, told: list[str]) -> None:
         process.start(work(told))
         await asyncio.sleep(1.0)  # its timer is due at the same time, after this one's

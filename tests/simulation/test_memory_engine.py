@@ -18,7 +18,7 @@ class TestMemory(StoreContract):
         return MemoryStore()
 
 
-def test_what_was_acknowledged_is_there_in_the_next_life() -> None:
+def test_acknowledged_changes_survive_a_restart() -> None:
     disk = MemoryDisk()
     store = MemoryStore(MemoryEngine(disk))
     store.create_dataset("other").put(many(10), locations(10, volume=2))
@@ -34,7 +34,7 @@ def test_what_was_acknowledged_is_there_in_the_next_life() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_after_a_sync_that_failed_nothing_more_is_written_until_the_next_life(kept: bool) -> None:
+def test_a_failed_sync_stops_writes_until_a_restart(kept: bool) -> None:
     disk = MemoryDisk(keep_failed=lambda: kept)
     store = MemoryStore(MemoryEngine(disk))
     store.dataset().put(many(10), locations(10))

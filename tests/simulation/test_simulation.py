@@ -17,7 +17,7 @@ KEY, PLACE, OTHER = bytes(16), (1, 1, 0), (1, 2, 0)
 
 
 @pytest.mark.parametrize("seed", range(1, 26))
-def test_a_seed_violates_nothing(seed: int) -> None:
+def test_a_simulated_seed_breaks_no_rule(seed: int) -> None:
     result = simulate(seed)
     assert not result.violation, f"python -m kvmeta_server.simulator --seed {seed}: {result.violation}"
     assert sum(result.faults.values()) >= 25
@@ -35,7 +35,7 @@ def test_a_seed_has_one_trace_in_every_process() -> None:
     assert len(traces) == 1
 
 
-def test_a_record_of_seeds_is_gone_on_with(
+def test_a_second_run_skips_the_seeds_already_recorded(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "0")
@@ -57,7 +57,7 @@ class TestHistory:
         with pytest.raises(Violation, match="returns 0, and 256"):
             history.answer(KEY, before, 0, (0, 0, 0), "a read")
 
-    def test_an_older_answer_is_a_violation_and_one_that_overlaps_is_not(self) -> None:
+    def test_an_older_answer_is_a_violation_unless_it_overlaps_the_write(self) -> None:
         history = History()
         history.attempt(KEY, PLACE)
         (early,) = history.begin([KEY]).values()
@@ -75,13 +75,13 @@ class TestHistory:
         with pytest.raises(Violation, match="was known before"):
             history.answer(KEY, history.floors[KEY], 512, PLACE, "a read")
 
-    def test_what_nobody_wrote_is_a_violation(self) -> None:
+    def test_an_answer_that_nobody_wrote_is_a_violation(self) -> None:
         history = History()
         history.attempt(KEY, PLACE)
         with pytest.raises(Violation, match="nobody wrote"):
             history.answer_fast(KEY, NOTHING, 512, OTHER)
 
-    def test_an_acknowledgement_below_what_is_known_is_a_violation(self) -> None:
+    def test_an_acknowledgement_below_a_known_version_is_a_violation(self) -> None:
         with pytest.raises(Violation, match="is acknowledged with 256"):
             History().acknowledge(KEY, Floor(512, PLACE), 256, OTHER, "a put")
 

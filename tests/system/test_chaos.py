@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-def test_amid_every_fault_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+def test_faults_of_every_kind_lose_no_acknowledged_write(tmp_path: Path) -> None:
     result = Round(1, 0, tmp_path, print, held_s=(1.0, 2.0)).run()
     assert not result.wrong, "\n\n".join(result.wrong)
     assert set(result.faults) == {kind.__name__ for kinds in LANES.values() for kind in kinds}

@@ -48,7 +48,7 @@ def test_a_cluster_grows_and_shrinks_with_everything_in_it(three: LocalCluster) 
         assert {member.name for member in cluster.status().members} == {"n1", "n3", "n5"}
 
 
-def test_what_a_node_owns_no_more_is_dropped_and_may_come_back(tmp_path: Path, etcd: DevEtcd) -> None:
+def test_a_node_drops_moved_partitions_and_may_own_them_again(tmp_path: Path, etcd: DevEtcd) -> None:
     with (
         local_cluster(tmp_path, etcd, 1, replicas=1, write_quorum=1) as cluster,
         open_at(cluster, "n1") as store,
@@ -67,7 +67,7 @@ def test_what_a_node_owns_no_more_is_dropped_and_may_come_back(tmp_path: Path, e
         assert store.dataset().lookup(some_ids()).found.sum() == N - N // 2
 
 
-def test_a_dead_node_is_removed_and_its_share_copied(three: LocalCluster) -> None:
+def test_removing_a_dead_node_copies_its_share_to_others(three: LocalCluster) -> None:
     three.start("n4")
     three.settle()
     with open_at(three, "n1") as store, kvmeta.operators.open(three.target) as cluster:
@@ -83,7 +83,7 @@ def test_a_dead_node_is_removed_and_its_share_copied(three: LocalCluster) -> Non
             three.run(dead.start())
 
 
-def test_a_node_at_the_address_of_a_removed_one_does_not_answer_for_it(
+def test_a_new_node_at_a_removed_nodes_address_answers_only_for_itself(
     three: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new one holds nothing yet: its answers as the old one would make a quorum that misses entries."""
@@ -102,7 +102,7 @@ def test_a_node_at_the_address_of_a_removed_one_does_not_answer_for_it(
     three.run(dead.stop())
 
 
-def test_where_fewer_owners_are_left_each_has_what_the_others_acknowledged(three: LocalCluster) -> None:
+def test_the_owners_left_after_removals_hold_every_acknowledged_entry(three: LocalCluster) -> None:
     """Of two owners one is read; what was acknowledged by the two others of three must be there by then."""
     apply_at(three, "n2", "n3")
     dead = three.nodes["n3"]
@@ -134,7 +134,7 @@ def remove_dead(cluster: LocalCluster, name: str) -> None:
         operator.remove(name)
 
 
-def test_a_move_whose_target_dies_waits_and_is_undone_by_removing_it(
+def test_a_move_to_a_dead_node_waits_until_the_node_is_removed(
     three: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_at(three, "n1") as store, kvmeta.operators.open(three.target) as cluster:

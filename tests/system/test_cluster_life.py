@@ -32,7 +32,7 @@ def test_every_owner_holds_what_was_put(three: LocalCluster) -> None:
         until(lambda name=name: held_by(three, name) == N, name)
 
 
-def test_with_one_node_gone_all_goes_on_and_it_catches_up(three: LocalCluster) -> None:
+def test_a_cluster_works_without_one_node_which_later_catches_up(three: LocalCluster) -> None:
     with open_at(three) as store:
         ds = store.dataset()
         ds.put(some_ids(), places())
@@ -49,7 +49,7 @@ def test_with_one_node_gone_all_goes_on_and_it_catches_up(three: LocalCluster) -
         until(lambda: n2.lookup(some_ids(100)).found.all(), "hints")
 
 
-def test_with_two_of_three_gone_ids_fail_and_none_is_missed(three: LocalCluster) -> None:
+def test_ids_fail_and_never_look_absent_without_two_of_three_nodes(three: LocalCluster) -> None:
     with open_at(three, "n1", timeout_s=20) as store:
         ds = store.dataset()
         ds.put(some_ids(100), places(100))
@@ -71,7 +71,7 @@ def test_with_two_of_three_gone_ids_fail_and_none_is_missed(three: LocalCluster)
     three.start("n3")
 
 
-def test_fast_reads_ask_one_replica_and_confirm_what_it_lacks(three: LocalCluster) -> None:
+def test_fast_reads_ask_one_replica_and_confirm_misses_at_others(three: LocalCluster) -> None:
     with open_at(three, "n1") as store:
         store.dataset().put(some_ids(), places())
     until(lambda: held_by(three, "n1") == N, "put")
@@ -85,7 +85,7 @@ def test_fast_reads_ask_one_replica_and_confirm_what_it_lacks(three: LocalCluste
     three.start("n3")
 
 
-def test_what_replicas_differ_in_is_repaired_before_the_answer(three: LocalCluster) -> None:
+def test_a_read_repairs_differing_replicas_before_it_answers(three: LocalCluster) -> None:
     """A row that one replica alone holds, as after a write that failed, is at W of them once it was read."""
     rows = np.zeros((1, 6), np.uint64)
     node = three.nodes["n1"].node
@@ -133,7 +133,7 @@ async def drop_everything(node: object) -> None:
     await asyncio.to_thread(engine.background.drop, engine.tree("default"), ((0, (1 << 64) - 1),))
 
 
-def test_a_promise_keeps_a_late_hint_from_bringing_back_what_was_deleted(three: LocalCluster) -> None:
+def test_a_promise_stops_late_hints_from_bringing_back_deleted_entries(three: LocalCluster) -> None:
     with open_at(three) as store:
         ds = store.dataset()
         ds.put(some_ids(10), places(10))
@@ -168,7 +168,7 @@ def digests(cluster: LocalCluster, name: str) -> list[int]:
     return told.reshape(-1).tolist()
 
 
-def test_a_damaged_range_is_repaired_from_replicas_by_itself(three: LocalCluster) -> None:
+def test_a_node_repairs_a_damaged_range_from_other_replicas(three: LocalCluster) -> None:
     with open_at(three) as store, kvmeta.operators.open(three.target) as cluster:
         ds = store.dataset()
         ds.put(some_ids(), places())

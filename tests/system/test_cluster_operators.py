@@ -37,7 +37,7 @@ def test_a_repair_counts_every_partition_of_every_dataset(tmp_path: Path, etcd: 
         cluster.start("n4")
 
 
-def test_the_figures_of_a_node_count_the_clusters_volumes(tmp_path: Path, etcd: DevEtcd) -> None:
+def test_the_stats_of_every_node_count_the_clusters_volumes(tmp_path: Path, etcd: DevEtcd) -> None:
     with (
         local_cluster(tmp_path, etcd, 2) as cluster,
         open_at(cluster, "n1") as first,
@@ -47,7 +47,7 @@ def test_the_figures_of_a_node_count_the_clusters_volumes(tmp_path: Path, etcd: 
         until(lambda: second.stats().volumes == 1, "the volume")
 
 
-def test_of_two_operators_who_drain_at_once_one_is_told_of_the_other(
+def test_one_of_two_concurrent_drains_is_refused_and_names_the_other(
     tmp_path: Path, etcd: DevEtcd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each asks another node, for another node; nothing moves before both are answered."""

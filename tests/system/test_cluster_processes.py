@@ -52,7 +52,7 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def test_the_commands_tell_how_the_cluster_is(three: DevCluster) -> None:
+def test_the_cluster_commands_report_the_state_of_the_cluster(three: DevCluster) -> None:
     told = run("cluster", "status", "--store", three.target)
     assert "write_quorum" in told
     for name in ("n1", "n2", "n3"):
@@ -81,13 +81,13 @@ def test_join_says_the_command_with_the_clusters_name(three: DevCluster) -> None
     assert json.loads(run("cluster", "join", "--json"))["cluster"] is None
 
 
-def test_what_cannot_be_is_one_line_and_a_code(three: DevCluster) -> None:
+def test_an_impossible_drain_prints_one_line_and_exits_with_2(three: DevCluster) -> None:
     told = run("cluster", "drain", "n2", "--store", three.target, status=2)
     assert "2 nodes for 3 replicas" in told
     assert len(told.splitlines()) == 1
 
 
-def test_one_server_is_no_cluster(tmp_path: Path) -> None:
+def test_cluster_status_refuses_a_single_server(tmp_path: Path) -> None:
     from tests.serving import ServerProcess
 
     with ServerProcess(tmp_path / "data") as server:
@@ -95,7 +95,7 @@ def test_one_server_is_no_cluster(tmp_path: Path) -> None:
         assert "no node of a cluster" in told
 
 
-def test_the_same_store_by_every_way(three: DevCluster) -> None:
+def test_every_kind_of_client_sees_the_same_store(three: DevCluster) -> None:
     locations = np.zeros(len(IDS), kvmeta.LOCATION)
     locations["volume"], locations["offset"] = 1, np.arange(len(IDS))
     for options in (
@@ -119,7 +119,7 @@ def test_the_same_store_by_every_way(three: DevCluster) -> None:
     asyncio.run(awaited())
 
 
-def test_a_node_that_is_killed_and_started_again_is_the_same(three: DevCluster) -> None:
+def test_a_killed_node_catches_up_after_its_restart(three: DevCluster) -> None:
     with kvmeta.open(three.target) as store:
         ds = store.dataset()
         locations = np.zeros(len(IDS), kvmeta.LOCATION)
@@ -132,7 +132,7 @@ def test_a_node_that_is_killed_and_started_again_is_the_same(three: DevCluster) 
             assert direct.dataset().lookup(IDS).found.all()
 
 
-def test_a_node_that_hangs_costs_a_moment(three: DevCluster) -> None:
+def test_a_hanging_node_delays_lookups_only_briefly(three: DevCluster) -> None:
     with kvmeta.open(three.target, options=kvmeta.ClientOptions(failover_s=1.0)) as store:
         ds = store.dataset()
         three.nodes["n2"].send(signal.SIGSTOP)
@@ -179,7 +179,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     [(signal.SIGINT, 0), (signal.SIGHUP, 0), (signal.SIGKILL, -9)],
     ids=["Ctrl-C", "its terminal is closed", "it is killed"],
 )
-def test_however_dev_ends_its_etcd_and_nodes_end_too(tmp_path: Path, number: int, status: int) -> None:
+def test_etcd_and_nodes_end_with_dev_on_every_signal(tmp_path: Path, number: int, status: int) -> None:
     with dev(tmp_path) as (process, target, _):
         with kvmeta.open(target, options=kvmeta.ClientOptions(connect_timeout_s=30)) as store:
             store.dataset().put(IDS[:10], np.zeros(10, kvmeta.LOCATION))
@@ -194,7 +194,7 @@ def test_however_dev_ends_its_etcd_and_nodes_end_too(tmp_path: Path, number: int
         assert "closed" in log or status  # killed, dev has nobody left who waits for them
 
 
-def test_dev_tells_how_one_more_node_joins_and_which_process_ended(tmp_path: Path) -> None:
+def test_dev_prints_how_to_join_a_node_and_which_process_ended(tmp_path: Path) -> None:
     with dev(tmp_path) as (process, target, said):
         assert any(line.startswith("etcd at http://127.0.0.1:") for line in said)
         words = shlex.split(said[-1].removeprefix("one more node: "))
@@ -254,7 +254,7 @@ def test_zones_and_weights_are_kept_and_a_drain_can_be_taken_back(tmp_path: Path
                 fourth.terminate()
 
 
-def test_the_benchmark_measures_everything(tmp_path: Path) -> None:
+def test_the_cluster_benchmark_measures_everything(tmp_path: Path) -> None:
     results = tmp_path / "cluster.json"
     assert benchmark.main(["--tiny", "--data", str(tmp_path / "data"), "--results", str(results)]) == 0
     answers = {

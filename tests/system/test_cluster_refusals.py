@@ -31,7 +31,7 @@ pytestmark = pytest.mark.system
 __all__ = ["etcd", "three"]  # fixtures
 
 
-def test_a_node_does_not_take_anothers_data(three: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_refuses_the_data_of_another_node(three: LocalCluster, tmp_path: Path) -> None:
     three.stop("n3")
     with pytest.raises(InputError, match="data of node 'n3'"):
         start_with(three, "n9", tmp_path / "n3")
@@ -49,7 +49,7 @@ def replace_node(config: object, name: str, data: Path) -> object:
     return msgspec.structs.replace(config, cluster=cluster, data=str(data))  # type: ignore[type-var]
 
 
-def test_a_copy_of_a_nodes_data_does_not_run_beside_it(
+def test_a_node_and_a_copy_of_its_data_cannot_run_together(
     three: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvmeta_server.cluster.node.LEASE_S", 0)
@@ -60,7 +60,7 @@ def test_a_copy_of_a_nodes_data_does_not_run_beside_it(
         start_with(three, "n3", tmp_path / "copy")
 
 
-def test_a_node_whose_data_is_gone_is_another_node(three: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_that_lost_its_data_cannot_rejoin_under_its_name(three: LocalCluster, tmp_path: Path) -> None:
     three.stop("n3")
     shutil.rmtree(tmp_path / "n3")
     with pytest.raises(InputError, match="already, with other data"):
@@ -68,14 +68,14 @@ def test_a_node_whose_data_is_gone_is_another_node(three: LocalCluster, tmp_path
     three.nodes.pop("n3")
 
 
-def test_a_store_with_entries_does_not_join(three: LocalCluster, tmp_path: Path) -> None:
+def test_a_store_with_entries_cannot_join_a_cluster(three: LocalCluster, tmp_path: Path) -> None:
     with kvmeta.open(tmp_path / "single") as store:
         store.dataset().put(some_ids(10), places(10))
     with pytest.raises(InputError, match="holds 10 entries"):
         three.start("single")
 
 
-def test_two_clusters_of_one_name_are_told_apart(tmp_path: Path, etcd: DevEtcd) -> None:
+def test_a_node_refuses_another_cluster_with_the_same_name(tmp_path: Path, etcd: DevEtcd) -> None:
     with local_cluster(tmp_path / "a", etcd, 1) as cluster:
         cluster.stop("n1")
         other = DevEtcd(tmp_path / "etcd")
@@ -93,7 +93,7 @@ def test_two_clusters_of_one_name_are_told_apart(tmp_path: Path, etcd: DevEtcd) 
         cluster.start("n1")
 
 
-def test_a_node_with_what_another_cluster_is_founded_with_does_not_join_one_of_its_name(
+def test_a_node_whose_settings_differ_from_the_clusters_cannot_join(
     three: LocalCluster,
 ) -> None:
     for name, given, there in (("partitions", 64, 16), ("replicas", 2, 3), ("write_quorum", 3, 2)):
@@ -107,7 +107,7 @@ def test_a_node_with_what_another_cluster_is_founded_with_does_not_join_one_of_i
     assert [node.name for node in three.nodes["n3"].node.membership.current.members] == ["n1", "n2", "n3"]
 
 
-def test_a_node_of_another_cluster_is_refused_by_its_data(three: LocalCluster, tmp_path: Path) -> None:
+def test_a_node_cannot_start_with_data_of_another_cluster(three: LocalCluster, tmp_path: Path) -> None:
     three.stop("n3")
     name, three.name = three.name, "another"
     with pytest.raises(InputError, match="belongs to node 'n3' of cluster"):
@@ -116,7 +116,7 @@ def test_a_node_of_another_cluster_is_refused_by_its_data(three: LocalCluster, t
     three.start("n3")
 
 
-def test_rows_stamped_far_ahead_are_refused_saying_by_how_much(three: LocalCluster) -> None:
+def test_rows_stamped_far_ahead_are_refused_with_the_time_difference(three: LocalCluster) -> None:
     ahead = three.nodes["n1"].local.engine.clock
     ahead._unix_ms = lambda: time.time_ns() // 1_000_000 + 90_000  # type: ignore[attr-defined]
     with (
@@ -127,7 +127,7 @@ def test_rows_stamped_far_ahead_are_refused_saying_by_how_much(three: LocalClust
     ahead._unix_ms = lambda: time.time_ns() // 1_000_000  # type: ignore[attr-defined]
 
 
-def test_a_node_that_stamped_far_ahead_does_not_start(three: LocalCluster) -> None:
+def test_a_node_that_stamped_versions_far_ahead_does_not_start(three: LocalCluster) -> None:
     three.stop("n3")
     state = three.nodes["n3"].node.state
     now = split(three.nodes["n1"].local.engine.clock.stamp())
@@ -139,7 +139,7 @@ def test_a_node_that_stamped_far_ahead_does_not_start(three: LocalCluster) -> No
 
 
 @needs("mount", "umount")
-def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(tmp_path: Path, etcd: DevEtcd) -> None:
+def test_a_full_disk_costs_only_that_nodes_own_acknowledgements(tmp_path: Path, etcd: DevEtcd) -> None:
     (tmp_path / "nodes").mkdir()
     with (
         tmpfs(tmp_path / "nodes" / "n3", "14m"),
@@ -156,7 +156,7 @@ def test_a_node_whose_disk_is_full_costs_its_own_acknowledgements_only(tmp_path:
         assert sum(waiting) > 0
 
 
-def test_operators_are_told_what_cannot_be(three: LocalCluster) -> None:
+def test_impossible_operations_on_nodes_are_refused_with_their_reason(three: LocalCluster) -> None:
     with kvmeta.operators.open(three.target) as cluster:
         with pytest.raises(InputError, match="2 nodes for 3 replicas"):
             cluster.drain("n2")
@@ -176,7 +176,7 @@ def test_operators_are_told_what_cannot_be(three: LocalCluster) -> None:
         three.run(gone.stop())
 
 
-def test_without_etcd_reads_and_writes_go_on_and_changes_say_so(
+def test_reads_and_writes_continue_without_etcd_but_changes_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(membership, "LEASE_S", 2)

@@ -54,12 +54,14 @@ def trains(target: str, mode: str, context: str) -> None:
 
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 @pytest.mark.parametrize("mode", ["r", "a"])
-def test_workers_read_through_a_server_each_file_once_and_right(target: str, mode: str, context: str) -> None:
+def test_workers_read_every_file_correctly_once_through_a_server(
+    target: str, mode: str, context: str
+) -> None:
     trains(target, mode, context)
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
-def test_workers_read_from_a_directory_each_file_once_and_right(tmp_path: Path, context: str) -> None:
+def test_workers_read_every_file_correctly_once_from_a_directory(tmp_path: Path, context: str) -> None:
     with kvmeta.open(tmp_path / "store") as store:
         fill(store, tmp_path / "files")
     trains(str(tmp_path / "store"), "r", context)

@@ -34,7 +34,7 @@ async def first(watch: AsyncIterator[list[Changed]]) -> list[Changed]:
         return await anext(watch)
 
 
-def test_writes_are_made_under_their_conditions_or_not_at_all(etcd: DevEtcd) -> None:
+def test_a_transaction_writes_only_if_its_conditions_hold(etcd: DevEtcd) -> None:
     async def work() -> None:
         client = Etcd([etcd.url])
         assert await client.get("/cas/a") is None
@@ -86,7 +86,7 @@ def test_a_watch_goes_on_after_a_restart_without_a_gap(tmp_path: Path) -> None:
         server.stop()
 
 
-def test_a_watch_from_a_revision_that_is_gone_says_so(etcd: DevEtcd) -> None:
+def test_a_watch_from_a_compacted_revision_raises_compacted(etcd: DevEtcd) -> None:
     async def work() -> None:
         client = Etcd([etcd.url])
         for number in range(5):
@@ -115,7 +115,7 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def test_a_lease_that_is_kept_lasts_and_one_that_ends_takes_its_keys(etcd: DevEtcd) -> None:
+def test_a_renewed_lease_lasts_and_an_ended_one_removes_its_keys(etcd: DevEtcd) -> None:
     async def work() -> None:
         client = Etcd([etcd.url])
         lease = Lease(client, 2)
@@ -138,7 +138,7 @@ def test_a_lease_that_is_kept_lasts_and_one_that_ends_takes_its_keys(etcd: DevEt
     run(work())
 
 
-def test_mutual_tls(tmp_path: Path) -> None:
+def test_a_client_connects_with_mutual_tls(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
 
     async def work(members: Members) -> None:
@@ -154,7 +154,7 @@ def test_mutual_tls(tmp_path: Path) -> None:
         run(work(members))
 
 
-def test_of_three_members_any_may_die_while_its_clients_go_on(tmp_path: Path) -> None:
+def test_clients_continue_when_any_of_three_etcd_members_dies(tmp_path: Path) -> None:
     """Over mutual TLS, by address and by name: a watch, conditions and a lease outlive the member asked."""
     made = make_certificates(tmp_path)
 
@@ -179,7 +179,7 @@ def test_of_three_members_any_may_die_while_its_clients_go_on(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
-def test_of_several_urls_one_that_answers_is_enough(tmp_path: Path, host: str) -> None:
+def test_one_answering_url_of_several_is_enough(tmp_path: Path, host: str) -> None:
     async def work(members: Members) -> None:
         for urls in ([f"http://{host}:{free_port()}", *members.urls], [*members.urls, "http://no.invalid:1"]):
             client = Etcd(urls)
@@ -191,7 +191,7 @@ def test_of_several_urls_one_that_answers_is_enough(tmp_path: Path, host: str) -
         run(work(members))
 
 
-def test_a_node_joins_by_mutual_tls_though_one_member_is_away(tmp_path: Path) -> None:
+def test_a_node_joins_with_mutual_tls_while_one_etcd_member_is_away(tmp_path: Path) -> None:
     made = make_certificates(tmp_path)
     with Members(tmp_path, ["localhost"], made) as members:
         port, settings = free_port(), [f"cluster.etcd_{name}={made[name]}" for name in ("ca", "cert", "key")]
@@ -215,7 +215,7 @@ def test_a_node_joins_by_mutual_tls_though_one_member_is_away(tmp_path: Path) ->
     "urls",
     [[], ["127.0.0.1:1"], ["http://host"], ["http://a:1", "https://b:2"], ["ftp://a:1"], ["http://a:1/x"]],
 )
-def test_what_is_no_url_is_refused(urls: list[str]) -> None:
+def test_malformed_urls_are_refused(urls: list[str]) -> None:
     async def work() -> None:
         with pytest.raises(InputError, match="etcd"):
             Etcd(urls)

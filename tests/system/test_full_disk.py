@@ -97,7 +97,7 @@ BIG_STEPS: dict[str, Callable[[EmbeddedStore], object]] = {
 
 @pytest.mark.parametrize("step", BIG_STEPS)
 @pytest.mark.parametrize("leave", [0, 20_000, 60_000, 130_000])
-def test_a_big_step_on_a_full_disk_raises_storage_full_and_leaves_what_was_there(
+def test_a_large_step_on_a_full_disk_fails_and_keeps_existing_entries(
     disk: Path, step: str, leave: int
 ) -> None:
     store = open_store(disk / "store", options=MANUAL)
@@ -137,7 +137,7 @@ def store_closes(store: EmbeddedStore) -> None:
         store.close()
 
 
-def test_closing_on_a_full_disk_costs_nothing(disk: Path) -> None:
+def test_closing_a_store_on_a_full_disk_loses_nothing(disk: Path) -> None:
     store = open_store(disk / "store")
     put(store, 0, 3000)
     ballast = fill_up(disk, 0)
@@ -150,7 +150,7 @@ def test_closing_on_a_full_disk_costs_nothing(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", [0, 8192, 20_000, 60_000, 1_000_000])
-def test_a_store_that_cannot_be_made_on_a_full_disk_can_be_made_later(disk: Path, leave: int) -> None:
+def test_a_store_can_be_created_once_a_full_disk_has_room_again(disk: Path, leave: int) -> None:
     ballast = fill_up(disk, leave)
     made = True
     try:

@@ -72,7 +72,7 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"kvmeta://{cluster.nodes['n2'].address}"
 
 
-def test_a_node_client_and_python_see_the_same(client: Path, target: str) -> None:
+def test_a_node_js_client_and_python_see_the_same_entries(client: Path, target: str) -> None:
     address = target.removeprefix("kvmeta://")
     seen = json.loads(run(["node", str(client), address, os.fspath(ROOT / "protos")], client.parent))
     with kvmeta.open(target) as store:

@@ -41,7 +41,7 @@ def test_no_power_cut_loses_an_acknowledged_write(tmp_path: Path, filesystem: st
 
 
 @file_systems
-def test_without_syncs_power_cuts_do_lose_acknowledged_writes(tmp_path: Path, filesystem: str) -> None:
+def test_power_cuts_lose_acknowledged_writes_when_syncs_are_off(tmp_path: Path, filesystem: str) -> None:
     """The control: the test above can fail."""
     lost = []
     for number in range(3):
@@ -52,7 +52,7 @@ def test_without_syncs_power_cuts_do_lose_acknowledged_writes(tmp_path: Path, fi
 
 @pytest.mark.parametrize("writer", [unsynced.node_files, unsynced.segments, unsynced.manifest])
 @needs(MAKE["xfs"][0], "mount", "losetup")
-def test_a_sync_that_is_left_out_is_noticed(tmp_path: Path, writer: Callable[..., None]) -> None:
+def test_power_cuts_reveal_a_missing_sync(tmp_path: Path, writer: Callable[..., None]) -> None:
     """Planted bugs, on xfs: ext4 writes a file that is renamed over another out by itself."""
     aims = aims_of("xfs", 0, CUTS)
     cuts = list(cut_over_and_over(tmp_path, "xfs", aims, writer=writer))
@@ -71,9 +71,7 @@ def write_and_close(path: Path, round_: int, tell: Connection) -> None:
 
 
 @file_systems
-def test_a_store_whose_power_is_cut_right_after_its_close_opens_whole(
-    tmp_path: Path, filesystem: str
-) -> None:
+def test_a_power_cut_right_after_a_close_loses_nothing(tmp_path: Path, filesystem: str) -> None:
     with loop_disk(tmp_path, filesystem) as disk:
         for round_ in range(1, 7):
             hear, tell = multiprocessing.get_context("forkserver").Pipe(duplex=False)

@@ -192,7 +192,7 @@ def wait_for(process: ServerProcess, event: str, times: int = 1) -> None:
         time.sleep(0.02)
 
 
-def test_a_read_error_costs_its_page_and_a_restart_and_never_a_wrong_answer(disk: FailingDisk) -> None:
+def test_a_read_error_costs_only_its_page_and_a_restart(disk: FailingDisk) -> None:
     with server(disk) as process:
         with Load(process.target, disk.touched) as load:
             while len(load.acknowledged) < 5:
@@ -229,7 +229,7 @@ def test_a_read_error_costs_its_page_and_a_restart_and_never_a_wrong_answer(disk
         assert store.verify().ok
 
 
-def test_a_read_error_that_a_merge_meets_behaves_likewise(disk: FailingDisk) -> None:
+def test_a_read_error_in_a_merge_costs_only_its_page_and_a_restart(disk: FailingDisk) -> None:
     with server(disk) as process:
         with kvmeta.open(process.target, options=PATIENT) as store:
             store.dataset().put(ids(TOP, TOP + 100), locations(ids(TOP, TOP + 100), 3))
@@ -259,7 +259,7 @@ def look_up(path: Path) -> None:
         store.dataset().lookup(ids(0, TOP), on_error="mask")
 
 
-def test_an_embedded_user_is_ended_and_goes_on_with_a_probe(disk: FailingDisk) -> None:
+def test_a_read_error_kills_an_embedded_process_and_a_probe_recovers(disk: FailingDisk) -> None:
     disk.fail_reads()
     process = fresh(look_up, disk.store)
     process.join(WAIT_S)
@@ -280,7 +280,7 @@ def test_verify_tells_of_pages_that_cannot_be_read(disk: FailingDisk) -> None:
     assert done.stdout.count("the device cannot read it") == len(PAGES)
 
 
-def test_a_header_that_cannot_be_read_costs_its_segment(disk: FailingDisk) -> None:
+def test_an_unreadable_header_costs_only_its_segment(disk: FailingDisk) -> None:
     disk.fail_reads((0,))
     with server(disk) as process:
         wait_for(process, "ready")

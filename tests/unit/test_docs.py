@@ -23,7 +23,7 @@ def words(mixed: np.ndarray) -> str:
     return " ".join(f"{int(half):016x}" for half in mixed)
 
 
-def test_the_bijections_vectors() -> None:
+def test_the_published_vectors_of_the_bijection_hold() -> None:
     table = re.findall(r"\| `([0-9a-f]{32})` \| `([0-9a-f]{16} [0-9a-f]{16})` \|", FORMAT)
     assert len(table) == 4
     for plain, mixed in table:
@@ -32,7 +32,7 @@ def test_the_bijections_vectors() -> None:
     assert " ".join(f"{int(key):016x}" for key in round_keys(DEFAULT_SEED)) in " ".join(FORMAT.split())
 
 
-def test_the_keys_vectors() -> None:
+def test_the_published_vectors_of_keys_hold() -> None:
     table = re.findall(r"\| (\(empty\)|`[^`]+`) \| `([0-9a-f]{32})` \|", FORMAT)
     keys = {key.strip("`"): id_hex for key, id_hex in table if not re.fullmatch(r"`[0-9a-f]{32}`", key)}
     assert len(keys) == 3
@@ -40,7 +40,7 @@ def test_the_keys_vectors() -> None:
         assert kvmeta.ids_to_hex(kvmeta.ids_from_keys(["" if key == "(empty)" else key])) == [id_hex]
 
 
-def test_the_versions_vector() -> None:
+def test_the_published_vector_of_a_version_holds() -> None:
     version = kvmeta.split_version(0x18ACA78D1A7FFFFF)
     assert f"{version.unix_ms - 1_577_836_800_000:,} ms" in FORMAT
     assert version[1:] == (31, 1023, True, 127)
@@ -55,7 +55,7 @@ def test_the_versions_vector() -> None:
         ("## Location", kvmeta.LOCATION),
     ],
 )
-def test_the_offsets_in_a_table_are_those_of_the_layout(heading: str, layout: np.dtype) -> None:
+def test_the_offsets_in_each_table_match_the_layout(heading: str, layout: np.dtype) -> None:
     part = re.split(r"\n##+ ", FORMAT.split("\n" + heading, 1)[1])[0]
     published: dict[str, int] = {}
     for offset, names in re.findall(r"^\| (\d+) \| ([a-z][^|]*) \|", part, re.MULTILINE):
@@ -69,7 +69,7 @@ def test_the_offsets_in_a_table_are_those_of_the_layout(heading: str, layout: np
     assert set(layout.names or ()) - set(published) <= {"reserved"}
 
 
-def test_the_worked_example(tmp_path: Path) -> None:
+def test_the_worked_example_of_a_segment_matches_the_code(tmp_path: Path) -> None:
     loc = np.zeros(3, kvmeta.LOCATION)
     loc["volume"], loc["tag"] = 1, 7
     loc["length"], loc["offset"] = [100, 2000, 70_000], [512, 1536, 4096]
@@ -119,7 +119,7 @@ def test_the_files_that_a_newcomer_is_sent_to_exist(name: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
-def test_the_first_change_is_described_as_the_code_is() -> None:
+def test_the_first_change_in_contributing_matches_the_code() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     function, test = "_shown", "test_volumes_are_listed_added_and_moved"
     assert function in page

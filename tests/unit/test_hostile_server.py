@@ -51,7 +51,7 @@ def hostile(reply: Callable[[], bytes], arrived: list[str] | None = None) -> Ite
 
 
 @pytest.mark.parametrize("reply", [b"\xff\xff\xff", b"", b"\x0a\x02\x0a\x00"])
-def test_nonsense_is_an_error_and_never_an_answer(reply: bytes) -> None:
+def test_a_nonsense_reply_raises_an_error(reply: bytes) -> None:
     nothing = reply != b"\xff\xff\xff"  # an empty message is what a put's reply is
 
     async def awaited(target: str) -> None:
@@ -79,7 +79,7 @@ def test_nonsense_is_an_error_and_never_an_answer(reply: bytes) -> None:
         asyncio.run(awaited(target))
 
 
-def test_closing_a_store_ends_its_calls_with_an_error() -> None:
+def test_closing_a_store_fails_its_calls_under_way() -> None:
     go = threading.Event()
     arrived: list[str] = []
     in_two_lookups = 1 + 3  # messages, of up to 4 IDs each
@@ -133,7 +133,7 @@ def test_closing_a_store_ends_its_calls_with_an_error() -> None:
         go.set()
 
 
-def test_an_interrupt_amid_grpc_costs_the_channel_and_not_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_inside_grpc_costs_only_the_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
         def future(self, *_: Any, **__: Any) -> Any:
             raise KeyboardInterrupt
@@ -150,7 +150,7 @@ def test_an_interrupt_amid_grpc_costs_the_channel_and_not_the_store(monkeypatch:
         before.close()
 
 
-def test_a_store_closed_under_a_load_ends_it_with_an_error_of_its_own() -> None:
+def test_closing_a_store_during_a_load_fails_the_load() -> None:
     def batches() -> Iterator[Any]:
         yield IDS[:4], LOCATIONS[:4]
         yield IDS[4:8], LOCATIONS[4:8]

@@ -41,7 +41,7 @@ def test_bytes_are_raw_ids_of_exactly_sixteen() -> None:
             as_ids([bytes(16), bytes(size)])
 
 
-def test_the_error_names_the_place() -> None:
+def test_the_error_names_the_position_of_the_wrong_id() -> None:
     with pytest.raises(kvmeta.InputError, match=r"ids\[2\]"):
         as_ids(["a", "b", 1.5])
 
@@ -69,7 +69,7 @@ def test_byte_arrays_and_void_arrays_are_the_same_ids() -> None:
     assert as_ids(as_ids(raw)[::-1]).tobytes() == raw[::-1].tobytes()
 
 
-def test_signed_integers_are_taken_only_where_asked_for() -> None:
+def test_signed_integers_are_accepted_only_on_request() -> None:
     with pytest.raises(kvmeta.InputError, match="ids_from_ints"):
         as_ids(np.arange(3))
     assert (ids_from_ints(np.arange(3)) == as_ids([0, 1, 2])).all()

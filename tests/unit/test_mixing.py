@@ -56,7 +56,7 @@ def test_the_default_seed_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 8191, 8192, 20_000])
-def test_the_high_halves_alone_are_those_of_the_whole(n: int) -> None:
+def test_mixing_only_high_halves_gives_the_same_high_halves(n: int) -> None:
     ids = np.random.default_rng(n).integers(0, 256, (n, 16), np.uint8).view("V16").reshape(-1)
     for seed in (mixing.DEFAULT_SEED, 7):
         assert (mixing.mixed_high(ids, seed) == mixing.mix(ids, seed)[:, 0]).all()

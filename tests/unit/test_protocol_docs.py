@@ -59,12 +59,12 @@ def example(start: str) -> bytes:
 # Columns
 
 
-def test_the_request_of_the_worked_example_is_what_the_code_sends() -> None:
+def test_the_code_sends_the_request_of_the_worked_example() -> None:
     request = pb.LookupRequest(ids=pack(kvmeta.ids_from_ints([1, 2])))
     assert request.SerializeToString() == example("12 22")
 
 
-def test_the_response_of_the_worked_example_says_what_the_page_says() -> None:
+def test_the_response_of_the_worked_example_decodes_as_the_page_says() -> None:
     locations = np.zeros(2, kvmeta.LOCATION)
     locations[0] = (1, 100, 512, 0x11111111, 7)
     reply = pb.LookupResponse.FromString(example("0a 04"))
@@ -73,7 +73,7 @@ def test_the_response_of_the_worked_example_says_what_the_page_says() -> None:
     assert unpack(column_of(reply.versions), VERSION, 2, "versions").tolist() == [0x18ACA78D1A000000, 0]
 
 
-def test_the_lz4_example_is_what_the_code_reads_and_writes() -> None:
+def test_the_code_reads_and_writes_the_lz4_example() -> None:
     states = np.zeros(64, np.uint8)
     packed = pb.Packed.FromString(example("12 0f"))
     assert packed.WhichOneof("form") == "lz4"
@@ -81,7 +81,7 @@ def test_the_lz4_example_is_what_the_code_reads_and_writes() -> None:
     assert pack(states, LZ4).WhichOneof("form") == "lz4"
 
 
-def test_the_sizes_and_offsets_of_the_columns() -> None:
+def test_the_published_sizes_and_offsets_of_columns_are_right() -> None:
     sizes = {
         name: int(size) for name, size in re.findall(r"^\| `(\w+)` \| (\d+) \|", section("## Columns"), re.M)
     }
@@ -96,7 +96,7 @@ def test_the_sizes_and_offsets_of_the_columns() -> None:
     assert fields == known
 
 
-def test_the_bits_of_a_version() -> None:
+def test_the_published_bits_of_a_version_are_right() -> None:
     lowest = {
         row[1].split()[0].strip(":;"): int(re.findall(r"\d+", row[0])[-1]) for row in rows("### Version: u8")
     }
@@ -114,7 +114,7 @@ def test_the_bits_of_a_version() -> None:
     assert moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") in PAGE
 
 
-def test_the_codes_of_states_and_outcomes() -> None:
+def test_the_published_codes_of_states_and_outcomes_are_right() -> None:
     states = {int(row[0]): re.split(r"[:;]", row[1])[0] for row in rows("### Codes")}
     assert states == {int(state): state.name.lower() for state in codes.State if state < codes.State.FENCED}
     outcomes = dict(re.findall(r"^\| (\d) \| x? ?\| x? ?\| ([a-z ]*[a-z])", PAGE, re.MULTILINE))
@@ -126,7 +126,7 @@ def test_the_codes_of_states_and_outcomes() -> None:
     assert outcomes == {"0": "took effect", **words, **beyond}
 
 
-def test_the_keys_vectors() -> None:
+def test_the_published_vectors_of_keys_hold() -> None:
     vectors = rows("## Keys and IDs")
     assert len(vectors) == 3
     for key, id_hex in vectors:
@@ -151,7 +151,7 @@ def test_the_limits_are_the_servers() -> None:
 # Calls
 
 
-def test_the_table_of_calls_is_made_from_the_rows() -> None:
+def test_the_table_of_calls_on_the_page_is_up_to_date() -> None:
     assert table.written(PAGE) == PAGE, "make protos writes it"
     assert [row[0].strip("`") for row in rows("## Calls")] == list(STORE_METHODS)
 
@@ -160,7 +160,7 @@ def may_repeat(method: Method, request: Any) -> bool:
     return method.may_repeat(request)
 
 
-def test_what_may_be_repeated_where_the_request_decides_it() -> None:
+def test_the_page_says_which_requests_may_be_repeated() -> None:
     write, update, start = (STORE_METHODS[name] for name in ("Write", "UpdateVolume", "StartJob"))
     said = {row[0].strip("`"): row[2] for row in rows("## Calls")}
     for operation in ("PUT", "DELETE", "INSERT", "RELOCATE"):
@@ -207,14 +207,14 @@ def test_every_reason_is_on_the_page_with_its_status() -> None:
     assert set(published) == status.REASONS
 
 
-def test_any_call_is_sent_again_only_where_nothing_was_done() -> None:
+def test_the_page_lists_the_reasons_for_retrying_any_call() -> None:
     published = published_errors()
     assert {
         reason for reason, cells in published.items() if cells[2].startswith("any call")
     } == status.NOT_STARTED
 
 
-def test_the_details_example_is_what_the_code_sends() -> None:
+def test_the_code_sends_the_example_of_error_details() -> None:
     raw = example("08 05")
     assert status.of_error(NotFoundError("no such job")).SerializeToString() == raw
     info = error_details_pb2.ErrorInfo()

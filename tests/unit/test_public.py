@@ -33,7 +33,7 @@ def test_the_sdk_imports_neither_numba_nor_rocksdict() -> None:
 
 
 @pytest.mark.slow
-def test_grpc_is_imported_only_by_who_needs_a_server() -> None:
+def test_importing_kvmeta_does_not_import_grpc() -> None:
     assert run("import sys, kvmeta; print('grpc' in sys.modules)").strip() == "False"
     assert run("import kvmeta; print(kvmeta.ClientOptions().in_flight, kvmeta.aio.__name__)").split()[1]
 
@@ -54,7 +54,7 @@ def test_a_missing_engine_names_the_pip_command(tmp_path: Path, monkeypatch: pyt
         kvmeta.open(tmp_path / "store")
 
 
-def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_opened_raises_a_clear_error(tmp_path: Path) -> None:
     for target, options, kind, told in (
         ("s3://bucket/store", None, kvmeta.UnsupportedError, "s3:// store"),
         ("kvmeta://", None, kvmeta.InputError, "kvmeta://host"),

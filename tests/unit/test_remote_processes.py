@@ -104,7 +104,7 @@ def test_a_pickled_store_and_dataset_connect_anew_with_the_same_settings(target:
         files._store.close()
 
 
-def test_a_dataset_that_is_pickled_with_its_store_stays_a_dataset_of_it(target: str) -> None:
+def test_a_dataset_pickled_with_its_store_keeps_belonging_to_it(target: str) -> None:
     with kvmeta.open(target, "r") as store:
         copy, files = pickle.loads(pickle.dumps((store, store.dataset())))
         assert files._store is copy
@@ -140,7 +140,7 @@ def children_use_an_opened_store(target: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_children_use_a_store_that_was_opened_and_used_before(target: str, method: str) -> None:
+def test_child_processes_can_use_a_store_that_their_parent_used(target: str, method: str) -> None:
     in_its_own_process(children_use_an_opened_store, target, method)
 
 
@@ -160,7 +160,7 @@ def forks_while_threads_look_up(target: str) -> None:
         assert_holds(store, HELD + 3000, HELD + 4000)
 
 
-def test_a_fork_amid_other_threads_lookups_reads_and_writes_and_the_lookups_go_on(target: str) -> None:
+def test_a_fork_during_lookups_of_other_threads_works_and_they_continue(target: str) -> None:
     in_its_own_process(forks_while_threads_look_up, target)
 
 
@@ -169,7 +169,7 @@ def test_a_fork_amid_other_threads_lookups_reads_and_writes_and_the_lookups_go_o
     ["import grpc", "import grpc; grpc.insecure_channel('127.0.0.1:1').close()"],
     ids=["imported", "used"],
 )
-def test_forks_work_where_grpc_came_before_kvmeta(target: str, before: str) -> None:
+def test_forks_work_even_if_grpc_was_imported_before_kvmeta(target: str, before: str) -> None:
     in_its_own_process(forks_while_threads_look_up, target, before=before)
 
 
@@ -190,7 +190,7 @@ def forks_between_the_messages_of_a_load(target: str) -> None:
     store.close()
 
 
-def test_a_load_goes_on_when_what_feeds_it_forks(target: str) -> None:
+def test_a_load_continues_when_its_batch_iterator_forks(target: str) -> None:
     in_its_own_process(forks_between_the_messages_of_a_load, target)
 
 
@@ -247,7 +247,7 @@ def a_fork_without_support_is_refused(target: str) -> None:
         holds(files)
 
 
-def test_a_fork_is_refused_where_the_user_turned_grpcs_fork_support_off(target: str) -> None:
+def test_a_fork_is_refused_if_grpcs_fork_support_is_off(target: str) -> None:
     in_its_own_process(a_fork_without_support_is_refused, target, GRPC_ENABLE_FORK_SUPPORT="0")
 
 

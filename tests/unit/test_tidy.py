@@ -29,7 +29,7 @@ def named(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_a_file_is_one_noun_that_fits_one_mind(path: Path) -> None:
+def test_a_file_is_short_and_has_a_telling_name(path: Path) -> None:
     text = path.read_text()
     assert text.count("\n") <= LINES_MAX
     assert path.stem not in EMPTY_NAMES
@@ -64,7 +64,7 @@ def test_prose_fits_a_window_of_a_hundred_columns(path: Path) -> None:
     assert [line for line in prose(path.read_text()) if can_be_wrapped(line)] == []
 
 
-def test_what_is_too_wide_is_told_from_code_tables_headings_and_links() -> None:
+def test_wide_code_tables_headings_and_links_are_not_counted_as_prose() -> None:
     wide = "word " * 30
     assert prose(f"{wide}\n- {wide}\n  {wide}") == [wide, f"- {wide}", f"  {wide}"]
     assert prose(f"# {wide}\n| {wide} |\n```\n{wide}\n```\n") == []

@@ -81,7 +81,7 @@ def test_a_counter_that_overflows_borrows_the_next_millisecond() -> None:
     assert split(stamps[32]) == Version(EPOCH_MS + 6, 0, 0, False, 0)
 
 
-def test_many_stamps_at_once_are_all_taken() -> None:
+def test_taking_many_stamps_at_once_reserves_all_of_them() -> None:
     clock = HybridClock(unix_ms=lambda: EPOCH_MS + 5)
     first = clock.stamp(100)
     assert clock.stamp() == first + 100 * STAMP_STEP

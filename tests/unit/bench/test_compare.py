@@ -27,7 +27,7 @@ ROWS = 3000
 
 @pytest.mark.parametrize("system", ADAPTERS, ids=lambda system: system.key)
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_gives_back_what_went_in(system, kind, tmp_path):
+def test_an_adapter_returns_the_entries_it_was_given(system, kind, tmp_path):
     if system.missing():
         pytest.skip(system.missing())
     catalogue, random = Catalogue(ids=kind), np.random.default_rng(1)
@@ -78,7 +78,7 @@ def test_the_tiny_form_measures_every_system_there_is(tmp_path, capsys, monkeypa
     assert "| RocksDB, block-based with Bloom filter | " in page
 
 
-def test_a_wrong_answer_is_no_figure(tmp_path):
+def test_a_wrong_answer_stops_the_comparison(tmp_path):
     class Forgetful(ours.KvmetaClient):
         def lookup(self, ids):
             answer = super().lookup(ids)
@@ -93,7 +93,7 @@ def test_a_wrong_answer_is_no_figure(tmp_path):
     asker.close()
 
 
-def test_a_slice_of_puts_takes_entries_that_nobody_has_put(tmp_path):
+def test_every_slice_of_puts_writes_new_entries(tmp_path):
     asker = Asker(ours.KvmetaClient, str(tmp_path / "store"), Catalogue(), 0)
     got = [asker.puts(256, way, 0.01) for way in (ONE, "2 threads")]
     asker.close()
@@ -106,7 +106,7 @@ def test_a_slice_of_puts_takes_entries_that_nobody_has_put(tmp_path):
         assert figures.rows + figures.memtable_rows >= 6 * 256
 
 
-def test_ways_differ_in_how_many_batches_are_under_way(tmp_path):
+def test_ways_of_asking_differ_in_how_many_batches_are_in_flight(tmp_path):
     seen = []
 
     class Watched(ours.KvmetaClient):
@@ -123,7 +123,7 @@ def test_ways_differ_in_how_many_batches_are_under_way(tmp_path):
     assert max(seen) == 32
 
 
-def test_columns_come_back_in_the_order_of_the_question():
+def test_columns_return_in_the_order_of_the_ids_asked():
     catalogue = Catalogue()
     ((ids, locations),) = catalogue.batches(0, 50, 50)
     order = np.random.default_rng(3).permutation(50)
@@ -143,7 +143,7 @@ def test_columns_come_back_in_the_order_of_the_question():
     assert answer.locations[1] == locations[order[0]]
 
 
-def test_a_connection_is_lent_to_one_call_at_a_time_and_not_again_after_a_failure():
+def test_a_connection_serves_one_call_at_a_time_until_one_fails():
     made = iter(range(10))
     pool = Pool(lambda: next(made))
     with pool.borrowed() as first, pool.borrowed() as second:
@@ -154,7 +154,7 @@ def test_a_connection_is_lent_to_one_call_at_a_time_and_not_again_after_a_failur
         assert {third, fourth} == {1, 2} or {third, fourth} == {0, 2}
 
 
-def test_zipf_asks_for_few_entries_most_of_the_time():
+def test_zipf_queries_ask_mostly_for_a_few_entries():
     queries = Queries(Catalogue(), 1_000_000, access="zipf")
     indices = queries.batch(np.random.default_rng(1), 100_000).indices
 

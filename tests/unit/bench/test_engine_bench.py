@@ -29,7 +29,7 @@ def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, c
     assert all(answer["question"] in printed for answer in written["answers"])
 
 
-def test_stores_are_built_once_and_a_half_built_one_again(tmp_path):
+def test_finished_stores_are_reused_and_half_built_ones_are_rebuilt(tmp_path):
     sizes = engine.FORMS["tiny"]
     marker = Stores(tmp_path, sizes).small().parent / "built.json"
     before = marker.read_text()

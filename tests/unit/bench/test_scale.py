@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     assert len(measured) == 3
 
 
-def test_a_size_without_room_is_left_out(tmp_path, monkeypatch):
+def test_a_size_that_does_not_fit_on_disk_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(
         scale.shutil, "disk_usage", lambda _: scale.shutil._ntuple_diskusage(100, 0, 10 << 30)
     )
@@ -71,7 +71,7 @@ def test_a_size_without_room_is_left_out(tmp_path, monkeypatch):
     assert not scale.has_room(1_000_000_000, tmp_path)
 
 
-def test_only_what_fits_into_memory_together_is_asked_warm(monkeypatch):
+def test_only_sizes_that_fit_in_memory_together_are_measured_warm(monkeypatch):
     monkeypatch.setattr(
         scale.os, "sysconf", lambda name: 4096 if name == "SC_PAGE_SIZE" else 1 << 20
     )  # 4 GiB
@@ -98,7 +98,7 @@ def test_puts_into_a_copy_leave_the_store_alone(tmp_path):
     assert Stores(tmp_path, stores.sizes).big() == path
 
 
-def test_reads_are_counted_on_the_device_or_else_of_the_process(tmp_path, monkeypatch):
+def test_reads_are_counted_for_the_device_or_else_the_process(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_bytes(bytes(1 << 20))
     for known in (True, False):

@@ -45,7 +45,7 @@ def test_the_tiny_form_answers_every_question_and_writes_every_round(tmp_path, c
     assert not (tmp_path / "stores" / "scratch").exists()
 
 
-def test_a_flood_hangs_on_until_it_is_closed(tmp_path):
+def test_a_flood_keeps_its_connections_until_it_is_closed(tmp_path):
     with EmbeddedStore(tmp_path / "store") as store, served(store) as target:
         flood = Flood(target.removeprefix("kvmeta://"), idle=5, slow=6)
         try:
@@ -73,7 +73,7 @@ class Counter:
         return self.count
 
 
-def test_a_worker_keeps_its_object_and_tells_what_went_wrong():
+def test_a_worker_keeps_its_object_and_reports_errors():
     with Worker(Counter, 1) as worker:
         assert [worker.call("add", 1), worker.call("add", 2)] == [2, 4]
         with pytest.raises(RuntimeError, match="TypeError"):

@@ -28,7 +28,7 @@ def rules(*operations: Operation) -> list[str]:
     return [violation.rule for violation in judge(*operations).violations]
 
 
-def test_what_is_written_is_read() -> None:
+def test_reading_the_last_value_written_breaks_no_rule() -> None:
     assert not rules(
         op(LOOKUP, 0, 1),
         op(PUT, 2, 4, wrote=1),
@@ -41,20 +41,20 @@ def test_what_is_written_is_read() -> None:
     )
 
 
-def test_while_a_write_is_under_way_both_may_be_read() -> None:
+def test_a_lookup_during_a_write_may_see_the_old_or_new_value() -> None:
     writes = op(PUT, 0, 1, wrote=1), op(PUT, 10, 20, wrote=2)
     assert not rules(*writes, op(LOOKUP, 11, 12, saw=1, version=5))
     assert not rules(*writes, op(LOOKUP, 11, 12, saw=2, version=9))
     assert not rules(op(PUT, 0, 1, wrote=1), op(DELETE, 10, 20), op(LOOKUP, 11, 12))
 
 
-def test_an_acknowledged_put_that_is_lost_is_seen() -> None:
+def test_the_check_reports_a_lost_acknowledged_put() -> None:
     assert rules(op(PUT, 0, 1, wrote=1), op(PUT, 2, 3, wrote=2), op(LOOKUP, 4, 5, saw=1, version=5)) == [
         "lost"
     ]
 
 
-def test_a_false_miss_is_seen() -> None:
+def test_the_check_reports_a_false_miss() -> None:
     put = op(PUT, 0, 1, wrote=1)
     assert rules(put, op(LOOKUP, 2, 3)) == ["lost"]
     assert rules(put, op(FAST, 2, 3)) == ["lost"]
@@ -62,11 +62,11 @@ def test_a_false_miss_is_seen() -> None:
     assert rules(put, op(RELOCATE, 2, 3, told=ABSENT, wrote=2, saw=1, version=5)) == ["lost"]
 
 
-def test_a_deleted_entry_that_comes_back_is_seen() -> None:
+def test_the_check_reports_a_deleted_entry_that_comes_back() -> None:
     assert rules(op(PUT, 0, 1, wrote=1), op(DELETE, 2, 3), op(LOOKUP, 4, 5, saw=1, version=5)) == ["lost"]
 
 
-def test_a_write_of_unknown_outcome_may_take_effect_at_any_time_and_never() -> None:
+def test_a_write_of_unknown_outcome_may_take_effect_late_or_never() -> None:
     unknown, put = op(PUT, 0, 1, told=UNKNOWN, wrote=1), op(PUT, 2, 3, wrote=2)
     assert not rules(unknown, put, op(LOOKUP, 90, 91, saw=1, version=9))
     assert not rules(unknown, put, op(LOOKUP, 90, 91, saw=2, version=5))
@@ -79,14 +79,14 @@ def test_a_write_sent_twice_is_acknowledged_and_may_take_effect_again() -> None:
     assert not rules(twice, put, op(LOOKUP, 4, 5, saw=1, version=9))
 
 
-def test_what_a_quorum_has_read_stays_even_if_its_writer_never_knew() -> None:
+def test_a_value_read_by_a_quorum_stays_despite_its_unknown_outcome() -> None:
     unknown = op(PUT, 4, 5, told=UNKNOWN, wrote=2)
     before = op(DELETE, 0, 1)
     assert rules(before, unknown, op(LOOKUP, 6, 7, saw=2, version=9), op(LOOKUP, 8, 9)) == ["lost"]
     assert not rules(before, unknown, op(FAST, 6, 7, saw=2, version=9), op(LOOKUP, 8, 9))
 
 
-def test_what_nobody_wrote_is_seen() -> None:
+def test_the_check_reports_a_value_that_nobody_wrote() -> None:
     assert rules(op(LOOKUP, 0, 1, saw=3, version=5)) == ["invented"]
     assert rules(op(PUT, 5, 6, wrote=3), op(LOOKUP, 0, 1, saw=3, version=5)) == ["invented"]
     assert rules(op(PUT, 0, 1, wrote=3), op(FAST, 2, 3, saw=GARBLED, version=5)) == ["invented"]
@@ -95,7 +95,7 @@ def test_what_nobody_wrote_is_seen() -> None:
     ]
 
 
-def test_a_relocate_that_answered_no_has_no_effect() -> None:
+def test_a_refused_relocate_has_no_effect() -> None:
     put, refused = op(PUT, 0, 1, wrote=1), op(RELOCATE, 2, 3, told=CHANGED, wrote=2, saw=1, version=5)
     assert not rules(put, refused)
     assert rules(put, refused, op(LOOKUP, 4, 5, saw=2, version=6)) == ["invented"]
@@ -131,7 +131,7 @@ def test_one_version_has_one_value() -> None:
     ]
 
 
-def test_two_winners_of_one_absence_are_counted_not_judged() -> None:
+def test_two_concurrent_successful_inserts_are_counted_but_break_no_rule() -> None:
     verdict = judge(op(INSERT, 0, 5, wrote=1, version=8), op(INSERT, 3, 9, wrote=2, version=9))
     assert not verdict.violations
     assert [(each.began, each.ended) for each in verdict.twins] == [(0, 9)]
@@ -139,7 +139,7 @@ def test_two_winners_of_one_absence_are_counted_not_judged() -> None:
     assert not apart.twins
 
 
-def test_two_relocates_of_one_version_are_counted_not_judged() -> None:
+def test_two_relocates_of_one_version_are_counted_but_break_no_rule() -> None:
     verdict = judge(
         op(PUT, 0, 1, wrote=1),
         op(RELOCATE, 2, 6, wrote=2, saw=1, version=8),
@@ -151,12 +151,12 @@ def test_two_relocates_of_one_version_are_counted_not_judged() -> None:
     assert [(each.began, each.ended) for each in verdict.twins] == [(2, 7)]
 
 
-def test_what_has_no_answer_is_not_judged() -> None:
+def test_operations_without_an_answer_are_not_judged() -> None:
     assert not rules(op(PUT, 0, 1, wrote=1), op(LOOKUP, 2, 3, told=UNKNOWN), op(FAST, 2, 3, told=UNKNOWN))
     assert not rules(op(PUT, 0, 1, wrote=1), op(INSERT, 2, 3, told=UNKNOWN, wrote=2))
 
 
-def test_ids_are_judged_each_for_itself() -> None:
+def test_every_id_is_judged_separately() -> None:
     rows = np.array([op(PUT, 0, 1, wrote=1), op(LOOKUP, 2, 3)], ROW)
     rows["id"] = [1, 2]
     assert not check(rows).violations
@@ -164,7 +164,7 @@ def test_ids_are_judged_each_for_itself() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_a_register_answers_is_never_wrong(seed: int) -> None:
+def test_the_check_accepts_every_history_of_a_correct_register(seed: int) -> None:
     """Operations that take effect at a moment within their time, half of the unknown ones never."""
     random = np.random.default_rng(seed)
     operations = []

@@ -37,14 +37,14 @@ def test_a_change_is_tried_until_it_is_made(monkeypatch: pytest.MonkeyPatch) -> 
     assert not changed(monkeypatch, InputError("too few answer"), InputError("too few answer"), None)
 
 
-def test_a_change_that_is_never_made_tells_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_never_succeeds_reports_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(monkeypatch, InputError("too few answer"), timeout_s=-1) == "too few answer"
 
 
-def test_a_node_that_is_gone_after_a_lost_answer_was_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_missing_after_a_lost_answer_counts_as_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not changed(monkeypatch, OutcomeUnknownError("lost"), NotFoundError("no node n1"))
 
 
-def test_a_node_that_was_never_there_is_not_taken_for_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_never_existed_does_not_count_as_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     told = changed(monkeypatch, NotFoundError("no node n1"), timeout_s=-1)
     assert "no node n1" in told

@@ -62,7 +62,7 @@ def drain(run: Run) -> Result:
     return run("cluster", "drain", "n2", "--store", "kvmeta://n1:1", "--wait", "--json", "--no-progress")
 
 
-def test_a_drain_is_done_only_when_a_map_with_it_says_so(run: Run, told: Callable[..., Told]) -> None:
+def test_a_drain_ends_only_when_a_newer_map_lacks_the_node(run: Run, told: Callable[..., Told]) -> None:
     n1, n2 = member("n1"), member("n2", "draining")
     cluster = told(
         status(6, 0, n1, member("n2")),  # a node that has not heard of the drain: nothing moves
@@ -77,14 +77,14 @@ def test_a_drain_is_done_only_when_a_map_with_it_says_so(run: Run, told: Callabl
     assert cluster.looks == 4
 
 
-def test_a_drain_that_somebody_ends_is_not_waited_for(run: Run, told: Callable[..., Told]) -> None:
+def test_drain_stops_waiting_when_someone_undrains_the_node(run: Run, told: Callable[..., Told]) -> None:
     told(status(8, 0, member("n1"), member("n2")), changed=Changed(7, 12))
     done = drain(run)
     assert done.exit_code == 2
     assert "'n2' stays" in done.stderr
 
 
-def test_the_nodes_are_shown_with_what_waits_for_them_and_what_they_dropped(
+def test_nodes_are_shown_with_their_waiting_rows_and_dropped_hints(
     run: Run, told: Callable[..., Told]
 ) -> None:
     n1, n2 = member("n1", hinted=7, hints_dropped=3), member("n2", waiting=7)

@@ -30,7 +30,7 @@ def test_pack_then_index_then_cat_gives_the_bytes_back(run, tmp_path, photos):
     assert cat.stdout_bytes == b"".join(photos.values())
 
 
-def test_reports_are_objects_for_scripts(run, tmp_path, photos):
+def test_pack_and_index_report_as_json_objects(run, tmp_path, photos):
     (packed,) = json_of(run("pack", tmp_path / "photos", "--into", tmp_path / "shards", "--json"))
     assert (packed["files"], packed["shards"], packed["skipped"]) == (20, 1, 0)
     (indexed,) = json_of(run("index", tmp_path / "shards", "--store", "new", "--json"))
@@ -65,7 +65,7 @@ def test_a_mistyped_source_makes_no_store(run, opener, tmp_path):
     assert result.stderr == f"kvmeta: {tmp_path / 'absent'}: no such file or directory\n"
 
 
-def test_a_damaged_tar_is_code_3(run, tmp_path, photos):
+def test_a_damaged_tar_exits_with_code_3(run, tmp_path, photos):
     run("pack", tmp_path / "photos", "--into", tmp_path / "shards")
     shard = tmp_path / "shards" / "shard-000000.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
@@ -123,7 +123,7 @@ def test_sizes_are_read_in_powers_of_1024(text, size):
     assert parse_size(text) == size
 
 
-def test_a_size_that_is_none_is_wrong_usage(run, tmp_path):
+def test_a_malformed_size_is_wrong_usage(run, tmp_path):
     result = run("pack", tmp_path, "--into", tmp_path / "x", "--shard-bytes", "big")
     assert result.exit_code == 2
     assert "'big' is not a size" in result.stderr
@@ -143,7 +143,7 @@ def test_without_rich_there_is_no_bar_and_no_error(run, tmp_path, photos, monkey
 # --- get, lookup, cat ------------------------------------------------------------------------------------
 
 
-def test_get_shows_where_a_file_lies_in_two_columns(run, catalog, tmp_path):
+def test_get_prints_a_files_location_in_two_columns(run, catalog, tmp_path):
     result = run("get", KEY, "--store", catalog)
     assert result.exit_code == 0
     shown = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
@@ -153,7 +153,7 @@ def test_get_shows_where_a_file_lies_in_two_columns(run, catalog, tmp_path):
     assert shown["length"] == "100"
 
 
-def test_json_of_a_file_has_its_uri_and_no_number_that_a_double_cannot_hold(run, catalog, tmp_path):
+def test_json_of_a_file_has_its_uri_and_large_numbers_as_text(run, catalog, tmp_path):
     (found,) = json_of(run("get", KEY, "--store", catalog, "--json"))
     assert found["uri"] == (tmp_path / "shards0" / "shard-000000.tar").as_uri()
     assert found["found"] is True
@@ -169,7 +169,7 @@ def test_the_uri_of_a_volume_that_is_not_registered_is_null(run, catalog, opener
     assert "(not registered)" in run("get", KEY, "--store", catalog).stdout
 
 
-def test_lookup_by_key_shows_the_keys_and_takes_lines_of_any_system(run, catalog):
+def test_lookup_by_key_prints_the_keys_and_accepts_any_line_endings(run, catalog):
     line = ["lookup", "--ids", "-", "--format", "key", "--store", catalog]
     asked = f"{KEY}\r\n\r\n\n{ABSENT}\r\n".encode() + b"odd\xff"
     rows = json_of(run(*line, "--json", input=asked))
@@ -200,7 +200,7 @@ def test_get_by_hex_is_the_same_file(run, catalog):
     assert json_of(by_key) == json_of(by_hex)
 
 
-def test_an_unknown_key_is_code_1_and_one_line(run, catalog):
+def test_an_unknown_key_prints_one_line_and_exits_with_1(run, catalog):
     result = run("get", ABSENT, "--store", catalog)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == f"kvmeta: no file under the key '{ABSENT}'\n"
@@ -244,12 +244,12 @@ def test_lookup_lines_are_aligned_for_people(run, catalog, tmp_path):
     assert lines[2].split() == [ids_to_hex(ABSENT)[0], "absent"]
 
 
-def test_lookup_of_all_known_ids_is_code_0(run, catalog, tmp_path):
+def test_lookup_of_only_known_ids_exits_with_0(run, catalog, tmp_path):
     (tmp_path / "ids").write_bytes(as_ids([KEY]).tobytes())
     assert run("lookup", "--ids", tmp_path / "ids", "--store", catalog).exit_code == 0
 
 
-def test_lookup_over_damage_answers_the_rest_and_is_code_3(run, catalog, opener, tmp_path):
+def test_lookup_of_damaged_ids_answers_the_rest_and_exits_with_3(run, catalog, opener, tmp_path):
     opener.stores[catalog].dataset("default").damaged.add(as_ids(KEY)[0].item())
     (tmp_path / "ids").write_bytes(as_ids([KEY, "d1/1.bin"]).tobytes())
     result = run("lookup", "--ids", tmp_path / "ids", "--store", catalog)
@@ -292,7 +292,7 @@ def test_scan_lists_every_entry_once(run, catalog):
         (["--tag", "7", "--limit", "100"], 10),
     ],
 )
-def test_scan_filters(run, catalog, options, expected):
+def test_scan_options_filter_the_entries(run, catalog, options, expected):
     assert len(json_of(run("scan", "--store", catalog, "--json", *options))) == expected
 
 
@@ -302,10 +302,10 @@ def test_scan_stops_at_the_limit_across_pages(run, catalog, monkeypatch):
 
 
 @pytest.mark.parametrize("sample", ["0", "-1", "1.5", "some"])
-def test_a_share_out_of_range_is_refused_before_the_titles(run, catalog, sample):
+def test_an_out_of_range_sample_is_refused_before_any_output(run, catalog, sample):
     result = run("scan", "--store", catalog, "--sample", sample)
     assert (result.exit_code, result.stdout) == (2, "")
 
 
-def test_a_part_out_of_range_is_wrong_usage(run, catalog):
+def test_an_out_of_range_shard_is_wrong_usage(run, catalog):
     assert run("scan", "--store", catalog, "--shard", "4/4").exit_code == 2

@@ -26,7 +26,7 @@ def test_help_lists_the_commands_and_the_exit_codes(run):
         assert f"\n  {code} " in result.stdout
 
 
-def test_the_examples_of_the_help_are_lines_of_their_own(run):
+def test_the_help_prints_each_example_on_its_own_line(run):
     lines = run("--help").stdout.splitlines()
     examples = [line for line in lines if line.startswith("  kvmeta ")]
     assert [line.split()[1] for line in examples] == ["pack", "index", "get", "cat"]
@@ -64,7 +64,7 @@ def test_every_kind_of_error_has_its_exit_code():
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_an_error_leaves_as_one_line_and_its_code(run, opener, error, code):
+def test_an_error_prints_one_line_and_exits_with_its_code(run, opener, error, code):
     opener.failure = error
     result = run("stat", "--store", "x")
     assert (result.exit_code, result.stdout) == (code, "")
@@ -72,7 +72,7 @@ def test_an_error_leaves_as_one_line_and_its_code(run, opener, error, code):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_message_of_several_lines_is_told_on_one(run, opener):
+def test_an_error_message_of_several_lines_is_printed_on_one(run, opener):
     opener.failure = kvmeta.errors.InputError("first\n  second")
     assert run("stat", "--store", "x").stderr == "kvmeta: first second\n"
 
@@ -154,7 +154,7 @@ def test_a_plug_in_is_listed_without_being_loaded_and_runs_when_called(run, plug
     assert run("hello").stdout == "hello\n"
 
 
-def test_a_plug_in_that_does_not_load_is_told_by_its_name(run, plugins):
+def test_a_plug_in_that_fails_to_load_is_named_in_the_error(run, plugins):
     plugins(broken="no.such.module:thing", odd=f"{__name__}:not_a_command")
     result = run("broken")
     assert result.exit_code == 70
@@ -183,7 +183,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_the_module_is_the_command():
+def test_python_m_kvmeta_runs_the_command():
     result = subprocess.run(
         [sys.executable, "-m", "kvmeta", "--help"], capture_output=True, text=True, check=True
     )
@@ -192,7 +192,7 @@ def test_the_module_is_the_command():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["get_command", "parse_args", "main"])
-def test_ctrl_c_before_a_command_runs_is_told_without_a_traceback(where):
+def test_ctrl_c_before_a_command_runs_prints_no_traceback(where):
     code = (
         "import sys\n"
         "from kvmeta.cli import main\n"

@@ -23,7 +23,7 @@ def test_a_small_catalogue_needs_as_many_nodes_as_it_has_replicas():
     assert plan(Demand(1000, replicas=1), OF).nodes == 1
 
 
-def test_disk_decides_where_it_is_small():
+def test_small_disks_decide_the_number_of_nodes():
     needed = plan(Demand(20_000_000_000, disk_bytes=int(0.5 * TB)), OF)
 
     bytes_in_all = 20e9 * 3 * 32 * 9 / 8
@@ -32,7 +32,7 @@ def test_disk_decides_where_it_is_small():
     assert needed.disk_bytes_per_node == pytest.approx(bytes_in_all * 1.05 / needed.nodes, rel=1e-6)
 
 
-def test_puts_are_made_by_every_replica_and_lookups_asked_of_a_read_quorum():
+def test_puts_load_every_replica_and_lookups_load_a_read_quorum():
     assert plan(Demand(1000, puts_per_s=1e6), OF).nodes == 6
     assert plan(Demand(1000, lookups_per_s=1e6), OF).nodes == 40  # cold: no memory was promised
     assert [read_quorum(n) for n in (1, 2, 3, 5)] == [1, 1, 2, 3]
@@ -66,7 +66,7 @@ def test_restart_and_rebuild_grow_with_a_nodes_share():
     [{"files": 0}, {"files": 1, "replicas": 0}, {"files": 1, "lookups_per_s": -1.0},
      {"files": 1, "puts_per_s": math.nan}, {"files": 1, "disk_bytes": 0}],
 )  # fmt: skip
-def test_what_cannot_be_planned_is_refused(wrong):
+def test_an_impossible_demand_is_refused(wrong):
     with pytest.raises(InputError, match=list(wrong)[-1]):
         Demand(**wrong)
 
@@ -100,7 +100,7 @@ def test_the_command_as_json_holds_plan_demand_and_figures(run):
 
 
 @pytest.mark.parametrize("words", [("--files", "many"), ("--files", "1e9", "--disk", "large"), ()])
-def test_what_is_not_understood_is_a_matter_of_usage(run, words):
+def test_arguments_that_plan_cannot_parse_are_wrong_usage(run, words):
     done = run("plan", *words)
 
     assert done.exit_code == 2
@@ -108,7 +108,7 @@ def test_what_is_not_understood_is_a_matter_of_usage(run, words):
 
 
 @pytest.mark.parametrize("files", ["0", "inf", "nan"])
-def test_a_number_that_cannot_be_is_refused_by_name(run, files):
+def test_an_impossible_number_is_refused_by_name(run, files):
     done = run("plan", "--files", files)
 
     assert done.exit_code == 2

@@ -40,7 +40,7 @@ def indexed(run, tmp_path, photos):
     return photos
 
 
-def test_files_go_in_and_come_out(run, indexed):
+def test_packed_and_indexed_files_can_be_read_back(run, indexed):
     assert run("cat", *indexed).stdout_bytes == b"".join(indexed.values())
     keys = "".join(f"{key}\n" for key in indexed)
     looked_up = run("lookup", "--ids", "-", "--format", "key", "--json", input=keys)
@@ -54,7 +54,7 @@ def test_files_go_in_and_come_out(run, indexed):
     assert run("get", "photos").exit_code == 1
 
 
-def test_shards_are_registered_by_their_paths_on_this_machine(run, indexed, tmp_path):
+def test_index_registers_shards_by_their_local_paths(run, indexed, tmp_path):
     listed = [json.loads(line) for line in run("volumes", "list", "--json").stdout.splitlines()]
     assert [each["uri"] for each in listed] == [
         shard.as_uri() for shard in sorted((tmp_path / "shards").iterdir())
@@ -72,7 +72,7 @@ def test_the_store_is_shown_compacted_and_verified(run, indexed, store):
     assert "default" in run("stat").stdout
 
 
-def test_stat_of_a_server_says_where_it_is_and_whether_it_takes_writes(run, indexed, store):
+def test_stat_of_a_server_prints_its_address_and_whether_it_accepts_writes(run, indexed, store):
     (stats,) = map(json.loads, run("stat", "--json").stdout.splitlines())
     if "://" in store:
         assert (stats["server"], stats["version"]) == (store.removeprefix("kvmeta://"), kvmeta.__version__)
@@ -81,7 +81,7 @@ def test_stat_of_a_server_says_where_it_is_and_whether_it_takes_writes(run, inde
         assert {"server", "version", "read_only"}.isdisjoint(stats)
 
 
-def test_a_damaged_page_is_code_3(run, indexed, tmp_path):
+def test_a_damaged_page_exits_with_code_3(run, indexed, tmp_path):
     run("compact")
     segment = next((tmp_path / "catalog").rglob("*.seg"))
     with segment.open("r+b") as file:  # in place: a server has the file mapped
@@ -95,7 +95,7 @@ def test_a_damaged_page_is_code_3(run, indexed, tmp_path):
     assert (report["ok"], report["damages"][0]["path"]) == (False, str(segment))
 
 
-def test_files_of_a_moved_volume_are_found_once_that_is_said(run, indexed, tmp_path):
+def test_files_of_a_moved_volume_are_found_after_volumes_move(run, indexed, tmp_path):
     shards = sorted((tmp_path / "shards").iterdir())
     (tmp_path / "elsewhere").mkdir()
     for shard in shards:
@@ -106,7 +106,7 @@ def test_files_of_a_moved_volume_are_found_once_that_is_said(run, indexed, tmp_p
     assert run("cat", *indexed).stdout_bytes == b"".join(indexed.values())
 
 
-def test_a_missing_dataset_is_told_in_the_words_of_the_command_line(run, indexed, tmp_path):
+def test_a_missing_dataset_is_reported_in_the_words_of_the_command_line(run, indexed, tmp_path):
     refused = run("index", tmp_path / "shards", "--dataset", "other")
     assert refused.exit_code == 1
     assert "kvmeta index --create-dataset makes one" in refused.stderr
@@ -117,7 +117,7 @@ def test_a_missing_dataset_is_told_in_the_words_of_the_command_line(run, indexed
 
 
 @pytest.mark.parametrize("store", ["path"], indirect=True)
-def test_a_store_that_is_being_written_can_be_read_but_not_indexed_into(run, indexed, tmp_path):
+def test_a_store_with_a_live_writer_can_be_read_but_not_indexed(run, indexed, tmp_path):
     with kvmeta.open(tmp_path / "catalog"):
         assert run("get", "photos/d0/0.bin").exit_code == 0
         refused = run("index", tmp_path / "shards")
@@ -126,7 +126,7 @@ def test_a_store_that_is_being_written_can_be_read_but_not_indexed_into(run, ind
 
 
 @pytest.mark.parametrize("store", ["path"], indirect=True)
-def test_a_missing_store_is_told_and_not_made(run, tmp_path):
+def test_a_missing_store_is_reported_and_not_created(run, tmp_path):
     assert "mode=" not in run("stat").stderr
     assert run("stat").exit_code == 1
     assert run("compact").exit_code == 1
@@ -166,7 +166,7 @@ def test_over_a_server_neither_the_engine_nor_its_packages_are_imported(run, ind
     assert ended.stdout.splitlines()[-1] == b"[]"
 
 
-def test_a_server_that_is_not_there_is_code_4_and_a_wrong_url_code_2(monkeypatch):
+def test_a_missing_server_exits_with_4_and_a_wrong_url_with_2(monkeypatch):
     def run(target):
         return CliRunner().invoke(kvmeta_command, ["stat", "--store", target])
 

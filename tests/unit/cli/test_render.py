@@ -35,7 +35,7 @@ def test_an_empty_table_is_its_titles(capsys):
     assert capsys.readouterr().out == "NAME  ROWS\n"
 
 
-def test_pairs_align_their_values_and_indent_what_is_nested(capsys):
+def test_pairs_align_their_values_and_indent_nested_pairs(capsys):
     render.pairs({"a": 1, "longer": 1.23456, "none": None, "inner": {"x_bytes": 2048}, "empty": []})
     assert capsys.readouterr().out.splitlines() == [
         "a       1",

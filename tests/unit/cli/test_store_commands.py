@@ -35,12 +35,12 @@ def test_stat_prints_whatever_figures_there_are(run, catalog):
     assert "read_only" not in figures
 
 
-def test_verify_of_a_whole_store_is_code_0(run, catalog):
+def test_verify_of_an_undamaged_store_exits_with_0(run, catalog):
     result = run("verify", "--store", catalog)
     assert (result.exit_code, result.stdout) == (0, "ok: 4,000 pages of 3 segments read, 0 damages\n")
 
 
-def test_verify_of_a_damaged_store_is_code_3_and_lists_the_damage(run, catalog, opener):
+def test_verify_of_a_damaged_store_lists_the_damage_and_exits_with_3(run, catalog, opener):
     damage = SimpleNamespace(
         path="r/7.seg", dataset="default", page=12, first=255, last=1 << 127, reason="checksum"
     )
@@ -59,7 +59,7 @@ def test_verify_of_a_damaged_store_is_code_3_and_lists_the_damage(run, catalog, 
     assert (result.exit_code, json_of(result)[0]["damages"][0]["page"]) == (3, 12)
 
 
-def test_damage_outside_of_the_pages_has_no_range(run, catalog, opener):
+def test_damage_outside_the_pages_is_listed_without_a_range(run, catalog, opener):
     damage = SimpleNamespace(
         path="r/7.seg", dataset="default", page=None, first=None, last=None, reason="footer"
     )
@@ -68,14 +68,14 @@ def test_damage_outside_of_the_pages_has_no_range(run, catalog, opener):
     assert line.split() == ["r/7.seg", "default", "-", "-", "-", "footer"]
 
 
-def test_compact_writes_and_does_not_make_a_store(run, catalog, opener):
+def test_compact_changes_a_store_but_never_creates_one(run, catalog, opener):
     assert run("compact", "--store", catalog).stdout.startswith("compacted in ")
     assert opener.stores[catalog].compactions == [{}]
     assert run("compact", "--store", "absent").exit_code == 1
     assert "absent" not in opener.stores
 
 
-def test_compact_tells_of_the_damaged_runs_it_left_and_is_code_3(run, catalog, opener):
+def test_compact_reports_the_damaged_runs_it_left_and_exits_with_3(run, catalog, opener):
     (told,) = json_of(run("compact", "--store", catalog, "--json"))
     assert told["quarantined_runs"] == 0
     opener.stores[catalog].figures = StandInDatasetStats(quarantined_runs=2)
@@ -86,7 +86,7 @@ def test_compact_tells_of_the_damaged_runs_it_left_and_is_code_3(run, catalog, o
     assert (result.exit_code, json_of(result)[0]["quarantined_runs"]) == (3, 2)
 
 
-def test_compact_discards_what_is_damaged_only_when_that_is_confirmed(run, catalog, opener):
+def test_compact_discards_damaged_entries_only_after_confirmation(run, catalog, opener):
     line = ["compact", "--store", catalog, "--discard-damaged"]
     refused = run(*line, input="n\n")
     assert (refused.exit_code, refused.stdout, opener.stores[catalog].compactions) == (2, "", [])
@@ -97,7 +97,7 @@ def test_compact_discards_what_is_damaged_only_when_that_is_confirmed(run, catal
     assert opener.stores[catalog].compactions == [{"discard_damaged": True}] * 2
 
 
-def test_verify_of_a_store_with_entries_only_in_the_log_says_what_of_them(run, catalog, opener):
+def test_verify_prints_how_many_entries_are_only_in_the_log(run, catalog, opener):
     opener.stores[catalog].segments = 0
     opener.stores[catalog].figures = StandInDatasetStats(memtable_rows=1_200)
     assert run("verify", "--store", catalog).stdout == (
@@ -156,7 +156,7 @@ def test_all_volumes_of_a_directory_are_moved_at_once(run, catalog, tmp_path, fo
 
 
 @pytest.mark.parametrize("words", [[], ["1"], ["1", "x", "--prefix", "a", "b"]])
-def test_a_move_of_neither_or_both_kinds_is_wrong_usage(run, catalog, words):
+def test_volumes_move_with_neither_or_both_kinds_is_wrong_usage(run, catalog, words):
     assert run("volumes", "move", *words, "--store", catalog).exit_code == 2
 
 
@@ -166,7 +166,7 @@ def test_a_volume_is_not_added_to_a_store_that_is_not_there(run, opener):
 
 
 @pytest.mark.parametrize("line", [["compact"], ["volumes", "add", "x.tar"]])
-def test_a_server_is_not_looked_at_before_it_is_written_to(run, opener, line):
+def test_a_command_that_writes_opens_a_server_only_once(run, opener, line):
     assert run(*line, "--store", "kvmeta://host:7400").exit_code == 0
     assert opener.modes == ["a"]
 
@@ -190,7 +190,7 @@ def test_commands_that_read_open_the_store_for_reading_only(run, catalog, opener
 
 
 @pytest.mark.parametrize(("line", "probes"), [(["verify"], True), (["stat"], False), (["compact"], False)])
-def test_verify_probes_a_directory_so_that_a_read_error_is_damage(run, catalog, opener, line, probes):
+def test_only_verify_probes_a_directory_for_read_errors(run, catalog, opener, line, probes):
     opener.options.clear()
     assert run(*line, "--store", catalog).exit_code == 0
     assert [options is not None and options.probe for options in opener.options][-1] == probes

@@ -61,7 +61,7 @@ def fault() -> CallFailed:
 @pytest.mark.parametrize(
     "failed", [refused(status.OVERLOADED), refused(status.DRAINING), UNREACHED, REFUSED_STREAM]
 )
-def test_what_was_not_begun_is_tried_again(call: Call, failed: CallFailed) -> None:
+def test_a_call_that_the_server_did_not_start_is_retried(call: Call, failed: CallFailed) -> None:
     assert attempts(call).after(failed) > 0
 
 
@@ -70,7 +70,7 @@ def newer(code: grpc.StatusCode) -> CallFailed:
     return sent(status.status(status.Code(code.value[0]), "SOMETHING_NEW", "told"))
 
 
-def test_an_unknown_reason_is_taken_by_its_status() -> None:
+def test_an_unknown_reason_is_handled_by_its_status_code() -> None:
     assert attempts(READ).after(newer(Code.UNAVAILABLE)) > 0
     with pytest.raises(kvmeta.OutcomeUnknownError):
         attempts(INSERT).after(newer(Code.UNAVAILABLE))
@@ -78,7 +78,7 @@ def test_an_unknown_reason_is_taken_by_its_status() -> None:
         attempts(READ).after(newer(Code.DEADLINE_EXCEEDED))
 
 
-def test_a_failure_that_is_looked_at_late_has_lost_no_time() -> None:
+def test_handling_a_failure_late_uses_up_no_deadline() -> None:
     clock = Clock()
     late = attempts(PUT, 10.0, clock)
     clock.now += 1
@@ -100,13 +100,13 @@ def test_a_failure_that_is_looked_at_late_has_lost_no_time() -> None:
         (INSERT, False, kvmeta.InputError),
     ],
 )
-def test_a_write_cut_off_by_close_is_unknown_once_it_was_sent(call: Call, sent: bool, kind: type) -> None:
+def test_a_sent_write_cut_off_by_close_has_an_unknown_outcome(call: Call, sent: bool, kind: type) -> None:
     error = attempts(call).cut_off(sent=sent)
     assert type(error) is kind
     assert "closed meanwhile" in str(error)
 
 
-def test_a_name_that_cannot_be_resolved_was_never_reached() -> None:
+def test_an_unresolvable_host_name_counts_as_never_reached() -> None:
     with grpc.insecure_channel("kvmeta.invalid:7400") as channel, pytest.raises(grpc.RpcError) as raised:
         channel.unary_unary("/kvmeta.v1.StoreService/Write")(b"", timeout=20)
     told: Any = raised.value
@@ -147,7 +147,9 @@ def test_an_insert_without_an_answer_is_never_tried_again(failed: CallFailed) ->
         (READ, sent(status.of_error(kvmeta.UnavailableError("no device"))), kvmeta.UnavailableError),
     ],
 )
-def test_every_other_end_has_its_type(call: Call, failed: CallFailed, kind: type[Exception]) -> None:
+def test_every_other_failure_raises_its_own_error_type(
+    call: Call, failed: CallFailed, kind: type[Exception]
+) -> None:
     with pytest.raises(kvmeta.KvmetaError) as raised:
         attempts(call).after(failed)
     assert type(raised.value) is kind
@@ -168,7 +170,7 @@ def test_pauses_double_up_to_a_limit_and_end_at_the_deadline() -> None:
         tries.after(BROKEN)
 
 
-def test_a_put_that_is_given_up_says_whether_it_may_have_taken_effect() -> None:
+def test_an_abandoned_put_says_whether_it_may_have_taken_effect() -> None:
     for first, told in ((BROKEN, True), (UNREACHED, False)):
         clock = Clock()
         tries = attempts(PUT, 1.0, clock)
@@ -179,7 +181,7 @@ def test_a_put_that_is_given_up_says_whether_it_may_have_taken_effect() -> None:
         assert ("may or may not have taken effect" in str(raised.value)) == told
 
 
-def test_a_deadline_that_has_passed_leaves_a_moment() -> None:
+def test_a_call_past_its_deadline_keeps_one_millisecond() -> None:
     clock = Clock()
     tries = attempts(READ, 1.0, clock)
     clock.now += 5
@@ -192,7 +194,7 @@ def test_a_malformed_reply_to_a_write_leaves_its_outcome_unknown() -> None:
     assert isinstance(attempts(PUT).malformed(error), kvmeta.OutcomeUnknownError)
 
 
-def test_what_a_repeated_put_is_told_at_last_does_not_hide_the_first_attempt() -> None:
+def test_the_last_error_of_a_put_mentions_an_uncertain_first_attempt() -> None:
     tries = attempts(PUT)
     tries.after(BROKEN)
     with pytest.raises(kvmeta.ReadOnlyError, match="read-only; it may or may not have taken effect"):

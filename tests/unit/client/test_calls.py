@@ -78,24 +78,24 @@ def test_a_lookup_is_split_and_put_together_in_order() -> None:
     assert hits.found.all()
 
 
-def test_a_lookup_never_exceeds_what_the_server_takes() -> None:
+def test_a_lookup_message_never_exceeds_the_servers_row_limit() -> None:
     sent: list[Call] = []
     run(dataset(rows_max=4).lookup(IDS), found, sent)
     assert [rows_of(call) for call in sent] == [4, 4, 2]
 
 
-def test_an_empty_batch_is_still_asked() -> None:
+def test_an_empty_batch_is_still_sent_to_the_server() -> None:
     sent: list[Call] = []
     assert len(run(dataset().lookup(IDS[:0]), found, sent)) == 0
     assert len(sent) == 1
 
 
-def test_a_short_column_in_a_reply_is_an_input_error_of_its_taker() -> None:
+def test_a_short_column_in_a_reply_raises_an_input_error() -> None:
     with pytest.raises(kvmeta.InputError, match="states: expected 4 rows"):
         run(dataset().lookup(IDS[:4]), lambda call: pb.LookupResponse())
 
 
-def test_a_put_that_fails_in_its_middle_names_what_is_not_acknowledged() -> None:
+def test_a_partly_failed_put_names_its_unacknowledged_rows() -> None:
     def answer(call: Call) -> Any:
         return (
             kvmeta.StorageFullError("full")
@@ -109,7 +109,7 @@ def test_a_put_that_fails_in_its_middle_names_what_is_not_acknowledged() -> None
     assert raised.value.failed.tolist() == [False] * 4 + [True] * 6
 
 
-def test_of_repeated_ids_over_several_messages_the_right_one_is_sent() -> None:
+def test_puts_send_the_last_and_inserts_the_first_of_repeated_ids() -> None:
     ids = np.concatenate([IDS, IDS])
     for last in (True, False):
         sent: list[Call] = []
@@ -150,7 +150,7 @@ def test_puts_may_be_repeated_and_inserts_may_not() -> None:
     ]
 
 
-def test_a_load_waits_where_a_message_shares_an_id_with_one_under_way() -> None:
+def test_a_load_message_waits_for_an_earlier_one_sharing_its_ids() -> None:
     groups: list[int] = []
     program = dataset(rows_max=10).load(
         [(IDS[:5], LOCATIONS[:5]), (IDS[5:], LOCATIONS[5:]), (IDS[4:6], LOCATIONS[:2])]
@@ -168,7 +168,7 @@ def test_a_load_waits_where_a_message_shares_an_id_with_one_under_way() -> None:
     assert groups == [2, 1]
 
 
-def test_a_job_is_asked_for_until_it_ends_and_its_damages_page_by_page() -> None:
+def test_a_job_is_polled_until_it_ends_and_its_damages_paged() -> None:
     asked: list[Call] = []
     damage = pb.Damage(path="/x", dataset="default", reason="bad")
 
@@ -186,7 +186,7 @@ def test_a_job_is_asked_for_until_it_ends_and_its_damages_page_by_page() -> None
     assert [call.request.damages_from for call in asked[4:]] == [1, 2]
 
 
-def test_a_failed_job_raises_what_it_failed_with() -> None:
+def test_a_failed_job_raises_its_own_error() -> None:
     error = pb.JobError(reason="STORAGE_FULL", message="no room")
     job = pb.Job(id="1", state=pb.JOB_STATE_FAILED, error=error)
     with pytest.raises(kvmeta.StorageFullError, match="no room"):
@@ -194,7 +194,7 @@ def test_a_failed_job_raises_what_it_failed_with() -> None:
 
 
 @pytest.mark.parametrize("number", [0, -1, 1 << 32])
-def test_a_number_that_can_be_no_volume_is_not_found(number: int) -> None:
+def test_an_impossible_volume_number_raises_not_found(number: int) -> None:
     with pytest.raises(kvmeta.NotFoundError):
         run(store().volumes([number]), lambda call: None)
 
@@ -209,7 +209,7 @@ def coded(call: Call, code: int) -> Any:
 
 
 @pytest.mark.parametrize("code", [9, 255])
-def test_codes_of_a_newer_server_are_failures(code: int) -> None:
+def test_unknown_codes_of_a_newer_server_count_as_failures(code: int) -> None:
     calls = dataset(rows_max=10)
     hits = run(calls.lookup(IDS), lambda call: coded(call, code))
     assert hits.failed.all()
@@ -219,7 +219,7 @@ def test_codes_of_a_newer_server_are_failures(code: int) -> None:
     assert relocated.reason(0) == "failed"
 
 
-def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
+def test_a_job_in_an_unknown_state_raises_an_error() -> None:
     with pytest.raises(kvmeta.KvmetaError):
         run(
             store().compact(False, None),
@@ -227,7 +227,7 @@ def test_a_job_in_a_state_that_is_not_known_is_not_done() -> None:
         )
 
 
-def test_a_server_that_lists_for_ever_is_left() -> None:
+def test_a_list_or_scan_that_never_ends_raises_an_error() -> None:
     again = pb.ListVolumesResponse(volumes=[pb.Volume(number=1, uri="s3://a/b")])
     with pytest.raises(kvmeta.UnavailableError, match="lists a volume again"):
         run(store().list_volumes(), lambda call: again)
@@ -236,6 +236,6 @@ def test_a_server_that_lists_for_ever_is_left() -> None:
         run(dataset().scan_page(Scan(after=bytes(16))), lambda call: page)
 
 
-def test_what_takes_no_rows_is_no_server() -> None:
+def test_a_peer_that_accepts_no_rows_is_not_a_kvmeta_server() -> None:
     with pytest.raises(kvmeta.UnavailableError, match="is it a kvmeta server"):
         run(describe(), lambda call: pb.DescribeResponse())

@@ -12,7 +12,7 @@ from kvmeta.client.distinct import Distinct, share_an_id, sorted_sums
 
 
 @given(st.lists(st.integers(0, 20)), st.booleans())
-def test_it_keeps_what_a_dict_keeps(numbers: list[int], last: bool) -> None:
+def test_distinct_keeps_the_same_rows_as_a_dict(numbers: list[int], last: bool) -> None:
     numbers = [number << 64 | number % 3 for number in numbers]  # halves that come again
     distinct = Distinct.of(kvmeta.ids_from_ints(numbers), last=last)
     expected: dict[int, int] = {}
@@ -25,7 +25,7 @@ def test_it_keeps_what_a_dict_keeps(numbers: list[int], last: bool) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 1000])
-def test_columns_that_share_an_id_are_found_out(n: int) -> None:
+def test_columns_that_share_an_id_are_detected(n: int) -> None:
     random = np.random.default_rng(n)
     one, other = (np.frombuffer(random.bytes(16 * n), kvmeta.ID).copy() for _ in range(2))
     assert not share_an_id(sorted_sums(one), sorted_sums(other))

@@ -38,7 +38,7 @@ async def offset(gathering: Gathering, i: int) -> int:
     return int(hits.locations["offset"][row])
 
 
-def test_gets_of_one_turn_travel_together() -> None:
+def test_gets_of_one_event_loop_turn_share_a_batch() -> None:
     async def work() -> None:
         server = Server()
         gathering = Gathering(server.lookup, 1000)
@@ -49,7 +49,7 @@ def test_gets_of_one_turn_travel_together() -> None:
     asyncio.run(work())
 
 
-def test_a_batch_has_at_most_its_rows() -> None:
+def test_a_batch_of_gets_respects_the_row_limit() -> None:
     async def work() -> None:
         server = Server()
         gathering = Gathering(server.lookup, 30)
@@ -75,7 +75,7 @@ def test_gets_gather_while_enough_batches_are_under_way() -> None:
     asyncio.run(work())
 
 
-def test_an_error_reaches_every_get_of_its_batch_and_the_next_one_is_asked_anew() -> None:
+def test_an_error_reaches_every_get_of_its_batch_but_no_later_one() -> None:
     async def work() -> None:
         fails = True
 
@@ -93,7 +93,7 @@ def test_an_error_reaches_every_get_of_its_batch_and_the_next_one_is_asked_anew(
     asyncio.run(work())
 
 
-def test_a_get_that_is_cancelled_disturbs_no_other() -> None:
+def test_a_cancelled_get_does_not_disturb_the_others() -> None:
     async def work() -> None:
         server = Server(held=True)
         gathering = Gathering(server.lookup, 1000)

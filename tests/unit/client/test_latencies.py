@@ -5,7 +5,7 @@ from __future__ import annotations
 from kvmeta.client.latencies import FIRST_S, LAST, LEAST, Latencies
 
 
-def test_before_there_are_enough_the_first_guess_holds() -> None:
+def test_the_default_latency_holds_until_enough_calls_are_measured() -> None:
     latencies = Latencies()
     for _ in range(LEAST - 1):
         latencies.note(9.0)
@@ -14,14 +14,14 @@ def test_before_there_are_enough_the_first_guess_holds() -> None:
     assert latencies.unusual_s() == 9.0
 
 
-def test_95_of_100_stay_below_what_is_unusual() -> None:
+def test_95_of_100_latencies_are_below_the_unusual_one() -> None:
     latencies = Latencies()
     for each in range(100, 0, -1):
         latencies.note(float(each))
     assert sum(each < latencies.unusual_s() for each in range(1, 101)) == 95
 
 
-def test_only_the_last_ones_count() -> None:
+def test_only_the_most_recent_latencies_count() -> None:
     latencies = Latencies()
     for _ in range(LAST):
         latencies.note(60.0)

@@ -10,7 +10,7 @@ import kvmeta
 from kvmeta.client.options import ClientOptions, address_of
 
 
-def test_a_job_is_waited_for_within_the_calls_own_deadline() -> None:
+def test_waiting_for_a_job_fits_within_a_calls_deadline() -> None:
     assert [kvmeta.ClientOptions(timeout_s=each).job_wait_s for each in (1, 2, 30)] == [0.5, 1, 2]
 
 
@@ -33,7 +33,7 @@ def test_an_address_is_read_from_its_target(target: str, address: str) -> None:
     ["kvmeta://", "kvmeta://:7400", "kvmeta://h:x", "kvmeta://h:99999", "kvmeta://u@h", "kvmeta://h/path", "http://h",
      "kvmeta://h?x=1", "kvmeta://[::1"],
 )  # fmt: skip
-def test_what_names_no_server_is_refused(target: str) -> None:
+def test_a_target_that_names_no_server_is_refused(target: str) -> None:
     with pytest.raises(kvmeta.InputError, match="expected"):
         address_of(target)
 

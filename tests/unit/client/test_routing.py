@@ -53,13 +53,13 @@ def test_each_id_goes_to_the_first_owner_of_its_partition() -> None:
     assert (seen == 1).all()
 
 
-def test_rows_keep_their_order_so_that_the_last_of_an_id_stays_the_last() -> None:
+def test_split_rows_keep_their_order() -> None:
     for _, rows in router(OWNERS).split(IDS):
         assert rows is not None
         assert (np.diff(rows) > 0).all()
 
 
-def test_who_did_not_answer_is_passed_over_for_a_while() -> None:
+def test_a_server_that_did_not_answer_is_skipped_for_a_while() -> None:
     clock = Clock()
     made = router(OWNERS, clock)
     made.missed("h1:1")
@@ -71,12 +71,12 @@ def test_who_did_not_answer_is_passed_over_for_a_while() -> None:
     assert "h1:1" in [addresses[0] for addresses, _ in made.split(IDS)]
 
 
-def test_who_is_away_for_the_others_is_passed_over() -> None:
+def test_a_node_that_others_report_away_is_skipped() -> None:
     made = router(OWNERS, away=(0, 1))
     assert {addresses[0] for addresses, _ in made.split(IDS)} == {"h2:1", "h3:1"}
 
 
-def test_one_owner_of_everything_gets_the_batch_as_it_is() -> None:
+def test_a_single_owner_gets_the_unsplit_batch() -> None:
     ((addresses, rows),) = router(np.full((8, 1), 2)).split(IDS)
     assert addresses[0] == "h2:1"
     assert rows is None
@@ -87,7 +87,7 @@ def test_a_single_partition_works() -> None:
     assert (addresses[0], rows) == ("h3:1", None)
 
 
-def test_a_newer_epoch_asks_for_the_map_and_an_older_reply_is_not_taken() -> None:
+def test_a_newer_epoch_needs_a_new_map_and_older_maps_are_ignored() -> None:
     made = router(OWNERS)
     assert not made.needs_map
     made.saw(2)
@@ -101,7 +101,7 @@ def test_a_newer_epoch_asks_for_the_map_and_an_older_reply_is_not_taken() -> Non
     assert len(made.route.owners) == 2
 
 
-def test_without_a_map_everything_goes_to_whom_the_caller_named() -> None:
+def test_calls_without_a_map_go_to_the_servers_the_caller_named() -> None:
     made = Router(("a:1", "b:1"))
     made.describe(0, 0)
     assert not made.needs_map
@@ -109,7 +109,7 @@ def test_without_a_map_everything_goes_to_whom_the_caller_named() -> None:
 
 
 @pytest.mark.parametrize("owners", [np.zeros((3, 1)), np.zeros((0, 1))])
-def test_what_is_no_map_is_refused(owners: np.ndarray) -> None:
+def test_a_malformed_map_is_refused(owners: np.ndarray) -> None:
     with pytest.raises(InputError):
         Route.of(reply(owners))
 
@@ -122,11 +122,11 @@ def test_what_is_no_map_is_refused(owners: np.ndarray) -> None:
         ("kvmeta://[::1]:5,b:2,b:2/", ("[::1]:5", "b:2")),
     ],
 )
-def test_targets_of_several_servers(target: str, addresses: tuple[str, ...]) -> None:
+def test_a_target_can_name_several_servers(target: str, addresses: tuple[str, ...]) -> None:
     assert addresses_of(target) == addresses
 
 
 @pytest.mark.parametrize("target", ["kvmeta://a,,b", "kvmeta://a,b/x", "kvmeta://a:x,b", "http://a,b"])
-def test_targets_that_are_none(target: str) -> None:
+def test_malformed_targets_are_refused(target: str) -> None:
     with pytest.raises(InputError):
         addresses_of(target)

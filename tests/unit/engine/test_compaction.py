@@ -26,7 +26,7 @@ def test_upper_runs_are_merged_among_themselves_while_the_bottom_is_large() -> N
     assert choose(runs(100, 100, 100, 100, bottom=100_000), **LIMITS) == Choice((1, 2, 3, 4), bottom=False)
 
 
-def test_upper_runs_go_into_the_bottom_when_they_hold_its_share() -> None:
+def test_upper_runs_large_enough_are_merged_into_the_bottom_run() -> None:
     choice = choose(runs(400, 400, 100, 100, bottom=8000), **LIMITS)
     assert choice == Choice((1, 2, 3, 4, 99), bottom=True)
 
@@ -35,14 +35,14 @@ def test_runs_of_different_tiers_are_not_merged_with_each_other() -> None:
     assert choose(runs(100, 100, 100, 1600, 400, bottom=10**6), **LIMITS) is None
 
 
-def test_everything_leaves_a_lone_bottom_run_alone_unless_it_must_be_rewritten() -> None:
+def test_a_full_compaction_skips_a_lone_bottom_run_unless_rewriting() -> None:
     assert everything(runs(bottom=5)) is None
     assert everything(runs(bottom=5), rewrite=True) == Choice((99,), bottom=True)
     assert everything(runs(7)) == Choice((1,), bottom=True)
     assert everything([]) is None
 
 
-def test_while_the_bottom_run_is_being_merged_upper_runs_are_merged_among_themselves() -> None:
+def test_upper_runs_merge_among_themselves_during_a_bottom_merge() -> None:
     busy = {**LIMITS, "bottom_free": False}
     assert choose(runs(100, 100, 100), **busy) is None
     assert choose(runs(100, 100, 90, 100), **busy) == Choice((1, 2, 3, 4), bottom=False)

@@ -68,7 +68,7 @@ def failed_ids(store: EmbeddedStore) -> np.ndarray:
     return np.flatnonzero(store.dataset().lookup(ids(), on_error="mask").failed)
 
 
-def test_damage_is_told_by_lookups_scans_and_verify_and_remembered(damaged: Path) -> None:
+def test_lookups_scans_and_verify_report_damage_and_the_store_remembers_it(damaged: Path) -> None:
     with open_(damaged) as store:
         with pytest.raises(kvmeta.IncompleteBatchError, match="verify") as caught:
             store.dataset().lookup(ids())
@@ -103,7 +103,7 @@ def test_entries_put_again_win_over_the_damaged_run(damaged: Path) -> None:
             assert (store.dataset().lookup(ids()).locations["offset"] == 3).all()
 
 
-def test_a_file_restored_from_a_copy_is_fit_again(damaged: Path, tmp_path: Path) -> None:
+def test_restoring_a_damaged_file_from_a_copy_ends_its_quarantine(damaged: Path, tmp_path: Path) -> None:
     with open_(damaged) as store:
         store.verify()
     segment = sorted((damaged / "segments").iterdir())[1]
@@ -117,7 +117,7 @@ def test_a_file_restored_from_a_copy_is_fit_again(damaged: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("lost_file", [False, True])
-def test_what_is_damaged_can_be_given_up(damaged: Path, lost_file: bool) -> None:
+def test_compact_can_discard_damaged_entries(damaged: Path, lost_file: bool) -> None:
     if lost_file:
         sorted((damaged / "segments").iterdir())[1].unlink()
     with open_(damaged) as store:
@@ -156,9 +156,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     return pages
 
 
-def test_a_probe_finds_what_the_device_cannot_read_and_it_is_remembered(
-    whole: Path, failing: set[int]
-) -> None:
+def test_a_probe_finds_unreadable_pages_and_the_store_remembers_them(whole: Path, failing: set[int]) -> None:
     failing |= {2, 3}
     with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
         hit = store.dataset().lookup(ids(), on_error="mask")
@@ -184,9 +182,7 @@ def test_a_probe_finds_what_the_device_cannot_read_and_it_is_remembered(
         assert (store.dataset().lookup(ids()).locations["offset"] == 2).all()
 
 
-def test_a_segment_whose_header_or_directory_cannot_be_read_is_lost_as_a_whole(
-    whole: Path, failing: set[int]
-) -> None:
+def test_an_unreadable_header_or_directory_loses_the_whole_segment(whole: Path, failing: set[int]) -> None:
     last = sorted((whole / "segments").iterdir())[0].stat().st_size // 4096 - 1
     for page in (0, last - 1, last):
         failing.clear()
@@ -201,7 +197,7 @@ def test_a_segment_whose_header_or_directory_cannot_be_read_is_lost_as_a_whole(
         assert len(failed_ids(store)) == 0
 
 
-def test_what_cannot_be_read_can_be_given_up(whole: Path, failing: set[int]) -> None:
+def test_compact_can_discard_unreadable_entries(whole: Path, failing: set[int]) -> None:
     failing.add(2)
     with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
         lost = failed_ids(store)
@@ -220,7 +216,7 @@ def give_up(store: EmbeddedStore, what: Lost) -> bool:
     return store.engine.background.give_up(store.engine.tree("default"), what)
 
 
-def test_what_is_lost_is_told_as_stretches_that_hold_every_failed_id(damaged: Path) -> None:
+def test_reported_losses_cover_every_failed_id(damaged: Path) -> None:
     with open_(damaged) as store:
         failed = failed_ids(store)
         (what,) = lost_of(store)
@@ -233,7 +229,7 @@ def test_what_is_lost_is_told_as_stretches_that_hold_every_failed_id(damaged: Pa
 
 
 @pytest.mark.parametrize("lost_file", [False, True])
-def test_only_the_damaged_segment_is_written_anew_and_then_answers(damaged: Path, lost_file: bool) -> None:
+def test_giving_up_damage_rewrites_only_the_damaged_segment(damaged: Path, lost_file: bool) -> None:
     if lost_file:
         sorted((damaged / "segments").iterdir())[1].unlink()
     with open_(damaged) as store:
@@ -259,7 +255,7 @@ def test_only_the_damaged_segment_is_written_anew_and_then_answers(damaged: Path
         assert sum(len(page) for page in store.dataset().scan()) == N
 
 
-def test_of_more_damage_than_was_told_nothing_is_given_up(damaged: Path) -> None:
+def test_nothing_is_given_up_if_damage_grew_after_the_report(damaged: Path) -> None:
     file = sorted((damaged / "segments").iterdir())[1]
     data = bytearray(file.read_bytes())
     data[4 * 4096 + 99] ^= 4
@@ -278,7 +274,7 @@ def test_of_more_damage_than_was_told_nothing_is_given_up(damaged: Path) -> None
         assert lost_of(store) == []
 
 
-def test_a_segment_that_is_being_merged_waits(damaged: Path) -> None:
+def test_a_damaged_segment_in_a_merge_is_not_given_up_yet(damaged: Path) -> None:
     with open_(damaged) as store:
         tree = store.engine.tree("default")
         store.dataset().put(ids(100, N), at(100, 2))
@@ -294,7 +290,7 @@ def test_a_segment_that_is_being_merged_waits(damaged: Path) -> None:
         assert give_up(store, what)
 
 
-def test_a_tree_with_a_damaged_run_refuses_to_drop_before_it_rewrites_anything(damaged: Path) -> None:
+def test_a_damaged_run_prevents_dropping_rows_before_anything_is_rewritten(damaged: Path) -> None:
     with open_(damaged) as store:
         store.verify()
         store.dataset().put(ids(100, N), at(100, 2))
@@ -305,9 +301,7 @@ def test_a_tree_with_a_damaged_run_refuses_to_drop_before_it_rewrites_anything(d
         assert sorted((damaged / "segments").iterdir()) == files
 
 
-def test_what_the_device_cannot_read_is_left_out_of_what_is_written_anew(
-    whole: Path, failing: set[int]
-) -> None:
+def test_a_rewritten_segment_leaves_out_unreadable_pages(whole: Path, failing: set[int]) -> None:
     failing.add(2)
     with EmbeddedStore(whole, "a", replace(OPTIONS, probe=True)) as store:
         before = store.dataset().lookup(ids(), on_error="mask")

@@ -39,7 +39,7 @@ def test_a_frozen_store_of_format_1_answers_as_it_did(frozen: Path, mode: str) -
         assert store.verify().ok
 
 
-def test_a_frozen_store_of_format_1_goes_on_being_written(frozen: Path) -> None:
+def test_a_frozen_store_of_format_1_accepts_new_writes(frozen: Path) -> None:
     ids = kvmeta.ids_from_ints(np.arange(1200, dtype=np.uint64))
     with kvmeta.open(frozen) as store:
         before = store.dataset().lookup(ids)

@@ -31,7 +31,7 @@ def test_a_record_of_a_recycled_file_is_refused_wherever_it_is(
 
 
 @pytest.mark.parametrize("tail", [b"", record(40)[:5], record(40)[:30], bytes(500)], ids=len)
-def test_what_a_kill_leaves_is_let_through(tmp_path: Path, tail: bytes) -> None:
+def test_an_unfinished_tail_left_by_a_kill_is_accepted(tmp_path: Path, tail: bytes) -> None:
     blocks = record(BLOCK - 7, 2) + record(100, 4) + record(50) * 3
     (tmp_path / "000012.log").write_bytes(blocks + tail)
     (tmp_path / "MANIFEST-000007").write_bytes(record(40) * 5 + tail)

@@ -44,7 +44,7 @@ def filled() -> tuple[Manifest, dict[bytes, bytes]]:
     return manifest, rows
 
 
-def test_what_is_written_is_read_back() -> None:
+def test_a_manifest_reads_back_unchanged() -> None:
     manifest, rows = filled()
     back = Manifest.read(rows, LOG)
     assert back.datasets == manifest.datasets
@@ -86,7 +86,7 @@ def test_the_wal_is_trimmed_only_forward() -> None:
     )
 
 
-def test_a_change_that_was_not_accepted_changes_nothing() -> None:
+def test_an_unaccepted_change_leaves_the_manifest_unchanged() -> None:
     manifest, rows = filled()
     before = (manifest.head, dict(manifest.trees))
     manifest.prepare(Change(trees={1: replace(TREE, flushed=99)}))
@@ -95,6 +95,6 @@ def test_a_change_that_was_not_accepted_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("head", [b"5", b"[" * 100_000, b"{}", b'{"anchor": 1e999}', b"\xff"], ids=repr)
-def test_a_head_of_any_other_shape_is_damage(head: bytes) -> None:
+def test_a_head_of_the_wrong_shape_is_damage(head: bytes) -> None:
     with pytest.raises(CorruptionError, match="damaged"):
         Manifest.read({b"head": head}, LOG)

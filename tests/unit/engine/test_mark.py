@@ -28,7 +28,7 @@ def test_the_last_write_is_read_whichever_slot_it_is_in(store: Path) -> None:
     file.close()
 
 
-def test_a_torn_slot_leaves_the_one_before(store: Path) -> None:
+def test_a_torn_slot_leaves_the_previous_mark_readable(store: Path) -> None:
     file = MarkFile(store, STORE, 0)
     file.write_durably(Mark(1))
     file.write(Mark(2))
@@ -60,7 +60,7 @@ def test_every_flipped_or_cut_byte_of_a_clean_mark_is_noticed(store: Path) -> No
         mark.read(store, STORE)
 
 
-def test_a_mark_of_another_store_is_not_taken(store: Path) -> None:
+def test_a_mark_of_another_store_is_refused(store: Path) -> None:
     file = MarkFile(store, STORE, 0)
     file.write_durably(Mark(1))
     file.close()
@@ -69,7 +69,7 @@ def test_a_mark_of_another_store_is_not_taken(store: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "remove", "add", "seal", "no seal"])
-def test_a_sealed_log_that_changed_is_named(store: Path, change: str) -> None:
+def test_a_changed_file_of_a_sealed_log_is_reported(store: Path, change: str) -> None:
     sealed = Mark(seal=mark.seal(store), clean=True)
     mark.check_seal(store, sealed)
     log = store / "log"
@@ -89,14 +89,14 @@ def test_a_sealed_log_that_changed_is_named(store: Path, change: str) -> None:
         mark.check_seal(store, sealed)
 
 
-def test_rocksdbs_diary_is_not_sealed(store: Path) -> None:
+def test_the_seal_leaves_out_rocksdbs_info_log(store: Path) -> None:
     sealed = Mark(seal=mark.seal(store), clean=True)
     (store / "log" / "LOG").write_bytes(b"a reader was here")
     mark.check_seal(store, sealed)
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"files": 5}', b"\xff", b"[" * 100_000], ids=repr)
-def test_a_seal_that_is_whole_and_lists_no_files_is_damage(store: Path, text: bytes) -> None:
+def test_an_intact_seal_without_a_file_list_is_damage(store: Path, text: bytes) -> None:
     (store / "SEAL").write_bytes(text)
     with pytest.raises(CorruptionError, match="SEAL is damaged"):
         mark.check_seal(store, Mark(clean=True, seal=xxhash.xxh3_64_intdigest(text)))

@@ -36,7 +36,7 @@ def test_an_older_row_that_comes_later_does_not_win() -> None:
     assert (memtable.sorted_rows() == row).all()
 
 
-def test_sorted_rows_are_one_an_id_and_within_the_range() -> None:
+def test_sorted_rows_hold_each_id_in_the_range_once() -> None:
     memtable = Memtable(9000)
     rows = random_rows(9000)
     memtable.insert(rows, WAL_START)
@@ -80,7 +80,7 @@ def test_readers_beside_the_writer_see_whole_rows() -> None:
     assert not wrong
 
 
-def test_ranges_are_the_same_however_often_and_whenever_they_are_asked_for() -> None:
+def test_repeated_range_queries_between_inserts_return_correct_rows() -> None:
     """From the third question on they come from an order that is kept; what came since is looked through."""
     random = np.random.default_rng(5)
     table = Memtable(60_000)

@@ -84,7 +84,7 @@ def test_a_merge_interrupted_at_any_step_resumes_after_reopening(tmp_path: Path)
     assert len(list((path / "segments").iterdir())) == len(named)
 
 
-def test_input_segments_go_as_the_frontier_passes_them(store: EmbeddedStore) -> None:
+def test_a_merge_deletes_input_segments_behind_its_frontier(store: EmbeddedStore) -> None:
     ds = store.dataset()
     ds.put(ids(20_000), at(20_000, 1))
     store.compact()
@@ -98,7 +98,7 @@ def test_input_segments_go_as_the_frontier_passes_them(store: EmbeddedStore) -> 
     assert largest < 3 * final
 
 
-def test_a_load_beside_later_puts_never_wins_over_them(store: EmbeddedStore) -> None:
+def test_a_load_never_replaces_puts_made_after_it(store: EmbeddedStore) -> None:
     ds = store.dataset()
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -139,7 +139,7 @@ def test_an_older_version_in_a_newer_run_does_not_win(store: EmbeddedStore) -> N
         assert (hit.locations["offset"][500:900] == 3).all()
 
 
-def test_tombstones_stay_while_an_older_entry_is_elsewhere_and_go_at_the_bottom(store: EmbeddedStore) -> None:
+def test_tombstones_stay_until_a_merge_reaches_the_bottom_run(store: EmbeddedStore) -> None:
     ds = store.dataset()
     ds.put(ids(4000), at(4000, 1))
     store.compact()
@@ -154,7 +154,7 @@ def test_tombstones_stay_while_an_older_entry_is_elsewhere_and_go_at_the_bottom(
     assert (stats.rows, stats.tombstones, stats.runs) == (3600, 0, 1)
 
 
-def test_expired_entries_go_with_a_merge(store: EmbeddedStore) -> None:
+def test_a_merge_drops_expired_entries(store: EmbeddedStore) -> None:
     ds = store.create_dataset("brief", ttl_s=1e-3)
     ds.put(ids(1000), at(1000, 1))
     store.compact()
@@ -178,7 +178,7 @@ def test_only_upper_runs_carry_filters_unless_the_dataset_asks(store: EmbeddedSt
     assert not asked.lookup(ids(1000, 10**6)).found.any()
 
 
-def test_a_seldom_written_dataset_does_not_keep_the_log(tmp_path: Path) -> None:
+def test_a_rarely_written_dataset_does_not_stop_log_trimming(tmp_path: Path) -> None:
     options = EngineOptions(batch_rows_max=500, memtable_rows_max=1000, wal_rows_max=3000, background=False)
     with EmbeddedStore(tmp_path / "catalog", options=options) as store:
         seldom, busy = store.create_dataset("seldom"), store.dataset()
@@ -194,7 +194,7 @@ def test_a_seldom_written_dataset_does_not_keep_the_log(tmp_path: Path) -> None:
         assert store.dataset().lookup(ids(5000)).found.all()
 
 
-def test_a_merge_gives_back_the_space_of_what_it_has_passed(tmp_path: Path) -> None:
+def test_a_merge_frees_the_disk_space_behind_its_frontier(tmp_path: Path) -> None:
     """A removed file keeps its space while it is mapped: a merge may not hold on to what lies behind it."""
     options = EngineOptions(segment_bytes_max=64 << 10, merge_step_rows=2048, background=False)
     deleted: list[int] = []

@@ -55,14 +55,14 @@ def test_any_rows_survive_packing(rows: np.ndarray) -> None:
 
 @settings(deadline=None)
 @given(any_rows, any_rows)
-def test_the_union_of_bounds_holds_both(a: np.ndarray, b: np.ndarray) -> None:
+def test_a_packing_for_joined_bounds_fits_the_rows_of_both(a: np.ndarray, b: np.ndarray) -> None:
     packing = Packing.for_bounds(Bounds.union([Bounds.of(a), Bounds.of(b)]))
     for rows in (by_id(a), by_id(b)):
         out, pages = pack(rows, packing)
         assert (unpack(out, pages, packing, len(rows))[0] == rows).all()
 
 
-def test_columns_that_never_change_cost_nothing() -> None:
+def test_constant_columns_take_no_space() -> None:
     rows = random_rows(1000)
     rows[:, 3:] = 7
     packing = Packing.for_bounds(Bounds.of(by_id(rows)))
@@ -70,7 +70,7 @@ def test_columns_that_never_change_cost_nothing() -> None:
     assert packing.width.tolist() == [8, 8, 0, 0, 0, 0, 0, 0]
 
 
-def test_aligned_offsets_and_a_common_id_prefix_are_implied() -> None:
+def test_aligned_offsets_and_a_common_id_prefix_take_less_space() -> None:
     rows = random_rows(1000)
     rows[:, 0] = rows[:, 0] >> np.uint64(16) | np.uint64(0xABCD << 48)
     rows[:, 4] = np.arange(1000) * 512 + (1 << 40)

@@ -51,7 +51,7 @@ def reheaded(path: Path, **fields: object) -> Segment:
 
 @pytest.mark.parametrize("n", [1, 2, 130, 5000, 70_000])
 @pytest.mark.parametrize("filter_bits", [0, 10])
-def test_every_row_is_found_and_no_other(tmp_path: Path, n: int, filter_bits: int) -> None:
+def test_a_segment_finds_its_own_rows_and_no_others(tmp_path: Path, n: int, filter_bits: int) -> None:
     rows = by_id(random_rows(n))
     record = write(tmp_path / "s", rows, filter_bits=filter_bits)
     segment = Segment(tmp_path / "s", record, STORE)
@@ -144,7 +144,7 @@ def test_page_ranges_cover_the_hash_order_of_their_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["header", "footer", "bucket directory", "filter"])
-def test_damage_beside_the_rows_is_reported_and_loses_nothing(tmp_path: Path, part: str) -> None:
+def test_damage_outside_the_pages_is_reported_and_loses_no_row(tmp_path: Path, part: str) -> None:
     rows = by_id(random_rows(20_000))
     path = tmp_path / "s"
     record = write(path, rows, filter_bits=10)
@@ -177,7 +177,7 @@ def test_a_cut_or_missing_file_fails_its_range(tmp_path: Path, cut_at: int) -> N
     assert "missing" in (Segment(path, record, STORE).damage or "")
 
 
-def test_another_stores_file_is_not_taken(tmp_path: Path) -> None:
+def test_a_segment_file_of_another_store_is_refused(tmp_path: Path) -> None:
     rows = by_id(random_rows(3000))
     record = write(tmp_path / "s", rows)
     segment = Segment(tmp_path / "s", record, bytes(16))
@@ -211,7 +211,7 @@ def test_a_run_is_cut_into_segments_over_disjoint_ranges(tmp_path: Path) -> None
     ],
     ids=str,
 )  # fmt: skip
-def test_a_header_that_contradicts_itself_is_damage_and_no_kernel_follows_it(
+def test_a_header_that_contradicts_itself_is_damage_and_is_not_used(
     tmp_path: Path, fields: dict[str, object]
 ) -> None:
     rows = by_id(random_rows(3000))
@@ -222,7 +222,7 @@ def test_a_header_that_contradicts_itself_is_damage_and_no_kernel_follows_it(
 
 
 @pytest.mark.parametrize("place", ["first range", "a bucket", "last bucket"])
-def test_a_directory_that_leads_out_of_the_segment_is_made_anew(tmp_path: Path, place: str) -> None:
+def test_a_bucket_directory_pointing_outside_its_segment_is_rebuilt(tmp_path: Path, place: str) -> None:
     rows = by_id(random_rows(3000))
     record = write(tmp_path / "s", rows)
     header = Segment(tmp_path / "s", record, STORE).header

@@ -27,7 +27,7 @@ def chain(kinds: list[int], n: int = 100) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("n", [1, 63, 64, 4096])
 @pytest.mark.parametrize("kind", [wal.PUT, wal.DELETE, wal.RELOCATE])
-def test_a_record_brings_its_rows_back(kind: int, n: int) -> None:
+def test_a_record_decodes_to_the_rows_it_was_made_from(kind: int, n: int) -> None:
     rows = random_rows(n)
     if kind == wal.RELOCATE:
         rows[:, 2] += np.arange(n, dtype=np.uint64)
@@ -40,7 +40,7 @@ def test_a_record_brings_its_rows_back(kind: int, n: int) -> None:
     assert (record.rows == rows).all()
 
 
-def test_columns_are_compressed_only_where_it_shrinks_them() -> None:
+def test_columns_are_compressed_only_if_that_shrinks_them() -> None:
     dull = random_rows(4096)
     dull[:, 3:] = 5
     assert len(wal.encode(WAL_START, 1, wal.PUT, dull)[1]) < 4096 * 18
@@ -86,7 +86,7 @@ def test_every_flipped_bit_of_a_record_is_noticed() -> None:
     [("rows", 0xFFFFFFFF), ("rows", 99), ("column_bytes", 0xFFFFFFFF), ("column_bytes", 0), ("kind", 0),
      ("kind", 2), ("kind", 4), ("codec", 1), ("codec", 7)],
 )  # fmt: skip
-def test_a_header_that_lies_is_refused_before_anything_is_allocated(field: str, value: int) -> None:
+def test_a_false_header_is_refused_before_allocating_memory(field: str, value: int) -> None:
     ((_, whole),) = chain([wal.PUT], n=3)
     header = np.frombuffer(whole, wal.RECORD, 1)[0].copy()
     header[field], header["checksum"] = value, 0

@@ -11,7 +11,7 @@ from kvmeta_server.refusal import Refused
 LIMITS = Limits(calls_max=8, bytes_in_flight_max=800)
 
 
-def test_what_is_released_makes_room_again() -> None:
+def test_released_calls_make_room_for_new_ones() -> None:
     admission = Admission(LIMITS)
     for i in range(8):
         admission.admit(f"peer {i}", 10)
@@ -24,7 +24,7 @@ def test_what_is_released_makes_room_again() -> None:
     assert (admission.calls, admission.bytes) == (8, 80)
 
 
-def test_one_connection_has_a_quarter() -> None:
+def test_one_connection_may_use_a_quarter_of_the_room() -> None:
     admission = Admission(LIMITS)
     admission.admit("greedy", 10)
     admission.admit("greedy", 10)
@@ -33,7 +33,7 @@ def test_one_connection_has_a_quarter() -> None:
     admission.admit("modest", 10)
 
 
-def test_answers_that_do_not_leave_count() -> None:
+def test_unsent_answers_count_against_the_limits() -> None:
     admission = Admission(LIMITS)
     admission.admit("slow", 10)
     admission.hold("slow", 200)
@@ -45,7 +45,7 @@ def test_answers_that_do_not_leave_count() -> None:
         admission.admit("other", 10)
 
 
-def test_answers_of_reads_are_given_up_where_far_too_much_waits() -> None:
+def test_read_answers_are_refused_when_too_many_bytes_wait() -> None:
     admission = Admission(LIMITS)
     admission.admit("greedy", 10)
     admission.hold("greedy", 500, may_refuse=True)  # one answer may be large
@@ -65,7 +65,7 @@ def test_a_draining_server_refuses_all() -> None:
     assert refused.value.reason == "DRAINING"
 
 
-def test_a_peer_that_is_gone_leaves_nothing() -> None:
+def test_a_released_peer_leaves_nothing_behind() -> None:
     admission = Admission(LIMITS)
     admission.admit("peer", 10)
     admission.release("peer", 10)

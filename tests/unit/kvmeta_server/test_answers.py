@@ -151,14 +151,14 @@ WRONG: list[tuple[str, Any, type[Exception], str]] = [
 @pytest.mark.parametrize(
     ("name", "request_", "kind", "told"), WRONG, ids=lambda each: str(each)[:30].split("\n")[0]
 )
-def test_a_wrong_request_is_refused_with_what_is_wrong(
+def test_a_wrong_request_is_refused_with_the_reason(
     answers: Asked, name: str, request_: Any, kind: type[Exception], told: str
 ) -> None:
     with pytest.raises(kind, match=told):
         getattr(answers, name)(request_)
 
 
-def test_nothing_of_a_refused_write_is_done(answers: Asked) -> None:
+def test_a_refused_write_has_no_effect(answers: Asked) -> None:
     ids = kvmeta.ids_from_ints([1000, 1001])
     with pytest.raises(kvmeta.InputError):
         answers.write(write(pb.OPERATION_PUT, ids=ids, locations=LOCATIONS[:1]))

@@ -60,7 +60,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "LOOK_S", 3600)
 
 
-def test_only_so_many_messages_are_read_at_once_and_a_share_of_one_connection() -> None:
+def test_messages_read_at_once_are_limited_in_total_and_per_connection() -> None:
     async def work() -> None:
         senders = Senders()
         mine = [senders.call("greedy") for _ in range(3 * SHARE)]
@@ -74,7 +74,7 @@ def test_only_so_many_messages_are_read_at_once_and_a_share_of_one_connection() 
     on_a_loop(work)
 
 
-def test_connections_come_in_turn_however_many_calls_one_has() -> None:
+def test_connections_take_turns_even_if_one_has_many_calls() -> None:
     async def work() -> None:
         senders = Senders()
         holders = [senders.call(f"holder-{i}") for i in range(AT_ONCE)]
@@ -92,7 +92,7 @@ def test_connections_come_in_turn_however_many_calls_one_has() -> None:
     on_a_loop(work)
 
 
-def test_a_message_that_does_not_come_gives_its_slot_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_message_gives_up_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "LOOK_S", 0.001)
 
     async def work() -> None:
@@ -109,7 +109,7 @@ def test_a_message_that_does_not_come_gives_its_slot_up(monkeypatch: pytest.Monk
     on_a_loop(work)
 
 
-def test_who_waits_beyond_all_bounds_is_refused_at_once() -> None:
+def test_a_call_beyond_the_waiting_limit_is_refused_at_once() -> None:
     async def work() -> None:
         senders = Senders(Limits(calls_max=8))
         held = [senders.call(f"peer-{i}") for i in range(AT_ONCE + 8)]
@@ -124,7 +124,7 @@ def test_who_waits_beyond_all_bounds_is_refused_at_once() -> None:
     on_a_loop(work)
 
 
-def test_a_call_that_is_cancelled_while_it_waits_costs_nobody_a_slot() -> None:
+def test_a_call_cancelled_while_waiting_costs_no_slot() -> None:
     async def work() -> None:
         senders = Senders()
         held = [senders.call(f"peer-{i}") for i in range(AT_ONCE)]
@@ -144,7 +144,7 @@ def test_a_call_that_is_cancelled_while_it_waits_costs_nobody_a_slot() -> None:
     on_a_loop(work)
 
 
-def test_no_slot_is_lost_whatever_comes_goes_or_dawdles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_slot_is_lost_to_finished_cancelled_or_stalled_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrivals, "LOOK_S", 0.0005)
     pick = random.Random(7)
 

@@ -86,7 +86,7 @@ def test_a_missing_package_names_the_pip_command(serve: Any, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_why_a_server_does_not_start_is_told_in_the_form_of_its_log(tmp_path: Path) -> None:
+def test_a_failed_start_is_reported_in_the_log_format(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with EmbeddedStore(tmp_path / "held"):
         for name, code, reason in (("held", 4, "open for writing elsewhere"), ("file", 3, "not a directory")):
@@ -103,7 +103,7 @@ def test_why_a_server_does_not_start_is_told_in_the_form_of_its_log(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_told_and_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_and_leaves_the_store_unchanged(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -34,13 +34,13 @@ def toml(tmp_path: Path) -> Any:
     return write
 
 
-def test_the_defaults_listen_where_only_this_machine_reaches() -> None:
+def test_the_default_address_is_reachable_only_from_this_machine() -> None:
     settings = load()
     assert (settings.listen, settings.insecure, settings.host) == ("127.0.0.1:7400", False, "127.0.0.1")
     assert settings.data == "catalog"
 
 
-def test_later_sources_win_file_then_environment_then_settings_then_flags(toml: Any) -> None:
+def test_flags_win_over_settings_then_environment_then_file(toml: Any) -> None:
     file = toml(
         'listen = "127.0.0.1:1"\n[limits]\ncalls_max = 1\njobs_max = 1\ndrain_s = 1\n[log]\nlevel = "debug"'
     )
@@ -95,7 +95,7 @@ def test_every_setting_has_a_variable() -> None:
         assert got == value, path
 
 
-def test_what_was_given_is_told_from_a_default_of_the_same_value() -> None:
+def test_a_given_value_is_distinguished_from_an_equal_default() -> None:
     def replicas(*settings: str) -> int:
         got = config.load(None, {}, {"data": "catalog"}, ["cluster.name=prod", *settings])
         assert got.cluster is not None
@@ -146,7 +146,7 @@ def test_a_store_must_be_named() -> None:
         ("listen = ''", "listen: expected HOST:PORT, got ''"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_path(toml: Any, text: str, told: str) -> None:
+def test_an_error_in_a_file_names_the_file_and_setting(toml: Any, text: str, told: str) -> None:
     file = toml(text)
     assert refused(file).startswith(f"{file}: {told}")
 
@@ -178,16 +178,16 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("listen.x=1", "--set listen: expected text, got {'x': '1'}"),
     ],
 )
-def test_what_is_wrong_in_a_setting_is_told_with_its_path(setting: str, told: str) -> None:
+def test_an_error_in_a_setting_names_the_setting(setting: str, told: str) -> None:
     assert refused(None, setting) == told
 
 
-def test_a_setting_below_what_is_no_table_names_who_said_so(toml: Any) -> None:
+def test_a_setting_under_a_non_table_names_the_source_of_the_value(toml: Any) -> None:
     file = toml("limits = 4")
     assert refused(file, "limits.calls_max=3") == f"{file}: limits: expected a table, got 4"
 
 
-def test_what_is_wrong_in_a_variable_is_told_with_its_name_and_path() -> None:
+def test_an_error_in_a_variable_names_the_variable_and_setting() -> None:
     name = "KVMETA_SERVE_LIMITS_CALLS_MAX"
     assert refused(env={name: "x"}) == f"{name}: limits.calls_max: expected a whole number, got 'x'"
     assert (
@@ -197,7 +197,7 @@ def test_what_is_wrong_in_a_variable_is_told_with_its_name_and_path() -> None:
 
 
 @pytest.mark.parametrize("listen", ["[::1]:7400", "localhost:0", "127.0.0.9:65535"])
-def test_loopback_addresses_need_no_permission(listen: str) -> None:
+def test_loopback_addresses_do_not_need_insecure(listen: str) -> None:
     assert load(listen=listen).listen == listen
 
 
@@ -215,7 +215,7 @@ def test_an_address_of_another_form_is_refused(listen: str) -> None:
     assert refused(listen=listen, insecure=True).startswith(f"--listen: expected HOST:PORT, got {listen!r}")
 
 
-def test_an_ipv6_address_without_brackets_is_told_to_have_some() -> None:
+def test_an_ipv6_address_without_brackets_is_refused_with_the_remedy() -> None:
     assert refused(listen="::1:7400").endswith("an IPv6 address goes in brackets: [::1]:7400")
 
 
@@ -224,7 +224,7 @@ def test_smaller_batches_allow_smaller_messages() -> None:
     assert (settings.limits.batch_rows_max, settings.limits.message_bytes_max) == (100, 100_000)
 
 
-def test_no_lookup_threads_means_one_a_core() -> None:
+def test_lookup_threads_default_to_one_per_core() -> None:
     assert load().threads.lookup_count >= 1
     assert load(None, "threads.lookup=3").threads.lookup_count == 3
 
@@ -243,17 +243,17 @@ def test_no_lookup_threads_means_one_a_core() -> None:
         ("listen=127.0.0.1:0", "listen"),
     ],
 )
-def test_settings_of_a_cluster_that_cannot_be_are_refused(setting: str, told: str) -> None:
+def test_impossible_cluster_settings_are_refused(setting: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         config.load(None, {}, {"data": "x"}, ["cluster.name=prod", setting])
 
 
-def test_a_node_is_reached_where_it_listens_unless_told_otherwise() -> None:
+def test_a_node_advertises_its_listen_address_by_default() -> None:
     settings = config.load(None, {}, {"data": "x"}, ["cluster.name=prod", "listen=127.0.0.1:7411"])
     assert settings.cluster is not None
     assert settings.cluster.advertise == "127.0.0.1:7411"
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a = " + "9" * 5000], ids=["deep", "digits"])
-def test_toml_that_no_parser_takes_is_told(toml: Any, text: str) -> None:
+def test_unparseable_toml_is_refused(toml: Any, text: str) -> None:
     assert "not TOML" in refused(toml(text))

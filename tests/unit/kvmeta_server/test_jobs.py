@@ -67,7 +67,7 @@ def test_a_job_is_seen_from_start_to_end() -> None:
     run(store, work)
 
 
-def test_a_request_that_comes_again_starts_nothing() -> None:
+def test_a_repeated_request_starts_no_second_job() -> None:
     async def work(jobs: Jobs) -> None:
         first = (await jobs.start_job(VERIFY)).job
         assert (await jobs.start_job(VERIFY)).job.id == first.id
@@ -77,7 +77,7 @@ def test_a_request_that_comes_again_starts_nothing() -> None:
     run(Store(), work)
 
 
-def test_what_a_job_failed_with_is_told() -> None:
+def test_a_failed_job_reports_its_error() -> None:
     for error, reason in (
         (kvmeta.CorruptionError("bad", "/s"), "CORRUPTION"),
         (ZeroDivisionError(), "STORE"),

@@ -35,7 +35,7 @@ def test_answers_and_errors_come_back_to_their_callers() -> None:
     asyncio.run(work())
 
 
-def test_a_call_that_nobody_waits_for_is_not_begun() -> None:
+def test_a_call_cancelled_while_queued_never_starts() -> None:
     begun: list[bytes] = []
     go = threading.Event()
 
@@ -59,7 +59,7 @@ def test_a_call_that_nobody_waits_for_is_not_begun() -> None:
     assert begun == [b"first", b"third"]
 
 
-def test_a_caller_that_leaves_meanwhile_ends_no_thread() -> None:
+def test_a_thread_survives_when_its_caller_leaves() -> None:
     begun, go = threading.Event(), threading.Event()
 
     def answer(request: bytes) -> bytes:
@@ -79,7 +79,7 @@ def test_a_caller_that_leaves_meanwhile_ends_no_thread() -> None:
     asyncio.run(work())
 
 
-def test_a_call_that_nobody_waits_for_holds_no_bytes() -> None:
+def test_a_cancelled_call_releases_its_request() -> None:
     go = threading.Event()
 
     async def work() -> None:
@@ -120,7 +120,7 @@ def test_a_lane_takes_only_so_many_calls() -> None:
     asyncio.run(work())
 
 
-def test_a_librarys_panic_ends_its_call_and_not_its_thread() -> None:
+def test_a_library_panic_fails_its_call_but_not_the_thread() -> None:
     class Panic(BaseException):
         pass
 
@@ -142,7 +142,7 @@ def test_a_librarys_panic_ends_its_call_and_not_its_thread() -> None:
     asyncio.run(work())
 
 
-def test_an_error_told_keeps_no_request() -> None:
+def test_a_reported_error_releases_its_request() -> None:
     async def work() -> None:
         lane = Lane("test", 1)
         kept: list[weakref.ref[Any]] = []

@@ -46,7 +46,7 @@ def test_json_has_one_object_a_line_with_the_events_fields(capsys: pytest.Captur
     assert fault["exception"].endswith("ValueError: bad\nluck")
 
 
-def test_text_from_elsewhere_cannot_look_like_a_line_of_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_text_cannot_forge_a_log_line(capsys: pytest.CaptureFixture[str]) -> None:
     Log("text").warning("refused", message="\x1b[2Kx\n2026-01-01 [info] ready", plain="name of ärger")
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -78,9 +78,7 @@ def test_events_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(), OSError(errno.ENOSPC, "full"), ValueError("closed file")]
 )
-def test_a_log_that_cannot_be_written_is_lost_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_a_failing_log_output_loses_only_its_lines(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     class Broken:
         def write(self, _: str) -> None:
             raise error
@@ -97,7 +95,7 @@ def test_a_log_that_cannot_be_written_is_lost_and_nothing_else(
 
 
 @pytest.mark.usefixtures("gathered")
-def test_what_libraries_and_python_tell_becomes_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_of_libraries_and_python_become_events(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("grpc").error("two\nlines %d", 3)
     logging.getLogger("asyncio").error("never retrieved", exc_info=ValueError("lost"))
     thread = threading.Thread(target=lambda: 1 / 0, name="kvmeta-x")

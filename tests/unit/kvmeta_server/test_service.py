@@ -146,7 +146,7 @@ def test_every_call_of_the_protocol_is_answered(stub: Any) -> None:
         ), name
 
 
-def test_bytes_that_are_no_message_are_an_input_error(server: Server) -> None:
+def test_malformed_messages_are_input_errors(server: Server) -> None:
     with connected(server) as channel:
         call = channel.unary_unary("/kvmeta.v1.StoreService/Lookup")
         refusal = ends(call, b"\xff\xff\xff")
@@ -168,7 +168,7 @@ def test_a_message_over_the_limit_never_reaches_the_store(stub: Any) -> None:
     assert "larger than max" in str(refusal.error)
 
 
-def test_a_bomb_is_not_unpacked(stub: Any) -> None:
+def test_a_compression_bomb_is_not_unpacked(stub: Any) -> None:
     zeros = bytes(64 << 20)
     by_grpc = ends(
         stub.Lookup, pb.LookupRequest(ids=pb.Packed(plain=zeros)), compression=grpc.Compression.Gzip
@@ -186,7 +186,7 @@ def test_a_call_without_a_deadline_gets_one(stub: Any, server: Server, slow: thr
     settled(server)
 
 
-def test_an_answer_that_is_not_taken_ends_with_the_time_of_its_call(
+def test_an_answer_the_client_does_not_read_ends_with_its_deadline(
     store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvmeta_server.listening.grpc.SENDING_S", 0.2)
@@ -210,7 +210,7 @@ def test_an_answer_that_is_not_taken_ends_with_the_time_of_its_call(
             assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
-def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -> None:
+def test_unread_answers_leave_room_for_other_clients(store: EmbeddedStore) -> None:
     with running(store, limits__bytes_in_flight_max=4_000) as server:
         greedy = [frames.Connection(server.address, window_bytes=0) for _ in range(3)]
         try:
@@ -226,7 +226,7 @@ def test_answers_that_nobody_takes_leave_room_for_others(store: EmbeddedStore) -
         settled(server)
 
 
-def test_a_repair_is_asked_for_with_a_deadline_that_servers_keep() -> None:
+def test_the_deadline_of_a_repair_is_below_the_servers_maximum() -> None:
     assert operators.REPAIR_S < service.DEADLINE_S_MAX
 
 
@@ -239,7 +239,7 @@ def test_a_server_may_require_deadlines(store: EmbeddedStore) -> None:
         assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
-def test_what_is_too_much_at_once_is_refused_and_done_later(
+def test_too_many_calls_at_once_are_refused_and_succeed_later(
     store: EmbeddedStore, slow: threading.Event
 ) -> None:
     with running(store, limits__calls_max=16) as server, ExitStack() as channels:
@@ -254,7 +254,7 @@ def test_what_is_too_much_at_once_is_refused_and_done_later(
         settled(server)
 
 
-def test_one_connection_has_its_share(store: EmbeddedStore, slow: threading.Event) -> None:
+def test_one_connection_gets_only_its_share(store: EmbeddedStore, slow: threading.Event) -> None:
     with running(store, limits__calls_max=16) as server, connected(server) as channel:
         stub: Any = rpc.StoreServiceStub(channel)
         futures = [stub.Lookup.future(FIRST, timeout=HANG_S) for _ in range(4)]
@@ -269,7 +269,7 @@ def test_one_connection_has_its_share(store: EmbeddedStore, slow: threading.Even
         settled(server)
 
 
-def test_the_sdk_comes_again_where_a_server_is_full(
+def test_the_sdk_retries_when_a_server_is_full(
     store: EmbeddedStore, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     admit, refused = Admission.admit, threading.Event()
@@ -307,7 +307,7 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server: Server, slow: thr
     settled(server)
 
 
-def test_a_fault_is_told_without_its_inside_and_the_server_goes_on(
+def test_a_fault_is_reported_without_internals_and_the_server_continues(
     stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -319,7 +319,7 @@ def test_a_fault_is_told_without_its_inside_and_the_server_goes_on(
 
 
 @pytest.mark.parametrize("ids", [pb.Packed(plain=bytes((1 << 20) + 1)), pb.Packed(lz4=bytes(1 << 20))])
-def test_a_refused_message_is_let_go_of_at_once(server: Server, ids: pb.Packed) -> None:
+def test_a_refused_message_is_freed_at_once(server: Server, ids: pb.Packed) -> None:
     """Not when a cycle is collected: refused messages of a flood took 700 MB until then."""
     raw = pb.LookupRequest(ids=ids).SerializeToString()
     with connected(server) as channel:
@@ -352,7 +352,7 @@ def test_bytes_that_are_no_http2_end_only_their_connection(server: Server, stub:
     assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
-def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None:
+def test_any_number_of_pings_is_answered(server: Server, stub: Any) -> None:
     """Pings that gRPC holds against a peer cost it a copy of all the earlier ones each: a flood stops it."""
     host, port = server.address.rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=HANG_S) as raw:
@@ -368,7 +368,7 @@ def test_pings_are_answered_however_many_come(server: Server, stub: Any) -> None
     assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
-def test_health_and_reflection_say_what_is_served(server: Server) -> None:
+def test_health_and_reflection_report_the_services(server: Server) -> None:
     with connected(server) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", STORE_SERVICE):
@@ -380,7 +380,7 @@ def test_health_and_reflection_say_what_is_served(server: Server) -> None:
         assert STORE_SERVICE in [each.name for each in listed.list_services_response.service]
 
 
-def test_a_second_server_on_a_port_is_told(server: Server, store: EmbeddedStore) -> None:
+def test_a_second_server_on_a_port_is_refused(server: Server, store: EmbeddedStore) -> None:
     with (
         pytest.raises(kvmeta.UnavailableError, match="cannot listen on"),
         running(store, listen=server.address),
@@ -404,7 +404,9 @@ def test_a_draining_server_lets_calls_end_and_refuses_new_ones(
         assert future.result().states.plain
 
 
-def test_flushes_that_wait_keep_nobody_out(store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_flushes_do_not_block_other_calls(
+    store: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go = threading.Event()
     monkeypatch.setattr(EmbeddedStore, "flush", lambda self: go.wait(HANG_S))
     with running(store) as server, connected(server) as channel:
@@ -418,7 +420,7 @@ def test_flushes_that_wait_keep_nobody_out(store: EmbeddedStore, monkeypatch: py
             flush.result()
 
 
-def test_messages_that_stop_half_way_shut_nobody_out(store: EmbeddedStore) -> None:
+def test_half_sent_messages_do_not_block_other_clients(store: EmbeddedStore) -> None:
     with running(store) as server:
         hostile = [frames.Connection(server.address) for _ in range(SHARE_OF_ONE + 1)]
         try:

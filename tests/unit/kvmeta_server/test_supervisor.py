@@ -83,7 +83,9 @@ def test_a_server_that_a_read_error_ended_is_started_again_with_a_probe(tmp_path
     assert [probe for _, probe in supervised.children()] == [False, True, True]
 
 
-def test_read_errors_without_end_are_given_up(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_supervisor_gives_up_after_too_many_read_errors(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     supervised = Supervised(tmp_path / "n", lambda _: die(signal.SIGBUS))
     assert supervised.status() == 128 + signal.SIGBUS
     assert len(supervised.children()) == supervisor.ENDS_MAX + 1
@@ -92,9 +94,7 @@ def test_read_errors_without_end_are_given_up(tmp_path: Path, capfd: pytest.Capt
     assert told.count('"event": "given up"') == 1
 
 
-def test_a_server_that_ran_for_long_begins_the_row_of_read_errors_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_run_resets_the_count_of_read_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "STEADY_S", 0.0)
     many = 2 * supervisor.ENDS_MAX
     supervised = Supervised(tmp_path / "n", lambda turn: die(signal.SIGBUS) if turn <= many else None)
@@ -107,7 +107,9 @@ def test_a_server_that_ran_for_long_begins_the_row_of_read_errors_anew(
     [(lambda: os._exit(0), 0), (lambda: os._exit(4), 4), (lambda: die(signal.SIGKILL), 137)],
     ids=["ended", "failed", "killed"],
 )
-def test_any_other_end_is_passed_on(tmp_path: Path, end: Callable[[], None], status: int) -> None:
+def test_the_supervisor_passes_on_any_other_exit_status(
+    tmp_path: Path, end: Callable[[], None], status: int
+) -> None:
     supervised = Supervised(tmp_path / "n", lambda _: end())
     assert supervised.status() == status
     assert len(supervised.children()) == 1

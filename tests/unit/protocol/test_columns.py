@@ -22,7 +22,7 @@ from tests.messages import packed as pack
 @pytest.mark.parametrize("packing", [PLAIN, LZ4])
 @pytest.mark.parametrize("dtype", [ID, LOCATION, VERSION])
 @pytest.mark.parametrize("n", [0, 1, 7, 1000])
-def test_a_column_comes_back_as_it_went(dtype: np.dtype, n: int, packing: int) -> None:
+def test_a_column_survives_packing_and_unpacking(dtype: np.dtype, n: int, packing: int) -> None:
     for raw in (bytes(n * dtype.itemsize), np.random.default_rng(n).bytes(n * dtype.itemsize)):
         column = np.frombuffer(raw, dtype)
         packed = column_of(pb.Packed.FromString(pack(column, packing).SerializeToString()))
@@ -32,7 +32,7 @@ def test_a_column_comes_back_as_it_went(dtype: np.dtype, n: int, packing: int) -
         assert around.tobytes() == bytes(dtype.itemsize) + raw + bytes(dtype.itemsize)
 
 
-def test_lz4_is_used_only_where_it_is_shorter() -> None:
+def test_lz4_is_used_only_if_it_is_shorter() -> None:
     assert pack(np.zeros(1000, LOCATION), LZ4).WhichOneof("form") == "lz4"
     assert pack(np.frombuffer(np.random.default_rng(1).bytes(16_000), ID), LZ4).WhichOneof("form") == "plain"
     assert pack(np.zeros(0, ID), LZ4).WhichOneof("form") == "plain"
@@ -40,7 +40,7 @@ def test_lz4_is_used_only_where_it_is_shorter() -> None:
 
 @pytest.mark.parametrize("got", [2, 4])
 @pytest.mark.parametrize("packing", [PLAIN, LZ4])
-def test_only_as_many_rows_as_there_is_room_for_are_taken(got: int, packing: int) -> None:
+def test_a_column_that_does_not_fit_its_room_is_refused(got: int, packing: int) -> None:
     room = np.zeros(3, LOCATION)
     with pytest.raises(kvmeta.InputError, match=r"locations: (expected 3 rows .* got 2 rows|96 bytes)"):
         fill(column_of(pack(np.ones(got, LOCATION), packing)), room, slice(0, 3), "locations")
@@ -68,12 +68,12 @@ def test_an_absent_column_has_no_rows() -> None:
         ),
     ],
 )
-def test_what_is_no_column_is_refused_with_its_name(packed: pb.Packed, told: str) -> None:
+def test_a_malformed_column_is_refused_by_name(packed: pb.Packed, told: str) -> None:
     with pytest.raises(kvmeta.InputError, match=f"ids: .*({told})"):
         unpack_up_to(column_of(packed), ID, 10, "ids")
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+def test_a_compression_bomb_is_refused_before_it_is_unpacked() -> None:
     bomb = pb.Packed(lz4=lz4.block.compress(bytes(64 << 20), store_size=True))
     assert len(bomb.lz4) < 300_000
     with pytest.raises(kvmeta.InputError, match="at most 1048576 are taken"):

@@ -22,7 +22,7 @@ HEAD = pb.WriteRequest(dataset="a dataset", operation=pb.OPERATION_RELOCATE, rep
 
 @pytest.mark.parametrize("packing", [PLAIN, LZ4])
 @pytest.mark.parametrize("n", [0, 1, 10, 1000])
-def test_a_column_message_is_the_librarys_message(n: int, packing: int) -> None:
+def test_a_column_message_has_the_same_bytes_as_the_librarys(n: int, packing: int) -> None:
     random = np.random.default_rng(n)
     ids = np.frombuffer(random.bytes(16 * n), "V16")
     locations, versions = np.zeros(n, kvmeta.LOCATION), np.arange(n, dtype=np.uint64)
@@ -42,13 +42,13 @@ def test_a_column_message_is_the_librarys_message(n: int, packing: int) -> None:
         assert ours == column_of(theirs)
 
 
-def test_a_column_that_is_left_out_is_absent() -> None:
+def test_a_message_without_a_column_parses_it_as_absent() -> None:
     raw = ColumnMessage.of(HEAD, PLAIN, ids=np.zeros(1, "V16"), locations=None).SerializeToString()
     assert not pb.WriteRequest.FromString(raw).HasField("locations")
     assert parse(pb.WriteRequest, raw).locations == ABSENT
 
 
-def test_a_message_without_columns_is_the_librarys() -> None:
+def test_a_message_type_without_columns_is_parsed_by_the_library() -> None:
     assert parse(pb.GetResponse, pb.GetResponse(version=7).SerializeToString()).version == 7
 
 
@@ -69,13 +69,13 @@ def test_fields_of_a_newer_peer_are_passed_over() -> None:
         b"\x1a\x02\x0a\x00\x1a\x02\x0a\x00",
     ],
 )
-def test_what_is_no_message_is_an_input_error(raw: bytes) -> None:
+def test_malformed_messages_raise_input_errors(raw: bytes) -> None:
     with pytest.raises(kvmeta.InputError, match="not a WriteRequest"):
         parse(pb.WriteRequest, raw)
 
 
 @given(st.binary(max_size=64))
-def test_what_we_parse_the_library_parses_alike(raw: bytes) -> None:
+def test_our_parser_agrees_with_the_librarys(raw: bytes) -> None:
     with suppress(kvmeta.InputError):
         ours = parse(pb.WriteRequest, raw)
         theirs = pb.WriteRequest.FromString(raw)
@@ -90,9 +90,7 @@ def test_fields_of_a_column_that_are_not_known_are_passed_over() -> None:
 
 
 @given(st.binary(max_size=8), st.integers(0, 60), st.integers(0, 255))
-def test_a_message_with_a_changed_byte_is_taken_or_refused_like_the_library_does(
-    data: bytes, place: int, value: int
-) -> None:
+def test_a_changed_byte_is_accepted_or_refused_as_by_the_library(data: bytes, place: int, value: int) -> None:
     raw = bytearray(ColumnMessage.of(HEAD, PLAIN, ids=np.frombuffer(data, np.uint8)).SerializeToString())
     raw[place % len(raw)] = value
     try:

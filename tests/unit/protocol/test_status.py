@@ -32,7 +32,7 @@ def test_every_error_has_a_row_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_an_error_comes_back_as_what_it_was(kind: type[errors.KvmetaError]) -> None:
+def test_an_error_keeps_its_class_across_the_wire(kind: type[errors.KvmetaError]) -> None:
     refusal = sent(status.of_error(made(kind)))
     expected = errors.CorruptionError if kind is errors.IncompleteBatchError else kind
     assert type(refusal.error) is expected
@@ -40,7 +40,7 @@ def test_an_error_comes_back_as_what_it_was(kind: type[errors.KvmetaError]) -> N
     assert refusal.reason == status.reason_of(made(kind))
 
 
-def test_a_special_class_never_hides_behind_a_general_one() -> None:
+def test_the_table_lists_subclasses_before_their_base_classes() -> None:
     for i, (kind, _, _) in enumerate(status.TABLE):
         assert not any(issubclass(kind, earlier) for earlier, _, _ in status.TABLE[:i])
 
@@ -60,27 +60,27 @@ def test_long_messages_and_many_ranges_fit_the_metadata(letter: str) -> None:
     assert percent_encoded + base64 < 8000
 
 
-def test_names_that_are_no_text_are_told_escaped() -> None:
+def test_names_that_are_not_valid_text_are_escaped() -> None:
     assert status.of_error(errors.InputError("bad \udcff name")).message == "bad \\udcff name"
 
 
 @pytest.mark.parametrize("ranges", ["", "x", "1", "1-", "-", "1-2-3", "g-h", "1-2,", f"{'f' * 33}-1"])
-def test_metadata_that_is_odd_is_no_error_of_its_own(ranges: str) -> None:
+def test_odd_metadata_raises_no_error_of_its_own(ranges: str) -> None:
     told = status.status(status.Code.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
     assert isinstance(sent(told).error, kvmeta.CorruptionError)
 
 
-def test_details_that_are_none_say_nothing() -> None:
+def test_malformed_details_give_no_reason() -> None:
     assert status.told_by("x", b"\xff\xff").reason == ""
 
 
-def test_a_status_without_error_info_is_none_of_ours() -> None:
+def test_a_status_without_error_info_has_no_reason() -> None:
     refusal = status.told_by("connection reset", None)
     assert refusal.reason == ""
     assert str(refusal.error) == "connection reset"
     assert type(refusal.error) is kvmeta.KvmetaError
 
 
-def test_a_reason_of_a_newer_server_is_taken_by_its_status() -> None:
+def test_an_unknown_reason_of_a_newer_server_becomes_a_general_error() -> None:
     refusal = sent(status.status(status.Code.ABORTED, "SOMETHING_NEW", "later"))
     assert (type(refusal.error), refusal.reason) == (kvmeta.KvmetaError, "")

@@ -28,6 +28,6 @@ def test_the_published_check_value_is_met(update):
 
 @BOTH_WAYS
 @given(content=st.binary(max_size=300), share=st.floats(0, 1))
-def test_any_bytes_give_the_librarys_sum_even_in_two_pieces(update, content, share):
+def test_crc32c_matches_the_library_even_in_two_pieces(update, content, share):
     cut = int(len(content) * share) // 8 * 8
     assert crc32c(update, content, cut) == google_crc32c.value(content)

@@ -56,7 +56,7 @@ def shelf():
     return Shelf()
 
 
-def test_every_member_is_found_by_its_name_and_its_bytes_are_where_the_entry_says(tmp_path, shelf):
+def test_every_member_is_found_and_read_by_its_name(tmp_path, shelf):
     contents = {f"img/{i:04d}.jpg": os.urandom(i) for i in range(600)} | {"näme\udcff": b"odd", "empty": b""}
     path = write_tar(tmp_path / "a b.tar", contents)
     report = index(shelf, shelf, path, tag=7)
@@ -87,7 +87,7 @@ def test_equally_named_tars_of_different_directories_stay_apart_with_the_path_ru
     assert shelf.read("x.tar/0") == b"a"
 
 
-def test_two_tars_of_one_prefix_are_refused_by_the_path_rule_before_anything_is_put(tmp_path, shelf):
+def test_the_path_rule_refuses_two_tars_of_one_prefix_before_any_put(tmp_path, shelf):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "x.tar", {folder: b"1"})
@@ -150,7 +150,7 @@ def test_the_last_of_two_members_of_one_name_wins(tmp_path, shelf):
     assert shelf.read("twice") == b"xx"
 
 
-def test_without_checksums_they_are_unknown(tmp_path, shelf):
+def test_entries_indexed_without_checksums_have_checksum_zero(tmp_path, shelf):
     write_tar(tmp_path / "a.tar", {"a": b"1"})
     index(shelf, shelf, tmp_path, checksums=False)
     assert shelf.location("a")["checksum"] == 0
@@ -184,7 +184,7 @@ def test_a_damaged_archive_ends_the_run_with_its_name(tmp_path, shelf):
 
 
 @pytest.mark.parametrize("rows_max", [65_536, 4])
-def test_what_was_read_before_a_damaged_archive_is_put_and_counted(tmp_path, shelf, monkeypatch, rows_max):
+def test_members_read_before_a_damaged_archive_are_put_and_counted(tmp_path, shelf, monkeypatch, rows_max):
     monkeypatch.setattr("kvmeta.sources.indexer.ROWS_MAX", rows_max)
     for i in range(4):
         write_tar(tmp_path / f"{i}.tar", {f"{i}-{j}": b"x" * 600 for j in range(3)})
@@ -255,7 +255,7 @@ def test_missing_and_empty_sources_are_refused(tmp_path, shelf):
     assert shelf.uris == []
 
 
-def test_what_is_packed_is_found_again(tmp_path, shelf):
+def test_packed_files_are_found_after_indexing(tmp_path, shelf):
     folder = tmp_path / "photos"
     contents = {}
     for i in range(50):

@@ -156,7 +156,7 @@ def test_an_unreadable_file_is_an_error_by_name_and_leaves_nothing(tmp_path, pho
     assert names(tmp_path / "out") == []
 
 
-def test_an_unreadable_file_is_counted_where_that_is_asked(tmp_path, photos, monkeypatch):
+def test_an_unreadable_file_is_only_counted_if_skipping_is_allowed(tmp_path, photos, monkeypatch):
     unreadable(monkeypatch, "sub/c.txt")
     report = pack(photos, tmp_path / "out", skip_unreadable=True)
     assert (report.files, report.skipped) == (4, 1)
@@ -185,7 +185,7 @@ def test_a_file_that_shrinks_while_it_is_packed_is_an_error(tmp_path, photos):
 
 
 @pytest.mark.usefixtures("shrinking")
-def test_a_file_that_shrinks_leaves_no_trace_where_unreadable_ones_are_skipped(tmp_path, photos):
+def test_a_shrinking_file_leaves_no_trace_when_unreadable_files_are_skipped(tmp_path, photos):
     report = pack(photos, tmp_path / "out", skip_unreadable=True)
     assert (report.files, report.skipped) == (5, 1)
     (photos / "zz").unlink()
@@ -236,7 +236,7 @@ def test_an_empty_directory_gives_no_shard(tmp_path):
     assert pack(tmp_path / "d", tmp_path / "out").shards == 0
 
 
-def test_progress_is_told_and_ends_with_everything(tmp_path, photos, monkeypatch):
+def test_progress_is_reported_and_ends_at_the_total(tmp_path, photos, monkeypatch):
     monkeypatch.setattr("kvmeta.sources.packer._REPORT_FILES", 2)
     seen = []
     pack(photos, tmp_path / "out", progress=seen.append)

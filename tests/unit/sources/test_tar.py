@@ -92,7 +92,7 @@ def test_ustar_names_are_joined_from_prefix_and_name(archive, members):
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_other_entries_are_passed_over_and_counted_unless_they_are_directories(archive, fmt):
+def test_other_entries_are_skipped_and_counted_unless_they_are_directories(archive, fmt):
     kinds = [
         tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_other_entries_are_passed_over_and_counted_unless_they_are_directories(a
     assert rows_of(archive) == rows_by_tarfile(archive)
 
 
-def test_a_leading_dot_slash_is_taken_off_once(archive):
+def test_one_leading_dot_slash_is_removed(archive):
     write_tar(archive, {"./a": b"1", "././b": b"2", "..c": b"3", ".d": b"4"})
     assert [row[0] for row in rows_of(archive)] == [b"a", b"./b", b"..c", b".d"]
 
@@ -201,13 +201,13 @@ def test_the_pax_name_wins_whichever_comes_first(archive):
     assert rows_of(archive) == rows_by_tarfile(archive) == [(b"pax", 2560, 0, 0)]
 
 
-def test_sizes_told_of_links_and_directories_stand_for_no_bytes(archive):
+def test_sizes_in_link_and_directory_headers_are_ignored(archive):
     others = b"".join(header(b"other", 4096, kind) for kind in (b"1", b"2", b"3", b"4", b"5", b"6"))
     archive.write_bytes(others + header(b"a") + END)
     assert rows_of(archive) == rows_by_tarfile(archive) == [(b"a", 3584, 0, 0)]
 
 
-def test_what_is_already_known_survives_a_longer_extended_header(archive):
+def test_earlier_pax_names_survive_a_longer_extended_header(archive):
     long_comment = extended(pax_records(comment="c" * 20_000))
     archive.write_bytes(
         extended(pax_records(path="everywhere"), b"g") + long_comment + header(b"a")
@@ -216,7 +216,7 @@ def test_what_is_already_known_survives_a_longer_extended_header(archive):
     assert [row[0] for row in rows_of(archive)] == [b"everywhere", b"own"]
 
 
-def test_a_global_pax_header_holds_until_the_end_and_a_members_own_wins(archive):
+def test_a_global_pax_header_applies_to_all_members_without_their_own(archive):
     archive.write_bytes(
         extended(pax_records(comment="0123abcd", path="everywhere"), b"g")
         + header(b"a")
@@ -265,7 +265,7 @@ def test_unknown_types_are_skipped_with_their_bytes(archive):
     assert (members.name(0), members.skipped) == (b"a", 1)
 
 
-def test_what_follows_the_end_of_the_archive_is_not_looked_at(archive):
+def test_bytes_after_the_end_of_the_archive_are_ignored(archive):
     archive.write_bytes(header(b"a") + END + b"\xff" * 700)
     assert [row[0] for row in rows_of(archive)] == [b"a"]
 
@@ -303,7 +303,7 @@ def test_an_archive_cut_anywhere_is_reported(archive, cut, window, checksums):
     assert rows == [b"f%d" % i for i in range(3) if cut >= 1536 * i + 512 + 600]
 
 
-def test_every_member_before_the_damage_is_yielded_and_the_offset_told(archive):
+def test_members_before_damage_are_yielded_and_its_offset_is_reported(archive):
     damaged = bytearray(three_members())
     damaged[1536 + 3] ^= 1
     archive.write_bytes(damaged)
@@ -320,7 +320,7 @@ def test_every_member_before_the_damage_is_yielded_and_the_offset_told(archive):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(at=st.integers(0, 511), bit=st.integers(0, 7))
-def test_no_flipped_bit_in_a_header_goes_unseen(archive, at, bit):
+def test_every_flipped_bit_in_a_header_is_noticed(archive, at, bit):
     damaged = bytearray(three_members())
     damaged[1536 + at] ^= 1 << bit
     archive.write_bytes(damaged)
@@ -378,13 +378,13 @@ def test_a_compressed_tar_is_refused_with_the_remedy(archive, compress, kind, si
         rows_of(archive)
 
 
-def test_a_member_whose_name_looks_like_compression_is_a_tar_all_the_same(archive):
+def test_a_member_name_that_looks_like_compression_is_accepted(archive):
     archive.write_bytes(header(b"BZh91AY") + END)
     assert rows_of(archive)[0][0] == b"BZh91AY"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", os.urandom(5000)], ids=["empty", "short", "noise"])
-def test_what_is_no_tar_is_called_that(archive, content):
+def test_a_file_that_is_not_a_tar_is_reported_as_such(archive, content):
     archive.write_bytes(content)
     with pytest.raises(FormatError, match="not a tar file"):
         rows_of(archive)

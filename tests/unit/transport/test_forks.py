@@ -96,7 +96,7 @@ def test_a_fork_waits_for_a_thread_inside() -> None:
     fork.ends()
 
 
-def test_a_fork_waits_for_a_future_even_one_of_its_own_thread() -> None:
+def test_a_fork_waits_even_for_a_future_of_its_own_thread() -> None:
     gate, future = Gate(), Future()
     with gate.inside():
         gate.follow(future, HANG_S)
@@ -107,7 +107,7 @@ def test_a_fork_waits_for_a_future_even_one_of_its_own_thread() -> None:
     gate.after_fork_in_parent()
 
 
-def test_a_future_that_is_done_already_is_not_waited_for() -> None:
+def test_a_fork_does_not_wait_for_a_finished_future() -> None:
     gate, future = Gate(), Future()
     future.set_result(None)
     with gate.inside():
@@ -117,7 +117,7 @@ def test_a_future_that_is_done_already_is_not_waited_for() -> None:
     fork.ends()
 
 
-def test_nobody_enters_while_a_fork_waits_or_happens() -> None:
+def test_no_thread_enters_the_gate_while_a_fork_waits_or_happens() -> None:
     gate = Gate()
     with gate.inside(HANG_S):
         fork = Fork(gate)
@@ -160,7 +160,7 @@ def test_a_thread_inside_may_enter_again_while_a_fork_waits_for_it() -> None:
     fork.ends()
 
 
-def test_a_call_that_fails_is_out() -> None:
+def test_a_failed_call_leaves_the_gate() -> None:
     gate = Gate()
     with pytest.raises(ZeroDivisionError), gate.inside(HANG_S):
         raise ZeroDivisionError
@@ -169,7 +169,7 @@ def test_a_call_that_fails_is_out() -> None:
     fork.ends()
 
 
-def test_what_is_past_its_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_does_not_wait_for_calls_past_their_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvmeta.transport.forks._GRACE_S", 0.0)
     gate = Gate()
     with gate.inside(0.05):
@@ -178,7 +178,7 @@ def test_what_is_past_its_time_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
     fork.ends()
 
 
-def test_an_interrupt_while_waiting_at_the_gate_leaves_it_open() -> None:
+def test_an_interrupt_while_waiting_leaves_the_gate_open() -> None:
     gate = Gate()
     fork = Fork(gate)
     assert fork.happens()

@@ -29,7 +29,7 @@ def lay(parts: list[dict[int, tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.slow
 @given(stretches, st.sampled_from([0, 1 << 24, 4 << 23]), st.sampled_from([0, 1 << 24]))
-def test_merging_keeps_the_largest_and_drops_only_what_it_may(
+def test_a_merge_keeps_the_largest_versions_and_drops_only_allowed_rows(
     parts: list[dict[int, tuple[int, int]]], purge: int, expired: int
 ) -> None:
     rows, heads, ends = lay(parts)
@@ -56,7 +56,7 @@ entries = st.tuples(
 
 
 @given(st.lists(st.tuples(entries, st.none() | entries, st.sampled_from([0, 1 << 23, 3 << 23])), max_size=9))
-def test_weighing_takes_what_a_merge_would_keep_unless_it_was_promised_not_to_come(
+def test_weighing_accepts_what_a_merge_would_keep_unless_a_promise_forbids_it(
     cases: list[tuple[tuple[int, int], tuple[int, int] | None, int]],
 ) -> None:
     n = len(cases)
@@ -78,7 +78,7 @@ def test_weighing_takes_what_a_merge_would_keep_unless_it_was_promised_not_to_co
     assert list(zip(outcome.tolist(), news.tolist(), strict=True)) == wanted
 
 
-def test_many_long_stretches_come_out_in_order() -> None:
+def test_merging_many_long_inputs_gives_rows_in_hash_order() -> None:
     parts = [by_id(random_rows(3000, seed)) for seed in range(9)]
     rows = np.concatenate(parts)
     ends = np.arange(1, 10, dtype=np.uint64) * np.uint64(3000)

@@ -38,7 +38,7 @@ def test_the_order_is_stable(triples: list[tuple[int, int, int]]) -> None:
 
 
 @given(small_ids)
-def test_the_latest_of_an_id_is_kept(triples: list[tuple[int, int, int]]) -> None:
+def test_gathering_keeps_the_latest_row_of_each_id(triples: list[tuple[int, int, int]]) -> None:
     rows, latest = rows_of(triples), {}
     for row in rows:
         key = (int(row[0]), int(row[1]))

@@ -52,14 +52,14 @@ def test_replicas_become_equal_and_equal_ones_exchange_nothing(three: Replicas) 
 
 
 @pytest.mark.slow
-def test_of_two_versions_the_larger_goes_to_all(three: Replicas) -> None:
+def test_a_comparison_sends_the_larger_of_two_versions_to_all(three: Replicas) -> None:
     put(three, rows_of(N), 0, 1, 2)
     newer = put(three, rows_of(N, value=5), 1)
     compare(three)
     assert three.holding(newer) == [N] * 3
 
 
-def test_with_an_owner_away_nothing_is_compared_and_no_tombstone_goes(three: Replicas) -> None:
+def test_an_absent_owner_stops_the_comparison_and_keeps_tombstones(three: Replicas) -> None:
     three.down = {2}
     report = compare(three)
     assert report.partitions == 0
@@ -67,7 +67,7 @@ def test_with_an_owner_away_nothing_is_compared_and_no_tombstone_goes(three: Rep
     assert all(replica.tree("default").purge_below == 0 for replica in three.replicas.values())
 
 
-def test_after_agreement_tombstones_go_and_what_they_deleted_stays_away(three: Replicas) -> None:
+def test_agreement_frees_tombstones_and_deleted_entries_do_not_return(three: Replicas) -> None:
     old = put(three, rows_of(N), 0, 1, 2)
     put(three, rows_of(N), 0, 1, 2, delete=True)
     compare(three)
@@ -87,7 +87,7 @@ def test_without_agreement_merges_keep_tombstones(three: Replicas) -> None:
     assert three.holding(deleted)[0] == N
 
 
-def test_a_relocate_of_a_held_entry_passes_a_promise(three: Replicas) -> None:
+def test_a_promise_lets_relocates_of_held_entries_through(three: Replicas) -> None:
     held = put(three, rows_of(N), 0, 1, 2)
     compare(three)
     moved = held.copy()
@@ -95,7 +95,7 @@ def test_a_relocate_of_a_held_entry_passes_a_promise(three: Replicas) -> None:
     assert (three.replicas[0].apply("default", 0, moved).outcomes == Outcome.TOOK_EFFECT).all()
 
 
-def test_a_node_whose_clock_is_far_ahead_is_promised_nothing(three: Replicas) -> None:
+def test_a_comparison_makes_no_promise_from_a_clock_far_ahead(three: Replicas) -> None:
     three.set_clock(1, 3600)
     compare(three)
     assert put(three, rows_of(N), 0, 1, 2).any()
@@ -130,7 +130,7 @@ def comparing(replicas: Replicas, **named: Any) -> AntiEntropy:
     return AntiEntropy(0, replicas.maps, replicas, clock, lambda _: 0, grace_s=0, **named)
 
 
-def test_a_comparison_nobody_asked_for_rests_as_often_as_it_is_told(
+def test_a_background_comparison_rests_as_long_as_configured(
     timed: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anti_entropy, "GROUP", 1)
@@ -157,7 +157,7 @@ def test_rows_are_exchanged_no_faster_than_they_may_be(timed: Replicas) -> None:
     assert timed.loop.time() - started >= sent / 100 - 1e-6
 
 
-def test_a_comparison_ends_where_the_node_may_not_go_on(
+def test_a_comparison_ends_when_the_node_loses_its_lease(
     three: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anti_entropy, "GROUP", 1)
@@ -174,7 +174,7 @@ def test_a_comparison_ends_where_the_node_may_not_go_on(
     assert 0 < three.holding(rows)[2] <= np.sort(partitions)[-2:].sum()
 
 
-def test_what_a_former_owner_has_left_over_is_not_brought_back(tmp_path: Path) -> None:
+def test_a_comparison_brings_back_no_rows_a_former_owner_dropped(tmp_path: Path) -> None:
     """A comparison goes on with the map it began with, while its partitions move away from a node."""
     four = Replicas(tmp_path, 4)
     before = four.maps.current

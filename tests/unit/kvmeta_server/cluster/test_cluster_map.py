@@ -61,7 +61,7 @@ def test_quorums_follow_the_owners_there_are() -> None:
     assert (of_nodes(3).read_quorum == 2).all()
 
 
-def test_a_move_goes_from_step_to_step() -> None:
+def test_a_move_copies_switches_and_finishes_in_order() -> None:
     before = of_nodes(3)
     joining = before.joined(node("n3"))
     moving = joining.moving
@@ -86,14 +86,14 @@ def test_a_move_goes_from_step_to_step() -> None:
     assert not settled(finished).moving.any()
 
 
-def test_steps_are_for_partitions_in_their_phase_only() -> None:
+def test_a_step_skips_partitions_in_another_phase() -> None:
     held = of_nodes(2)
     assert not held.switched(range(64)).moving.any()
     joining = held.joined(node("n2"))
     assert (joining.finished(range(64)).owners == held.owners).all()
 
 
-def test_a_plan_may_change_while_it_is_copied_and_not_after_the_switch() -> None:
+def test_a_moves_targets_may_change_while_copying_but_not_after_switching() -> None:
     joining = of_nodes(3).joined(node("n3"))
     moving = np.flatnonzero(joining.moving).tolist()
     switched = joining.switched(moving[:3])
@@ -113,14 +113,14 @@ def test_a_drained_node_is_gone_when_it_owns_nothing() -> None:
     assert not (done.owners == 2).any()
 
 
-def test_a_node_that_owns_nothing_yet_is_gone_at_once() -> None:
+def test_removing_a_node_that_owns_nothing_takes_effect_at_once() -> None:
     joining = of_nodes(3).joined(node("n3"))
     undone = joining.with_member("n3", state="removed")
     assert not undone.moving.any()
     assert [each.name for each in undone.members] == ["n0", "n1", "n2"]
 
 
-def test_with_owners_removed_by_force_those_left_are_the_quorum() -> None:
+def test_the_owners_left_after_forced_removals_form_the_quorum() -> None:
     held = of_nodes(4).with_member("n1", state="removed")
     assert (held.read_quorum[(held.owners == 1).any(axis=1)] == 2).all()
     both = held.with_member("n2", state="removed")
@@ -134,7 +134,7 @@ def test_slots_are_not_given_again_soon() -> None:
     assert held.joined(node("n9")).member("n9").slot == 3
 
 
-def test_a_name_is_taken_once() -> None:
+def test_two_members_cannot_share_a_name() -> None:
     with pytest.raises(InputError, match="already"):
         of_nodes(2).joined(node("n1"))
     with pytest.raises(NotFoundError, match="it has: n0, n1"):
@@ -142,12 +142,12 @@ def test_a_name_is_taken_once() -> None:
 
 
 @pytest.mark.parametrize(("replicas", "quorum"), [(3, 1), (3, 4), (2, 1), (4, 2)])
-def test_quorums_that_do_not_meet_are_refused(replicas: int, quorum: int) -> None:
+def test_quorums_that_do_not_overlap_are_refused(replicas: int, quorum: int) -> None:
     with pytest.raises(InputError, match="more than half"):
         found("test", bytes(16), node("a"), replicas=replicas, write_quorum=quorum)
 
 
-def test_partitions_are_the_top_bits() -> None:
+def test_the_top_bits_of_a_mixed_id_give_its_partition() -> None:
     held = of_nodes(1, partitions=16)
     high = np.array([0, (1 << 60) - 1, 1 << 60, (1 << 64) - 1], np.uint64)
     assert held.partition_of(high).tolist() == [0, 0, 1, 15]
@@ -155,7 +155,7 @@ def test_partitions_are_the_top_bits() -> None:
     assert of_nodes(1, partitions=1).partition_of(high).tolist() == [0] * 4
 
 
-def test_bytes_and_back() -> None:
+def test_a_map_survives_encoding_and_decoding() -> None:
     held = of_nodes(3).joined(node("n3", "zone")).switched([0, 1, 2])
     again = decode(held.encode())
     assert again.encode() == held.encode()
@@ -165,7 +165,7 @@ def test_bytes_and_back() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"format": 99}', b"\xff"])
-def test_what_is_no_map_is_told(raw: bytes) -> None:
+def test_bytes_that_do_not_encode_a_map_are_refused(raw: bytes) -> None:
     with pytest.raises(CorruptionError, match="not a cluster map"):
         decode(raw)
 
@@ -180,13 +180,13 @@ def test_what_is_no_map_is_told(raw: bytes) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_bytes_that_are_no_map_are_refused(fields: dict[str, Any]) -> None:
+def test_maps_with_wrong_fields_are_refused(fields: dict[str, Any]) -> None:
     raw = json.dumps({**json.loads(of_nodes(1).encode()), **fields}).encode()
     with pytest.raises(CorruptionError, match="not a cluster map"):
         decode(raw)
 
 
-def test_json_without_end_is_no_map() -> None:
+def test_endlessly_nested_or_foreign_json_is_refused_as_a_map() -> None:
     for raw in (b"[" * 100_000, b'{"format":1,"x":' + b"[" * 100_000, b"\xff", b"[]", b"5"):
         with pytest.raises(CorruptionError, match="not a cluster map"):
             decode(raw)

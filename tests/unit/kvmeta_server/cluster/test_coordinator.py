@@ -68,7 +68,7 @@ def test_two_of_three_are_enough_and_the_third_gets_a_hint(three: Replicas) -> N
     assert (got[:, PLACE] == rows[:, PLACE]).all()
 
 
-def test_one_of_three_is_not_enough_and_nothing_is_a_miss(three: Replicas) -> None:
+def test_one_of_three_replicas_is_not_enough_for_reads_or_writes(three: Replicas) -> None:
     three.down = {1, 2}
     rows = rows_of(N)
     assert not write(three, rows).any()
@@ -76,7 +76,7 @@ def test_one_of_three_is_not_enough_and_nothing_is_a_miss(three: Replicas) -> No
     assert (states == State.UNAVAILABLE).all()
 
 
-def test_an_id_that_finds_something_newer_is_stamped_again_above_it(three: Replicas) -> None:
+def test_a_write_that_meets_a_newer_version_is_stamped_above_it(three: Replicas) -> None:
     """A coordinator whose clock is behind: without stamping again, its acknowledged write would be lost."""
     ahead = rows_of(N)
     ahead[:, 2] = three.stores[1].engine.clock.stamp() + (20_000 << MS_SHIFT)
@@ -89,7 +89,7 @@ def test_an_id_that_finds_something_newer_is_stamped_again_above_it(three: Repli
     assert (got[:, 2] > ahead[:, 2]).all()
 
 
-def test_of_a_batch_those_fail_whose_partition_is_dead(tmp_path: Path) -> None:
+def test_a_batch_fails_only_for_ids_in_dead_partitions(tmp_path: Path) -> None:
     replicas = Replicas(tmp_path, 3, replicas=1, write_quorum=1)
     replicas.down = {2}
     rows = rows_of(N)
@@ -102,7 +102,7 @@ def test_of_a_batch_those_fail_whose_partition_is_dead(tmp_path: Path) -> None:
     replicas.close()
 
 
-def test_what_one_replica_alone_has_is_at_w_of_them_before_it_is_answered(three: Replicas) -> None:
+def test_a_read_copies_a_lone_row_to_w_replicas_before_answering(three: Replicas) -> None:
     rows = rows_of(N)
     rows[:, 2] = three.stores[0].engine.clock.stamp()
     three.replicas[0].apply("default", 0, rows)
@@ -112,7 +112,7 @@ def test_what_one_replica_alone_has_is_at_w_of_them_before_it_is_answered(three:
     assert sum(held == N for held in three.holding(rows)) >= 2
 
 
-def test_something_newer_at_one_replica_is_no_answer_for_the_others(three: Replicas) -> None:
+def test_a_newer_row_at_one_replica_does_not_count_for_others(three: Replicas) -> None:
     rows, newer = rows_of(1), rows_of(1, value=2)
     rows[:, 2], newer[:, 2] = (clock.stamp() for clock in [three.stores[1].engine.clock] * 2)
     three.replicas[1].apply("default", 0, rows)
@@ -123,7 +123,7 @@ def test_something_newer_at_one_replica_is_no_answer_for_the_others(three: Repli
     assert not three.run(three.coordinator.bring("default", rows)).any()
 
 
-def test_what_a_read_found_is_taken_by_a_replica_that_has_promised_to_take_nothing_so_old(
+def test_a_read_can_repair_a_replica_despite_its_promise(
     three: Replicas,
 ) -> None:
     """It counted as something newer there: the read was answered, and the next one could miss it again."""
@@ -139,7 +139,7 @@ def test_what_a_read_found_is_taken_by_a_replica_that_has_promised_to_take_nothi
     assert three.holding(rows)[1] == N
 
 
-def test_what_a_read_found_is_no_answer_where_all_agreed_on_something_newer(three: Replicas) -> None:
+def test_a_read_repairs_nothing_older_than_the_agreed_version(three: Replicas) -> None:
     """A late one: what it found was deleted, and its tombstone may be gone."""
     rows = rows_of(N)
     rows[:, 2] = three.stores[0].engine.clock.stamp()
@@ -152,7 +152,7 @@ def test_what_a_read_found_is_no_answer_where_all_agreed_on_something_newer(thre
     assert three.run(three.coordinator.bring("default", rows, Bound.AGREED)).all()
 
 
-def test_an_attempt_that_others_refuse_is_not_kept(three: Replicas) -> None:
+def test_an_attempt_that_other_replicas_refuse_does_not_count(three: Replicas) -> None:
     rows = rows_of(1)
     rows[:, 2] = three.stores[0].engine.clock.stamp()
     three.replicas[0].apply("default", 0, rows)
@@ -186,7 +186,7 @@ def test_fast_reads_ask_one_and_confirm_misses(three: Replicas) -> None:
 # Epochs
 
 
-def test_what_was_planned_on_an_older_map_is_fenced_and_not_done(three: Replicas) -> None:
+def test_writes_planned_on_an_older_map_are_fenced(three: Replicas) -> None:
     older = three.maps.current
     three.adopt(older.joined(Member(0, "n3", "n3:1")))
     changed = three.replicas[0].map.moving
@@ -199,7 +199,7 @@ def test_what_was_planned_on_an_older_map_is_fenced_and_not_done(three: Replicas
     assert ((states == State.UNAVAILABLE) == mine).all()
 
 
-def test_an_acknowledgement_under_a_map_that_changed_meanwhile_does_not_count(three: Replicas) -> None:
+def test_an_acknowledgement_under_an_outdated_map_does_not_count(three: Replicas) -> None:
     older = three.maps.current
     newer = older.joined(Member(0, "n3", "n3:1"))
     seen = []
@@ -245,7 +245,7 @@ def test_while_a_partition_moves_a_write_needs_w_of_the_targets_too(tmp_path: Pa
     four.close()
 
 
-def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(three: Replicas) -> None:
+def test_a_replica_confirms_a_map_only_after_older_calls_end(three: Replicas) -> None:
     import threading
 
     replica = three.replicas[0]
@@ -278,7 +278,7 @@ def test_a_replica_says_that_it_has_a_map_only_when_nothing_older_is_under_way(t
 # Insert and relocate
 
 
-def test_an_insert_takes_effect_once(three: Replicas) -> None:
+def test_a_second_insert_finds_the_entry_of_the_first(three: Replicas) -> None:
     first, second = rows_of(N, value=1), rows_of(N, value=2)
     outcomes, held = decide(three, "insert", first)
     assert (outcomes == Outcome.TOOK_EFFECT).all()
@@ -290,7 +290,7 @@ def test_an_insert_takes_effect_once(three: Replicas) -> None:
     assert (decide(three, "insert", second)[0] == Outcome.TOOK_EFFECT).all()
 
 
-def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas) -> None:
+def test_a_relocate_takes_effect_only_on_unchanged_entries(three: Replicas) -> None:
     rows = rows_of(N)
     write(three, rows)
     moved = read(three, rows)[1]
@@ -310,7 +310,7 @@ def test_a_relocate_takes_effect_where_nobody_changed_the_entry(three: Replicas)
 
 
 @pytest.mark.parametrize("half_written", [1, 2])
-def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half_written: int) -> None:
+def test_a_refused_relocate_is_never_read(three: Replicas, half_written: int) -> None:
     """A put that died at one replica: the others take the relocate, so it took effect before that put."""
     write(three, rows_of(N))
     _, seen = read(three, rows_of(N))
@@ -327,7 +327,7 @@ def test_a_relocate_that_is_answered_with_no_is_never_read(three: Replicas, half
     assert (got[~took_effect, 3] == 2).all()
 
 
-def test_what_could_not_be_decided_is_told_as_such(three: Replicas) -> None:
+def test_an_undecided_insert_is_reported_as_unacknowledged(three: Replicas) -> None:
     three.down = {1, 2}
     outcomes, _ = decide(three, "insert", rows_of(N))
     assert (outcomes == Outcome.UNACKNOWLEDGED).all()
@@ -340,7 +340,7 @@ def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
         three.replicas[1].apply("default", 0, rows)
 
 
-def test_a_node_whose_clock_is_far_ahead_keeps_no_other_from_writing(three: Replicas) -> None:
+def test_a_clock_far_ahead_does_not_stop_other_nodes_from_writing(three: Replicas) -> None:
     three.set_clock(1, 3600)
     ahead = rows_of(N)
     ahead[:, 2] = three.stores[1].engine.clock.stamp()
@@ -349,7 +349,7 @@ def test_a_node_whose_clock_is_far_ahead_keeps_no_other_from_writing(three: Repl
     assert write(three, rows_of(N, value=3, seed=1)).all()
 
 
-def test_of_one_version_the_larger_location_stays_whoever_comes_first(three: Replicas) -> None:
+def test_the_larger_location_of_one_version_wins_in_any_order(three: Replicas) -> None:
     """Two attempts of one relocate, each at another replica: all must end with the same."""
     small, large = rows_of(N, value=1), rows_of(N, value=2)
     small[:, 2] = large[:, 2] = three.stores[0].engine.clock.stamp()

@@ -50,7 +50,7 @@ def incoming(cluster_map: ClusterMap) -> np.ndarray:
     return np.flatnonzero(cluster_map.incoming(TARGET))
 
 
-def test_a_copy_waits_until_enough_owners_tell_up_to_where_they_agreed(four: Replicas) -> None:
+def test_a_copy_waits_until_enough_owners_report_their_agreed_version(four: Replicas) -> None:
     """Two of three owners know of an agreement and are read; then they are away, and the third is not enough.
 
     Where the two have purged a tombstone, a copy has neither that nor, from the third, the promise: it would
@@ -88,9 +88,7 @@ def test_a_copy_waits_until_enough_owners_tell_up_to_where_they_agreed(four: Rep
 
 
 @pytest.mark.parametrize("slot", [TARGET, GONE])
-def test_a_hint_of_what_was_purged_does_not_come_in_at_a_node_that_still_copies(
-    four: Replicas, tmp_path: Path, slot: int
-) -> None:
+def test_a_copying_node_refuses_hints_of_purged_rows(four: Replicas, tmp_path: Path, slot: int) -> None:
     """The owners have promised not to take it; the target has not, and all would get it from there."""
     cluster_map = four.maps.current
     partitions = incoming(cluster_map)

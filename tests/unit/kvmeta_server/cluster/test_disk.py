@@ -41,7 +41,7 @@ def test_a_device_that_does_not_answer_is_a_typed_error(
         work(disk)
 
 
-def test_what_is_replaced_appended_cut_and_removed(tmp_path: Path) -> None:
+def test_files_can_be_replaced_appended_to_cut_and_removed(tmp_path: Path) -> None:
     disk = FileDisk(tmp_path)
     assert disk.read("MAP") is None
     assert disk.size("MAP") == 0

@@ -19,7 +19,7 @@ from tests.patience import HANG_S
 from tests.unit.kvmeta_server.cluster.replicas import rows_of
 
 
-def test_a_damaged_hint_does_not_keep_those_behind_it_from_going(tmp_path: Path) -> None:
+def test_hints_behind_a_damaged_one_are_still_sent(tmp_path: Path) -> None:
     hints = HintFiles(FileDisk(tmp_path))
     for seed in range(3):
         hints.add(7, "default", rows_of(2, seed=seed))

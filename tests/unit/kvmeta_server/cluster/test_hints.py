@@ -18,7 +18,7 @@ def rows(n: int, start: int = 0) -> np.ndarray:
     return np.arange(start * 6, (start + n) * 6, dtype=np.uint64).reshape(n, 6)
 
 
-def test_what_is_kept_is_read_in_order(tmp_path: Path) -> None:
+def test_hints_are_read_in_the_order_they_were_added(tmp_path: Path) -> None:
     hints = HintFiles(FileDisk(tmp_path))
     hints.add(3, "default", rows(5))
     hints.add(3, "other@1", rows(2, 5))
@@ -32,7 +32,7 @@ def test_what_is_kept_is_read_in_order(tmp_path: Path) -> None:
     assert list(hints.read(3)) == []
 
 
-def test_what_comes_meanwhile_stays(tmp_path: Path) -> None:
+def test_hints_added_during_a_replay_stay(tmp_path: Path) -> None:
     hints = HintFiles(FileDisk(tmp_path))
     hints.add(0, "default", rows(1))
     (hint,) = hints.read(0)
@@ -56,7 +56,7 @@ def test_hints_outlive_the_node_and_lose_only_a_torn_end(tmp_path: Path) -> None
     assert [len(hint.rows) for hint in again.read(7)] == [3, 1]
 
 
-def test_hints_are_bounded_and_what_is_dropped_is_counted(tmp_path: Path) -> None:
+def test_hints_are_bounded_and_dropped_rows_are_counted(tmp_path: Path) -> None:
     hints = HintFiles(FileDisk(tmp_path), bytes_max=1000)
     hints.add(1, "default", rows(10))
     hints.add(2, "default", rows(10))
@@ -79,7 +79,7 @@ class Told:
     def fault(self, where: str, error: BaseException) -> None: ...
 
 
-def test_it_is_told_once_that_hints_are_dropped_until_there_was_room_again(tmp_path: Path) -> None:
+def test_dropped_hints_are_logged_once_until_there_is_room_again(tmp_path: Path) -> None:
     log = Told()
     hints = HintFiles(FileDisk(tmp_path), 1000, log)
     hints.add(1, "default", rows(10))
@@ -102,7 +102,7 @@ def damage(path: Path, at: int) -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_damaged_record_is_counted_and_what_lies_behind_it_is_read(tmp_path: Path, restarted: bool) -> None:
+def test_a_damaged_record_is_counted_and_later_records_are_read(tmp_path: Path, restarted: bool) -> None:
     hints = HintFiles(FileDisk(tmp_path))
     for count in (3, 4, 5):
         hints.add(7, "default", rows(count))
@@ -120,9 +120,7 @@ def test_a_damaged_record_is_counted_and_what_lies_behind_it_is_read(tmp_path: P
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_what_lies_behind_a_damaged_head_is_cut_and_counted_and_does_not_block_what_comes(
-    tmp_path: Path, restarted: bool
-) -> None:
+def test_a_damaged_head_costs_the_hints_behind_it_but_no_new_ones(tmp_path: Path, restarted: bool) -> None:
     hints = HintFiles(FileDisk(tmp_path))
     for count in (3, 4, 5):
         hints.add(7, "default", rows(count))
@@ -142,7 +140,7 @@ def test_what_lies_behind_a_damaged_head_is_cut_and_counted_and_does_not_block_w
 @pytest.mark.parametrize(
     ("name", "count"), [(b"\xff\xfe", 1), (b"default", 20_000_000), (b"default", 0xFFFFFFFF)], ids=str
 )
-def test_a_record_that_says_what_it_has_not_ends_the_file(tmp_path: Path, name: bytes, count: int) -> None:
+def test_a_record_that_claims_missing_rows_ends_the_file(tmp_path: Path, name: bytes, count: int) -> None:
     HintFiles(FileDisk(tmp_path)).add(7, "default", rows(3))
     whole = (tmp_path / "hints" / "7").read_bytes()
     rest = name + rows(1).tobytes()

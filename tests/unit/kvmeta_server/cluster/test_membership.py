@@ -52,7 +52,7 @@ async def member(space: KeySpace, faults: list[Exception]) -> Membership:
     return made
 
 
-def test_after_a_change_the_node_that_made_it_has_the_map_with_it() -> None:
+def test_a_node_holds_the_new_map_after_changing_it() -> None:
     async def work() -> None:
         faults: list[Exception] = []
         membership = await member(KeySpace(asyncio.get_running_loop().time), faults)

@@ -134,7 +134,7 @@ def test_a_lost_file_is_mended(three: Replicas) -> None:
     assert agree(three) == 0
 
 
-def test_what_was_deleted_and_purged_elsewhere_does_not_come_back(three: Replicas) -> None:
+def test_mending_brings_back_no_entries_that_others_purged(three: Replicas) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     put(three, rows_of(N), 0, 1, 2, delete=True)
@@ -155,7 +155,7 @@ def test_what_was_deleted_and_purged_elsewhere_does_not_come_back(three: Replica
     assert not three.replicas[0].tree("default").runs
 
 
-def test_with_too_few_other_owners_it_stays_damaged_and_says_so_once(three: Replicas) -> None:
+def test_damage_with_too_few_owners_stays_and_is_logged_once(three: Replicas) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
@@ -178,7 +178,7 @@ def test_with_too_few_other_owners_it_stays_damaged_and_says_so_once(three: Repl
 
 
 @pytest.mark.parametrize(("replicas", "mends"), [(2, True), (1, False)])
-def test_it_takes_as_many_others_as_have_every_acknowledged_write(
+def test_mending_needs_enough_owners_for_every_acknowledged_write(
     tmp_path: Path, replicas: int, mends: bool
 ) -> None:
     some = Replicas(tmp_path, 2, replicas=replicas, write_quorum=replicas)
@@ -202,7 +202,7 @@ def test_replicas_that_are_damaged_at_the_same_place_wait_for_each_other(three: 
     assert failed(three, rows) > 0
 
 
-def test_damage_waits_until_what_it_held_is_acknowledged_or_never_will_be(three: Replicas) -> None:
+def test_mending_waits_until_writes_under_way_are_settled(three: Replicas) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
@@ -213,7 +213,7 @@ def test_damage_waits_until_what_it_held_is_acknowledged_or_never_will_be(three:
     assert "rows" not in three.calls
 
 
-def test_partitions_on_the_move_wait_and_what_is_owned_no_more_is_given_up(tmp_path: Path) -> None:
+def test_mending_waits_for_moving_partitions_and_gives_up_lost_ones(tmp_path: Path) -> None:
     four = Replicas(tmp_path, 4)
     try:
         rows = put(four, rows_of(N), 0, 1, 2, 3)
@@ -237,7 +237,7 @@ def test_partitions_on_the_move_wait_and_what_is_owned_no_more_is_given_up(tmp_p
         four.close()
 
 
-def test_a_crash_after_rows_are_brought_costs_nothing(three: Replicas) -> None:
+def test_a_crash_after_mending_copied_rows_loses_nothing(three: Replicas) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
@@ -267,7 +267,7 @@ def hooked(replicas: Replicas, call: str, after: int, work: Callable[[], None]) 
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_partitions_that_change_owners_meanwhile_are_brought_again(three: Replicas, last: bool) -> None:
+def test_partitions_that_change_owners_meanwhile_are_copied_again(three: Replicas, last: bool) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
@@ -285,7 +285,7 @@ def test_partitions_that_change_owners_meanwhile_are_brought_again(three: Replic
     assert three.holding(rows) == [N] * 3
 
 
-def test_what_others_agree_on_meanwhile_is_looked_at_again(three: Replicas) -> None:
+def test_mending_checks_again_when_others_agree_meanwhile(three: Replicas) -> None:
     rows = put(three, rows_of(N), 0, 1, 2)
     three.stores[0].flush()
     damage(three, 3)
@@ -298,7 +298,7 @@ def test_what_others_agree_on_meanwhile_is_looked_at_again(three: Replicas) -> N
     assert look(three, each) == ""
 
 
-def test_only_what_others_hold_nothing_of_and_agreed_on_is_marked_as_deleted() -> None:
+def test_only_agreed_rows_that_others_lack_are_marked_deleted() -> None:
     agreed = 100 << 8
 
     def row(high: int, version: int, value: int = 1) -> list[int]:

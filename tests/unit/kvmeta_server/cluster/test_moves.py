@@ -148,7 +148,9 @@ def test_a_copy_takes_no_more_rows_a_second_than_it_may(four: Four) -> None:
     assert took >= rows / 1000
 
 
-def test_a_copy_goes_on_where_it_was_when_the_node_ended(four: Four, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_resumes_where_it_was_when_the_node_stopped(
+    four: Four, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(moves, "CHUNK", 1)
     partitions, rows = draining(four)
     before = four.moves(rows_s_max=10_000)
@@ -206,7 +208,7 @@ def test_rows_that_an_owner_lacks_are_sent_before_they_are_dropped(four: Four) -
     assert held
 
 
-def test_a_node_that_was_removed_and_still_drives_does_not_count_itself_among_those_who_know(
+def test_a_removed_node_driving_moves_does_not_count_itself(
     four: Four,
 ) -> None:
     """Of two owners that are left one would do then, and the other could acknowledge by the map before."""
@@ -220,7 +222,7 @@ def test_a_node_that_was_removed_and_still_drives_does_not_count_itself_among_th
     assert four.run(node._known_to_enough(four.current, SWITCHED))[held_by_it].all()
 
 
-def test_a_drop_does_not_wait_for_owners_that_are_written_to(four: Four) -> None:
+def test_a_drop_completes_when_owners_hold_newer_rows(four: Four) -> None:
     rows, _ = leaving(four)
     newer = rows.copy()
     newer[:, 3] = 9

@@ -14,7 +14,7 @@ from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.node_state import Identity, NodeState
 
 
-def test_everything_comes_back(tmp_path: Path) -> None:
+def test_a_nodes_state_survives_a_restart(tmp_path: Path) -> None:
     state = NodeState(FileDisk(tmp_path / "node"))
     assert state.identity is None
     assert state.map() is None
@@ -43,7 +43,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["NODE", "MAP", "COPIED", "ranges/default"])
-def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
+def test_a_flipped_byte_in_any_file_is_noticed(tmp_path: Path, name: str) -> None:
     state = NodeState(FileDisk(tmp_path / "node"))
     state.set_identity(Identity("00", "prod", "n1", 5))
     state.set_map(found("prod", bytes(16), Member(0, "n1", "h:1"), partitions=2))
@@ -60,7 +60,7 @@ def test_a_flipped_byte_anywhere_is_told(tmp_path: Path, name: str) -> None:
         read_all(tmp_path)
 
 
-def test_a_file_of_another_number_of_partitions_is_refused(tmp_path: Path) -> None:
+def test_copied_positions_for_another_partition_count_are_refused(tmp_path: Path) -> None:
     NodeState(FileDisk(tmp_path / "node")).set_copied(np.zeros(4, np.uint64))
     with pytest.raises(FormatError, match="expected 8"):
         NodeState(FileDisk(tmp_path / "node")).copied(8)
@@ -74,14 +74,14 @@ def read_all(path: Path) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"slot": "x"}', b"\xff", b"[" * 100_000], ids=repr)
-def test_a_node_file_that_is_whole_and_no_identity_is_told(tmp_path: Path, raw: bytes) -> None:
+def test_an_intact_node_file_without_an_identity_is_damage(tmp_path: Path, raw: bytes) -> None:
     NodeState(FileDisk(tmp_path / "node"))
     (tmp_path / "node" / "NODE").write_bytes(raw + xxhash.xxh3_64_digest(raw))
     with pytest.raises(CorruptionError, match="is damaged"):
         NodeState(FileDisk(tmp_path / "node"))
 
 
-def test_leftovers_of_another_number_of_partitions_are_refused(tmp_path: Path) -> None:
+def test_leftovers_for_another_partition_count_are_refused(tmp_path: Path) -> None:
     NodeState(FileDisk(tmp_path / "node")).add_leftover(np.arange(4) < 2)
     with pytest.raises(FormatError, match="expected 8"):
         NodeState(FileDisk(tmp_path / "node")).leftover(8)

@@ -11,7 +11,7 @@ from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.operators import Operators
 
 
-def test_clocks_are_compared_in_the_middle_of_the_question() -> None:
+def test_clock_comparison_allows_for_the_time_of_the_call() -> None:
     """The question takes a second each way; the other clock is 7 ms ahead."""
     now_ms = [1_000_000]
 

@@ -64,7 +64,7 @@ class Scene:
             self.loop.end()
 
 
-def test_only_who_is_silent_is_asked_for_a_sign_of_life() -> None:
+def test_only_silent_peers_are_probed() -> None:
     async def work(scene: Scene) -> None:
         for _ in range(100):
             await scene.peers.agree(1, "default", [0], 1)
@@ -75,7 +75,7 @@ def test_only_who_is_silent_is_asked_for_a_sign_of_life() -> None:
     Scene().run(work)
 
 
-def test_who_does_not_answer_fails_at_once_until_a_probe_is_answered() -> None:
+def test_calls_to_a_silent_peer_fail_at_once_until_it_answers() -> None:
     async def work(scene: Scene) -> None:
         scene.wire.silent.add("at1")
         with pytest.raises(PeerError):
@@ -92,7 +92,7 @@ def test_who_does_not_answer_fails_at_once_until_a_probe_is_answered() -> None:
     Scene().run(work)
 
 
-def test_a_silent_node_counts_as_gone_though_nobody_calls_it() -> None:
+def test_a_silent_node_counts_as_gone_without_any_call() -> None:
     async def work(scene: Scene) -> None:
         scene.wire.silent.add("at2")
         await asyncio.sleep(PROBE_S + 0.1)

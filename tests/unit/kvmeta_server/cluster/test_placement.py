@@ -27,7 +27,7 @@ def test_twelve_nodes_are_loaded_evenly(zones: int) -> None:
 
 
 @pytest.mark.parametrize(("count", "zones"), [(12, 1), (12, 3), (12, 12), (5, 1), (3, 1), (30, 3)])
-def test_one_node_more_moves_little_more_than_it_must(count: int, zones: int) -> None:
+def test_adding_a_node_moves_little_more_than_necessary(count: int, zones: int) -> None:
     before, after = place(nodes(count, zones), 4096, 3), place(nodes(count + 1, zones), 4096, 3)
     ideal = 4096 * 3 / (count + 1)
     assert moved(before, after) <= 1.2 * ideal
@@ -55,7 +55,7 @@ def removals(zones: int, weights: str) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("zones", [1, 3, 13])
-def test_whichever_node_goes_little_more_moves_than_it_held(zones: int, weights: str) -> None:
+def test_removing_any_node_moves_little_more_than_it_held(zones: int, weights: str) -> None:
     """Holds where zones are as many as replicas, or each node is one, whatever the weights."""
     for held, moves in removals(zones, weights):
         assert held <= moves <= 1.2 * held
@@ -63,9 +63,7 @@ def test_whichever_node_goes_little_more_moves_than_it_held(zones: int, weights:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("zones", [4, 5, 6])
-def test_with_unequal_zones_above_the_replicas_a_node_that_goes_moves_a_fraction_more(
-    zones: int, weights: str
-) -> None:
+def test_removing_a_node_among_unequal_zones_moves_a_little_more(zones: int, weights: str) -> None:
     """Heavy zones are filled to their bound there, which pushes others on (docs/replication.md)."""
     for held, moves in removals(zones, weights):
         assert held <= moves <= held + 0.04 * 1024 * 3
@@ -110,11 +108,11 @@ def test_replicas_lie_on_distinct_nodes_and_zones_where_possible(
         assert len({slot % zones for slot in held}) == min(copies, zones, count)
 
 
-def test_nobody_owns_anything_where_there_is_nobody() -> None:
+def test_partitions_without_nodes_have_no_owner() -> None:
     assert (place([], 8, 3) == NOBODY).all()
 
 
 @pytest.mark.parametrize(("partitions", "replicas", "weight"), [(12, 3, 1.0), (16, 0, 1.0), (16, 3, 0.0)])
-def test_what_makes_no_sense_is_refused(partitions: int, replicas: int, weight: float) -> None:
+def test_impossible_placements_are_refused(partitions: int, replicas: int, weight: float) -> None:
     with pytest.raises(InputError):
         place([Candidate(0, "a", "", weight)], partitions, replicas)

@@ -70,9 +70,7 @@ def put_some(replicas: Counted, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("four", [PARTITIONS], indirect=True)
-def test_an_empty_dataset_is_scanned_in_few_rounds_however_many_partitions(
-    four: Counted, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scanning_an_empty_dataset_takes_few_rounds(four: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "PAGE_S", 3600.0)
     runs = np.unique(four.coordinator.preference(four.maps.current).runs)
     assert len(runs) > 1000
@@ -93,7 +91,7 @@ def test_a_sparse_dataset_is_scanned_whole_and_each_entry_once(four: Counted, pa
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
+def test_a_scan_skips_no_entries_of_partitions_that_need_several_calls(
     four: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scanning, "_RUN_ROWS", 1)
@@ -102,7 +100,7 @@ def test_a_run_that_goes_on_is_not_skipped_for_the_ones_behind_it(
     assert sorted(seen.tolist()) == sorted(ids.tolist())
 
 
-def test_a_page_ends_in_time_with_a_cursor_that_goes_on(
+def test_a_scan_page_ends_in_time_with_a_usable_cursor(
     four: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scanning, "PAGE_S", 0.0)
