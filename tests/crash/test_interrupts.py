@@ -318,7 +318,7 @@ def _puts_if_it_still_takes_writes(store: EmbeddedStore, first: int, end: int) -
 
 
 def _put_in_one_group(store: EmbeddedStore, batches: list[tuple[Any, int]]) -> None:
-    """Put all batches from threads whose writes share one commit group; raise what the first was told."""
+    """Put all batches from threads whose writes share one commit group; raise what its leader met."""
     committer = store.engine._committer
     with committer.lock:
         callers = [
@@ -327,7 +327,7 @@ def _put_in_one_group(store: EmbeddedStore, batches: list[tuple[Any, int]]) -> N
         ]
         until(lambda: len(committer._queue) == len(batches), "the writes never share a group")
         assert all(caller.thread.is_alive() for caller in callers)
-    errors = [caller.error() for caller in callers]
-    for error in errors:
-        if error is not None:
-            raise error
+    errors = [error for caller in callers if (error := caller.error()) is not None]
+    # The lock decides who leads: any of them may meet the fault itself, the others are told of it.
+    for error in sorted(errors, key=lambda error: isinstance(error, kvmeta.KvmetaError)):
+        raise error

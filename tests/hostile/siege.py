@@ -22,6 +22,7 @@ import psutil
 import kvmeta
 from kvmeta.client.options import ClientOptions
 from tests.crash.small import ids, locations
+from tests.patience import HANG_S
 from tests.serving import ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,8 @@ ROWS, HELD = 256, 4096
 AT_ONCE_S = 1.0
 """A call that takes no longer has succeeded at once."""
 RECOVERY_S_MAX = 5.0
+RECOVERY_CALLS_MAX = 2000
+"""Calls of the calm before in which a server recovers, where the machine is so slow that they take longer."""
 GROWN_MB_MAX = 400
 """By how much a server's resident memory may grow: 128 MiB of bytes under way and as many of messages that
 are being read (docs/operating.md), the windows of calls that wait, some 10 KiB a connection."""
@@ -54,12 +57,19 @@ class Outcome:
     recovery_s: float
     recovery_cpu_s: float
 
+    @property
+    def recovery_s_max(self) -> float:
+        """Return how long the recovery may take on a machine that is as fast as it was before the attack."""
+        return max(RECOVERY_S_MAX, RECOVERY_CALLS_MAX / self.rate_before)
+
 
 class Healthy:
     """The healthy client."""
 
     def __init__(self, target: str) -> None:
-        self._dataset = kvmeta.open(target, options=ClientOptions(timeout_s=10)).dataset()
+        self._dataset = kvmeta.open(
+            target, options=ClientOptions(timeout_s=10, connect_timeout_s=HANG_S)
+        ).dataset()
         self._dataset.put(ids(0, HELD), locations(ids(0, HELD)))
         self._turn = 0
         self.calls = self.failed = 0
@@ -87,17 +97,18 @@ class Healthy:
     def for_seconds(self, seconds: float) -> float:
         """Call for so long; return calls that succeeded a second."""
         started, before = time.monotonic(), self.calls - self.failed
-        while time.monotonic() - started < seconds:
+        while time.monotonic() - started < seconds or self.calls - self.failed == before:
+            assert time.monotonic() - started < HANG_S, "no call succeeds"
             self.call()
         return (self.calls - self.failed - before) / (time.monotonic() - started)
 
-    def recovered(self, within_s: float) -> float:
+    def recovered(self, within_s: float, at_once_s: float) -> float:
         """Return after how many seconds calls succeed at once; at most about `within_s`, if they never do."""
         started = last = time.monotonic()
         streak = 0
         while streak < _STREAK and time.monotonic() - started < within_s:
             good, spent = self.call()
-            streak = streak + 1 if good and spent < AT_ONCE_S else 0
+            streak = streak + 1 if good and spent < at_once_s else 0
             last = last if streak else time.monotonic()
         return last - started
 
@@ -151,7 +162,9 @@ def besieged(
     name: str, server: ServerProcess, healthy: Healthy, scale: float, calm_s: float, attack_s: float
 ) -> Outcome:
     """Attack a server for so many seconds; return what came of it."""
+    healthy.slowest_s = 0.0
     rate_before = healthy.for_seconds(calm_s)
+    at_once_s = max(AT_ONCE_S, 2 * healthy.slowest_s)  # the calm shows what a slow machine takes
     healthy.calls = healthy.failed = 0
     healthy.slowest_s = 0.0
     address = server.target.removeprefix("kvmeta://")
@@ -173,7 +186,7 @@ def besieged(
             attacker.stdin.close()
             attacker.stdout.close()
         before_s = usage.cpu_s
-        recovery_s = healthy.recovered(4 * RECOVERY_S_MAX)
+        recovery_s = healthy.recovered(4 * max(RECOVERY_S_MAX, RECOVERY_CALLS_MAX / rate_before), at_once_s)
         recovery_cpu_s = usage.cpu_s - before_s
     assert server.process.poll() is None, f"the server died of {name}"
     calls, failed, slowest = healthy.calls, healthy.failed, healthy.slowest_s

@@ -26,7 +26,7 @@ LOOKUP = "/kvmeta.v1.StoreService/Lookup"
 WRITE = "/kvmeta.v1.StoreService/Write"
 FRAME_BYTES_MAX = 16_384
 _PATIENCE_S = 0.2
-_CONNECT_S = 5.0
+_CONNECT_S = 60.0
 
 
 class Wire:
