@@ -157,6 +157,7 @@ def test_a_message_over_the_limit_never_reaches_the_store(stub: Any) -> None:
     assert "larger than max" in str(refusal.error)
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked(stub: Any) -> None:
     zeros = bytes(64 << 20)
     by_grpc = ends(
@@ -307,6 +308,7 @@ def test_a_fault_is_told_without_its_inside_and_the_server_goes_on(
     assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [pb.Packed(plain=bytes((1 << 20) + 1)), pb.Packed(lz4=bytes(1 << 20))])
 def test_a_refused_message_is_let_go_of_at_once(server: Server, ids: pb.Packed) -> None:
     """Not when a cycle is collected: refused messages of a flood took 700 MB until then."""
