@@ -43,7 +43,7 @@ test: $(MARK) ## every test that needs no root and no Debian package (under 10 m
 	$(BIN)/python -m pytest $(SHARED)
 
 test-quick: $(MARK) ## after each edit: the tests that start no process and take under a second (a minute)
-	$(BIN)/python -m pytest $(SHARED) -m 'not system and not slow'
+	$(BIN)/python -m pytest $(SHARED) -m 'not system and not slow' tests/unit tests/contract
 
 test-system: $(MARK) ## tests that need root, a mount or a Debian package; each skips with its reason
 	$(BIN)/python -m pytest -m system tests

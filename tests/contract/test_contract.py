@@ -48,6 +48,7 @@ def small_store(tmp_path: Path) -> Iterator[EmbeddedStore]:
         yield store
 
 
+@pytest.mark.slow
 class TestServer(StoreContract):
     """One server, asked by the blocking SDK; batches are split into small messages."""
 
@@ -63,6 +64,7 @@ class TestServer(StoreContract):
             yield store
 
 
+@pytest.mark.slow
 class TestServerAsked(StoreContract):
     """One server, asked by the asyncio SDK."""
 

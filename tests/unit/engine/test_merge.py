@@ -46,6 +46,7 @@ def steps(store: EmbeddedStore, count: int = 10**6) -> int:
     return done
 
 
+@pytest.mark.slow
 def test_a_merge_is_cut_into_steps_and_answers_are_right_after_each(store: EmbeddedStore) -> None:
     ds = store.dataset()
     for k in range(8):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -53,6 +54,7 @@ def test_any_rows_survive_packing(rows: np.ndarray) -> None:
     assert (back == rows).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(any_rows, any_rows)
 def test_a_packing_for_joined_bounds_fits_the_rows_of_both(a: np.ndarray, b: np.ndarray) -> None:

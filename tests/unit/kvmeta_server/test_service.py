@@ -168,6 +168,7 @@ def test_a_message_over_the_limit_never_reaches_the_store(stub: Any) -> None:
     assert "larger than max" in str(refusal.error)
 
 
+@pytest.mark.slow
 def test_a_compression_bomb_is_not_unpacked(stub: Any) -> None:
     zeros = bytes(64 << 20)
     by_grpc = ends(
@@ -318,6 +319,7 @@ def test_a_fault_is_reported_without_internals_and_the_server_continues(
     assert stub.Lookup(FIRST, timeout=HANG_S).states.plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ids", [pb.Packed(plain=bytes((1 << 20) + 1)), pb.Packed(lz4=bytes(1 << 20))])
 def test_a_refused_message_is_freed_at_once(server: Server, ids: pb.Packed) -> None:
     """Not when a cycle is collected: refused messages of a flood took 700 MB until then."""

@@ -48,6 +48,7 @@ def archive(tmp_path):
 # --- what is found ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT], ids=["gnu", "pax"])
 @settings(
     max_examples=150,

@@ -100,6 +100,7 @@ def live(replicas: Replicas, rows: np.ndarray, slot: int = 0) -> int:
     return int(replicas.replicas[slot].tree("default").lookup(np.ascontiguousarray(rows[:, :2])).found.sum())
 
 
+@pytest.mark.slow
 def test_a_damaged_page_is_mended_and_replicas_are_equal_again(three: Replicas) -> None:
     old = put(three, rows_of(N), 0, 1, 2)
     newer = put(three, rows_of(N // 2, value=5), 1, 2)  # missed here
