@@ -176,14 +176,14 @@ class StoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Put(self, request, context):
-        """Sets the location of one ID or key; durable when it returns. Errors as of Write.
+        """Sets the location of one ID or key; durable when it returns. Errors: those of Write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Delete(self, request, context):
-        """Removes one ID or key, held or not; durable when it returns. Errors as of Write.
+        """Removes one ID or key, held or not; durable when it returns. Errors: those of Write.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,9 +59,9 @@ class StoreServiceStub:
     Get: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.GetRequest, _kvmeta_pb2.GetResponse]
     """Returns the location of one ID or key. Errors: INPUT, NOT_FOUND, CORRUPTION."""
     Put: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.PutRequest, _kvmeta_pb2.PutResponse]
-    """Sets the location of one ID or key; durable when it returns. Errors as of Write."""
+    """Sets the location of one ID or key; durable when it returns. Errors: those of Write."""
     Delete: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.DeleteRequest, _kvmeta_pb2.DeleteResponse]
-    """Removes one ID or key, held or not; durable when it returns. Errors as of Write."""
+    """Removes one ID or key, held or not; durable when it returns. Errors: those of Write."""
     CreateDataset: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.CreateDatasetRequest, _kvmeta_pb2.CreateDatasetResponse]
     """Creates a dataset; its options are fixed from then on. Errors: INPUT (a bad or a taken name), READ_ONLY."""
     DropDataset: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.DropDatasetRequest, _kvmeta_pb2.DropDatasetResponse]
@@ -118,9 +118,9 @@ class StoreServiceAsyncStub(StoreServiceStub):
     Get: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.GetRequest, _kvmeta_pb2.GetResponse]  # type: ignore[assignment]
     """Returns the location of one ID or key. Errors: INPUT, NOT_FOUND, CORRUPTION."""
     Put: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.PutRequest, _kvmeta_pb2.PutResponse]  # type: ignore[assignment]
-    """Sets the location of one ID or key; durable when it returns. Errors as of Write."""
+    """Sets the location of one ID or key; durable when it returns. Errors: those of Write."""
     Delete: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.DeleteRequest, _kvmeta_pb2.DeleteResponse]  # type: ignore[assignment]
-    """Removes one ID or key, held or not; durable when it returns. Errors as of Write."""
+    """Removes one ID or key, held or not; durable when it returns. Errors: those of Write."""
     CreateDataset: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.CreateDatasetRequest, _kvmeta_pb2.CreateDatasetResponse]  # type: ignore[assignment]
     """Creates a dataset; its options are fixed from then on. Errors: INPUT (a bad or a taken name), READ_ONLY."""
     DropDataset: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.DropDatasetRequest, _kvmeta_pb2.DropDatasetResponse]  # type: ignore[assignment]
@@ -210,7 +210,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvmeta_pb2.PutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvmeta_pb2.PutResponse, _abc.Awaitable[_kvmeta_pb2.PutResponse]]:
-        """Sets the location of one ID or key; durable when it returns. Errors as of Write."""
+        """Sets the location of one ID or key; durable when it returns. Errors: those of Write."""
 
     @_abc_1.abstractmethod
     def Delete(
@@ -218,7 +218,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _kvmeta_pb2.DeleteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_kvmeta_pb2.DeleteResponse, _abc.Awaitable[_kvmeta_pb2.DeleteResponse]]:
-        """Removes one ID or key, held or not; durable when it returns. Errors as of Write."""
+        """Removes one ID or key, held or not; durable when it returns. Errors: those of Write."""
 
     @_abc_1.abstractmethod
     def CreateDataset(
