@@ -16,6 +16,7 @@ from kvmeta.errors import (
     OutcomeUnknownError,
     UnavailableError,
 )
+from kvmeta.protocol.codes import Outcome
 from tests.cluster import LocalCluster, etcd
 from tests.system.clusters import N, held_by, open_at, places, some_ids, three, until
 
@@ -149,7 +150,7 @@ def test_a_promise_stops_late_hints_from_bringing_back_deleted_entries(three: Lo
     late = np.zeros((1, 6), np.uint64)
     hashing.mix(some_ids(1).view(np.uint64).reshape(-1, 2), node.backend.local.engine.keys, late)
     late[:, 2] = version
-    assert node.replica.apply("default", 0, late).outcomes.tolist() == [2]
+    assert node.replica.apply("default", 0, late).outcomes.tolist() == [Outcome.REFUSED]
     with open_at(three) as store:
         assert not store.dataset().lookup(some_ids(10)).found.any()
 
