@@ -52,7 +52,7 @@ def replace_node(config: object, name: str, data: Path) -> object:
 def test_a_node_and_a_copy_of_its_data_cannot_run_together(
     three: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvmeta_server.cluster.node.LEASE_S", 0)
+    monkeypatch.setattr("kvmeta_server.cluster.joining.LEASE_S", 0)
     three.stop("n3")
     shutil.copytree(tmp_path / "n3", tmp_path / "copy")
     three.start("n3")
