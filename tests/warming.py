@@ -23,7 +23,7 @@ def warm_apart() -> None:
 def main() -> None:
     """Let small stores do everything once."""
     compiling.tell_by(lambda words: print(words, file=sys.stderr, flush=True))  # noqa: T201 - a program
-    from kvmeta.index import index, pack
+    from kvmeta.sources import index, pack
 
     import kvmeta
     import tests.crash.warm  # noqa: F401 - it warms when it is imported
