@@ -23,10 +23,9 @@ def warm_apart() -> None:
 def main() -> None:
     """Let small stores do everything once."""
     compiling.tell_by(lambda words: print(words, file=sys.stderr, flush=True))  # noqa: T201 - a program
-    from kvmeta.sources import index, pack
-
     import kvmeta
     import tests.crash.warm  # noqa: F401 - it warms when it is imported
+    from kvmeta.sources import index, pack
     from kvmeta_server.warming import warm
 
     warm()
