@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] not in QUICK_ROOMS:
             item.add_marker("slow")
-    if not getattr(config.option, "dist", "no").startswith("load"):
+    if not hasattr(config, "workerinput"):
         return
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     for item in items:
