@@ -10,8 +10,8 @@ TORCH_VENV := .venv-torch
 TORCH_MARK := $(TORCH_VENV)/.installed
 MINUTES ?= 30
 WORK ?= faults
-# A process for each of up to 4 cores; tests/conftest.py says which tests stay together, and puts slow ones first.
-SHARED := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+# A process for each of up to 4 cores, which take file after file.
+SHARED := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PEER_PACKAGES := redis-server postgresql-15 fio libcurl4 libibverbs1 libnuma1
 
 # every target that is explained

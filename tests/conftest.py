@@ -1,4 +1,4 @@
-"""Settings of every test run; which tests are slow, and which share a process where several run them."""
+"""Settings of every test run: which tests are slow, and that kernels are compiled once."""
 
 from __future__ import annotations
 
@@ -37,27 +37,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         compiling.tell_by(config.get_terminal_writer().line)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the slow rooms; where processes share the tests, say what stays together and what comes first.
+    """Mark the slow rooms; where processes share the files of tests, those with slow ones come first.
 
-    Tests that share a fixture stay together. Slow ones come first: small ones fill the gaps at the end.
+    Small ones then fill the gaps at the end.
     """
     for item in items:
         if item.path.relative_to(Path(__file__).parent).parts[0] not in QUICK_ROOMS:
             item.add_marker("slow")
-    if not hasattr(config, "workerinput"):
-        return
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-    for item in items:
-        if _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))  # type: ignore[attr-defined]
-
-
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    found = getattr(item, "_fixtureinfo", None)
-    made = [] if found is None else [each for defs in found.name2fixturedefs.values() for each in defs[-1:]]
-    return any(each.scope in ("module", "class") for each in made)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.hookimpl(wrapper=True)
