@@ -123,10 +123,7 @@ class AsyncStore:
 
     async def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
-        await self.run(
-            self._programs.compact(discard_damaged, progress),
-            writes=True,
-        )
+        await self.run(self._programs.compact(discard_damaged, progress), writes=True)
 
     async def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""

@@ -154,9 +154,8 @@ class Cluster:
     def owners(self) -> list[list[str]]:
         """Return the names of each partition's owners, in the order in which they are asked."""
         routes: list[Route] = []
-        request = GetMapRequest()
-        raw = request.SerializeToString()
-        self._run(send(call_of("GetMap", request, raw, lambda reply: routes.append(Route.of(reply)))))
+        call = call_of("GetMap", GetMapRequest(), lambda reply: routes.append(Route.of(reply)))
+        self._run(send(call))
         route = routes[0]
         names = {member.slot: member.name for member in self.status().members}
         return [[names.get(slot, "-") for slot in row] for row in route.owners.tolist()]

@@ -83,10 +83,7 @@ class RemoteStore(Store):
 
     def compact(self, *, discard_damaged: bool = False, progress: Progress | None = None) -> None:
         """Merge each dataset's runs into one: a job of the server, which goes on if this call ends."""
-        self.run(
-            self._programs.compact(discard_damaged, progress),
-            writes=True,
-        )
+        self.run(self._programs.compact(discard_damaged, progress), writes=True)
 
     def verify(self, *, progress: Progress | None = None) -> VerifyReport:
         """Read every segment page and report what is not as it was written: a job of the server."""
@@ -173,9 +170,7 @@ class RemoteVolumes(Volumes):
         codec: str = "raw",
     ) -> Volume:
         """Register `uri` and return its volume; a URI known already returns the one it has."""
-        return self._store.run(
-            self._store.connection.programs.add_volume(uri, name, size_bytes, codec), writes=True
-        )
+        return self._store.run(self._programs.add_volume(uri, name, size_bytes, codec), writes=True)
 
     def get(self, volume: int | str | Path) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""
@@ -191,6 +186,4 @@ class RemoteVolumes(Volumes):
 
     def set_state(self, volume: int | str | Path, state: str) -> Volume:
         """Set a volume "online", "offline" or "retired"."""
-        return self._store.run(
-            self._store.connection.programs.update_volume(volume, state=state), writes=True
-        )
+        return self._store.run(self._programs.update_volume(volume, state=state), writes=True)

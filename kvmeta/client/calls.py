@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import Message
 
 from kvmeta.errors import KvmetaError
-from kvmeta.protocol.messages import parse
+from kvmeta.protocol.messages import ColumnMessage, parse
 from kvmeta.protocol.methods import METHODS, Method
 
 T = TypeVar("T")
@@ -44,11 +44,11 @@ Program = Generator[Iterable[Call], Errors, T]
 
 
 def call_of(
-    name: str, head: Message, request: bytes, take: Callable[[bytes], None], to: tuple[str, ...] = ()
+    name: str, request: Message | ColumnMessage, take: Callable[[bytes], None], to: tuple[str, ...] = ()
 ) -> Call:
-    """Return a call by its name; `head` is its request but for the columns, `request` all of it."""
+    """Return a call by its name."""
     method = METHODS[name]
-    return Call(method, request, take, method.may_repeat(head), to)
+    return Call(method, request.SerializeToString(), take, method.may_repeat(request), to)
 
 
 def ask(name: str, request: Message, to: tuple[str, ...] = ()) -> Program[Any]:
@@ -58,7 +58,7 @@ def ask(name: str, request: Message, to: tuple[str, ...] = ()) -> Program[Any]:
     def take(raw: bytes) -> None:
         replies.append(parse(METHODS[name].response, raw))
 
-    yield from send(call_of(name, request, request.SerializeToString(), take, to))
+    yield from send(call_of(name, request, take, to))
     return replies[0]
 
 

@@ -69,8 +69,7 @@ class DatasetPrograms:
         def calls() -> Iterator[Call]:
             for to, part in self._ways(ids, min(self.options.lookup_rows, self.rows_max)):
                 message = ColumnMessage.of(self._lookup_head, self._packing, ids=ids[part])
-                request = message.SerializeToString()
-                yield call_of("Lookup", self._lookup_head, request, partial(take, part), to)
+                yield call_of("Lookup", message, partial(take, part), to)
 
         raise_first((yield calls()))
         return Hits(states == _FOUND, locations, versions, states >= _FAILED)
@@ -182,7 +181,7 @@ class DatasetPrograms:
                 raise InputError(f"cursor: {reply.cursor!r} does not continue {scan.after!r}")
             pages.append((ScanPage(ids, locations, versions, reply.cursor), reply.done))
 
-        raise_first((yield [call_of("Scan", request, request.SerializeToString(), take)]))
+        yield from send(call_of("Scan", request, take))
         return pages[0]
 
     def _write(
@@ -230,8 +229,7 @@ class DatasetPrograms:
         if not self._router.needs_map:
             return
         try:
-            request = pb.GetMapRequest()
-            yield from send(call_of("GetMap", request, request.SerializeToString(), self._router.take))
+            yield from send(call_of("GetMap", pb.GetMapRequest(), self._router.take))
         except KvmetaError:  # an old map does; nodes know better
             if self._router.route is None:
                 raise
@@ -263,8 +261,7 @@ class DatasetPrograms:
     ) -> Call:
         head = pb.WriteRequest(dataset=self.name, operation=operation, reply_compression=self._packing)
         message = ColumnMessage.of(head, self._packing, ids=ids, locations=locations, versions=versions)
-        request = message.SerializeToString()
-        return call_of("Write", head, request, take, to)
+        return call_of("Write", message, take, to)
 
     def _checked_parts(
         self, batches: Iterable[tuple[Any, Any]]
