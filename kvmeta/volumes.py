@@ -9,11 +9,12 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 
+T = TypeVar("T", bound=str)
 VOLUME_MAX = (1 << 32) - 1
 State = Literal["online", "offline", "retired"]
 STATES: tuple[State, ...] = ("online", "offline", "retired")
@@ -68,18 +69,19 @@ def known_row(row: VolumeRow, codec: Codec) -> VolumeRow:
 
 def check_state(state: str) -> State:
     """Return `state`; InputError where it is none of STATES."""
-    for each in STATES:
-        if each == state:
-            return each
-    raise InputError(f"state: expected one of {', '.join(STATES)}, got {state!r}")
+    return _one_of(STATES, "state", state)
 
 
 def check_codec(codec: str) -> Codec:
     """Return `codec`; InputError where it is none of CODECS."""
-    for each in CODECS:
-        if each == codec:
+    return _one_of(CODECS, "codec", codec)
+
+
+def _one_of(known: tuple[T, ...], what: str, given: str) -> T:
+    for each in known:
+        if each == given:
             return each
-    raise InputError(f"codec: expected one of {', '.join(CODECS)}, got {codec!r}")
+    raise InputError(f"{what}: expected one of {', '.join(known)}, got {given!r}")
 
 
 def unregistered(volume: int | str) -> NotFoundError:

@@ -8,6 +8,7 @@ import click
 
 from kvmeta.cli import options, render
 from kvmeta.cli.failure import NOT_FOUND, Failure
+from kvmeta.volumes import CODECS, STATES
 
 
 @click.group(short_help="List, add, move and retire volumes.")
@@ -48,7 +49,7 @@ def list_volumes(store: str, as_json: bool) -> None:
 @click.argument("uri")
 @click.option(
     "--codec",
-    type=click.Choice(["raw", "gzip", "deflate", "zstd"]),
+    type=click.Choice(CODECS),
     default="raw",
     show_default=True,
     help="How each file in it is stored: as it is, or compressed by itself.",
@@ -105,7 +106,7 @@ def move(
 
 @volumes.command("set-state")
 @click.argument("volume")
-@click.argument("state", type=click.Choice(["online", "offline", "retired"]))
+@click.argument("state", type=click.Choice(STATES))
 @options.store_option
 def set_state(volume: str, state: str, store: str) -> None:
     """Say that VOLUME (its number, URI or path) is online, offline for now, or retired for good.

@@ -59,17 +59,16 @@ def _read(
 ) -> tuple[list[bytes | None], Failures]:
     out: list[bytes | None] = [None] * len(locations)
     failures = Failures(len(locations))
-    paths, failed_paths = _paths(volumes)
+    paths = {number: _path(each) for number, each in volumes.items()}
     extents = plan.extents(locations, wanted)
 
     def read_extent(extent: NDArray[np.int64]) -> None:
-        number = int(locations["volume"][extent[0]])
+        path = paths[int(locations["volume"][extent[0]])]
+        if isinstance(path, KvmetaError):
+            failures.add(extent, path)
+            return
         try:
-            if number in failed_paths:
-                raise failed_paths[number]
-            if number not in paths:
-                raise UnavailableError(f"volume {number} ({volumes[number].uri}) is {volumes[number].state}")
-            _read_extent(paths[number], locations, extent, out, failures)
+            _read_extent(path, locations, extent, out, failures)
         except KvmetaError as error:
             failures.add(extent, error)
 
@@ -82,20 +81,18 @@ def _read(
     return out, failures
 
 
-def _paths(volumes: dict[int, Volume]) -> tuple[dict[int, Path], dict[int, UnsupportedError]]:
-    """Return the path of each volume that is online, and why one has none."""
-    paths, failed = {}, {}
-    for number, each in volumes.items():
-        if each.state == "online":
-            try:
-                if each.codec != "raw":
-                    raise UnsupportedError(
-                        f"volume {number} ({each.uri}): codec {each.codec!r} is not read yet"
-                    )
-                paths[number] = local_path(each.uri)
-            except UnsupportedError as error:
-                failed[number] = error
-    return paths, failed
+def _path(volume: Volume) -> Path | KvmetaError:
+    """Return the path of a volume, or why it cannot be read."""
+    if volume.state != "online":
+        return UnavailableError(f"volume {int(volume)} ({volume.uri}) is {volume.state}")
+    if volume.codec != "raw":
+        return UnsupportedError(
+            f"volume {int(volume)} ({volume.uri}): codec {volume.codec!r} is not read yet"
+        )
+    try:
+        return local_path(volume.uri)
+    except UnsupportedError as error:
+        return error
 
 
 def _read_extent(

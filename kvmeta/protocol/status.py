@@ -7,12 +7,12 @@ whose reason names the error. A status without one was not made by a kvmeta serv
 from __future__ import annotations
 
 import re
-from enum import IntEnum
 from typing import NamedTuple
 
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+from google.rpc.code_pb2 import Code
 
 from kvmeta import errors
 from kvmeta.errors import CorruptionError, KvmetaError
@@ -24,28 +24,7 @@ _RANGES_MAX = 16
 _RANGE = re.compile(r"\b([0-9a-f]{1,32})-([0-9a-f]{1,32})\b")
 
 
-class Code(IntEnum):
-    """A status's code, of google.rpc.Code."""
-
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
-
-
-TABLE: tuple[tuple[type[KvmetaError], Code, str], ...] = (
+TABLE: tuple[tuple[type[KvmetaError], int, str], ...] = (
     (errors.InputError, Code.INVALID_ARGUMENT, "INPUT"),
     (errors.NotFoundError, Code.NOT_FOUND, "NOT_FOUND"),
     (errors.StoreLockedError, Code.FAILED_PRECONDITION, "STORE_LOCKED"),
@@ -96,9 +75,7 @@ def reason_of(error: KvmetaError) -> str:
     return next(reason for kind, _, reason in TABLE if isinstance(error, kind))
 
 
-def status(
-    code: Code, reason: str, message: str, metadata: dict[str, str] | None = None
-) -> status_pb2.Status:
+def status(code: int, reason: str, message: str, metadata: dict[str, str] | None = None) -> status_pb2.Status:
     """Return a google.rpc.Status with one ErrorInfo."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata or {})
     detail = any_pb2.Any()

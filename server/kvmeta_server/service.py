@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 from google.protobuf.message import Message
 from google.rpc import status_pb2
+from google.rpc.code_pb2 import Code
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
 from kvmeta.protocol.messages import ColumnMessage, parse
 from kvmeta.protocol.methods import CLUSTER_METHODS, PEER_METHODS, STORE_METHODS, Lane, Method
-from kvmeta.protocol.status import Code
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.arrivals import Arrivals

@@ -9,6 +9,7 @@ import grpc
 import lz4.block
 import numpy as np
 from google.protobuf.message import DecodeError, Message
+from google.rpc import code_pb2
 
 from kvmeta.client.catalogue import StorePrograms, describe
 from kvmeta.client.options import ClientOptions
@@ -172,7 +173,7 @@ def _reply_seeds() -> list[bytes]:
     job = pb.GetJobResponse(job=pb.Job(id="1", state=pb.JOB_STATE_DONE, report=pb.VerifyReport(segments=1)))
     found = pb.GetResponse(location=pb.Location(volume=1), version=1)
     described = pb.DescribeResponse(batch_rows_max=4)
-    told = status.status(status.Code.DATA_LOSS, "CORRUPTION", "x", {"path": "p", "ranges": "0-f,1-2"})
+    told = status.status(code_pb2.DATA_LOSS, "CORRUPTION", "x", {"path": "p", "ranges": "0-f,1-2"})
     replies = [described, lookup, found, write, write, write, write, scan,
                pb.ListDatasetsResponse(names=["default"]), pb.StatsResponse(path="p"), job]  # fmt: skip
     seeds = [bytes([number]) + reply.SerializeToString() for number, reply in enumerate(replies)]

@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.rpc import error_details_pb2, status_pb2
+from google.rpc.code_pb2 import Code
 
 import kvmeta
 from kvmeta.errors import NotFoundError
@@ -199,9 +200,9 @@ def published_errors() -> dict[str, list[str]]:
 
 
 def test_every_reason_is_on_the_page_with_its_status() -> None:
-    codes = {reason: code.name for _, code, reason in status.TABLE}
-    codes |= dict.fromkeys(status.NOT_STARTED, status.Code.UNAVAILABLE.name)
-    codes[status.FAULT] = status.Code.INTERNAL.name
+    codes = {reason: Code.Name(code) for _, code, reason in status.TABLE}
+    codes |= dict.fromkeys(status.NOT_STARTED, "UNAVAILABLE")
+    codes[status.FAULT] = "INTERNAL"
     published = published_errors()
     assert {reason: cells[0] for reason, cells in published.items()} == codes
     assert set(published) == status.REASONS

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import code_pb2
 
 import kvmeta
 from kvmeta.client.attempts import PAUSE_S_MAX, Attempts, Call
@@ -50,11 +51,11 @@ def attempts(call: Call, timeout_s: float = 10.0, clock: Clock | None = None) ->
 
 
 def refused(reason: str) -> CallFailed:
-    return sent(status.status(status.Code.UNAVAILABLE, reason, "not now"))
+    return sent(status.status(code_pb2.UNAVAILABLE, reason, "not now"))
 
 
 def fault() -> CallFailed:
-    return sent(status.status(status.Code.INTERNAL, status.FAULT, "a fault"))
+    return sent(status.status(code_pb2.INTERNAL, status.FAULT, "a fault"))
 
 
 @pytest.mark.parametrize("call", [READ, PUT, INSERT])
@@ -67,7 +68,7 @@ def test_a_call_that_the_server_did_not_start_is_retried(call: Call, failed: Cal
 
 def newer(code: grpc.StatusCode) -> CallFailed:
     """Return a failure whose reason this version does not know."""
-    return sent(status.status(status.Code(code.value[0]), "SOMETHING_NEW", "told"))
+    return sent(status.status(code.value[0], "SOMETHING_NEW", "told"))
 
 
 def test_an_unknown_reason_is_handled_by_its_status_code() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from google.rpc import status_pb2
+from google.rpc import code_pb2, status_pb2
 
 import kvmeta
 from kvmeta import errors
@@ -66,7 +66,7 @@ def test_names_that_are_not_valid_text_are_escaped() -> None:
 
 @pytest.mark.parametrize("ranges", ["", "x", "1", "1-", "-", "1-2-3", "g-h", "1-2,", f"{'f' * 33}-1"])
 def test_odd_metadata_raises_no_error_of_its_own(ranges: str) -> None:
-    told = status.status(status.Code.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
+    told = status.status(code_pb2.DATA_LOSS, "CORRUPTION", "bad", {"ranges": ranges})
     assert isinstance(sent(told).error, kvmeta.CorruptionError)
 
 
@@ -82,5 +82,5 @@ def test_a_status_without_error_info_has_no_reason() -> None:
 
 
 def test_an_unknown_reason_of_a_newer_server_becomes_a_general_error() -> None:
-    refusal = sent(status.status(status.Code.ABORTED, "SOMETHING_NEW", "later"))
+    refusal = sent(status.status(code_pb2.ABORTED, "SOMETHING_NEW", "later"))
     assert (type(refusal.error), refusal.reason) == (kvmeta.KvmetaError, "")
