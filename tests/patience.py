@@ -11,15 +11,15 @@ from typing import TypeVar
 
 HANG_S = 150.0
 """Hundreds of times what anything that a test waits for takes on a machine of its own."""
-_LOOK_S = 0.005
+LOOK_S = 0.005
 
 T = TypeVar("T")
 
 
-def until(true: Callable[[], T], what: str) -> T:
+def until(true: Callable[[], T], what: str, *, within_s: float = HANG_S, look_s: float = LOOK_S) -> T:
     """Return what `true()` returns as soon as that is true; fail with `what` where it never is."""
-    end = time.monotonic() + HANG_S
+    end = time.monotonic() + within_s
     while not (found := true()):
         assert time.monotonic() < end, what
-        time.sleep(_LOOK_S)
+        time.sleep(look_s)
     return found

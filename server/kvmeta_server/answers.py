@@ -7,7 +7,7 @@ as a KvmetaError; columns are views of the request's bytes until the engine copi
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ VOLUMES_BYTES_MAX = 2 << 20
 """Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
 _ID_BYTES = 16
+
+T = TypeVar("T")
 
 
 class Answers:
@@ -230,11 +232,7 @@ def _name(request: Any) -> str:
 
 async def _inserted(insert: Awaitable[Inserted]) -> dict[str, NDArray[Any]]:
     """Return the columns that tell of an insert."""
-    unknown = None
-    try:
-        result = await insert
-    except (IncompleteBatchError, OutcomeUnknownError) as error:
-        result, unknown = _partial(error)
+    result, unknown = await _decided(insert)
     outcomes = np.where(result.inserted, np.uint8(Outcome.TOOK_EFFECT), np.uint8(Outcome.EXISTS))
     outcomes[result.failed] = Outcome.FAILED
     if unknown is not None:
@@ -244,24 +242,23 @@ async def _inserted(insert: Awaitable[Inserted]) -> dict[str, NDArray[Any]]:
 
 async def _relocated(relocate: Awaitable[Relocated]) -> dict[str, NDArray[Any]]:
     """Return the column that tells of a relocate."""
-    unknown = None
-    try:
-        result = await relocate
-    except (IncompleteBatchError, OutcomeUnknownError) as error:
-        result, unknown = _partial(error)
+    result, unknown = await _decided(relocate)
     outcomes = result.outcomes
     if unknown is not None:
         outcomes[unknown] = Outcome.UNACKNOWLEDGED
     return {"outcomes": outcomes}
 
 
-def _partial(error: IncompleteBatchError | OutcomeUnknownError) -> tuple[Any, NDArray[np.bool_] | None]:
-    """Return the result of what could be decided, and which IDs are not acknowledged; else raise `error`."""
-    if isinstance(error, IncompleteBatchError):
+async def _decided(write: Awaitable[T]) -> tuple[T, NDArray[np.bool_] | None]:
+    """Return the result of what could be decided, and which IDs are not acknowledged; raise where none is."""
+    try:
+        return await write, None
+    except IncompleteBatchError as error:
         return error.partial, None
-    if error.partial is None or error.failed is None or error.failed.all():
-        raise error
-    return error.partial, error.failed
+    except OutcomeUnknownError as error:
+        if error.partial is None or error.failed is None or error.failed.all():
+            raise
+        return error.partial, error.failed
 
 
 class _Fitting:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 import kvmeta
 import kvmeta.operators
 from kvmeta_server.dev import DevEtcd
+from tests import patience
 from tests.cluster import LocalCluster, etcd, local_cluster
 
 __all__ = ["etcd"]
@@ -41,11 +42,7 @@ def held_by(cluster: LocalCluster, name: str) -> int:
     return int(cluster.nodes[name].local.dataset().lookup(some_ids()).found.sum())
 
 
-def until(true: object, what: str, timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
+until = partial(patience.until, within_s=20.0, look_s=0.05)
 
 
 def open_at(cluster: LocalCluster, *names: str, **options: object) -> kvmeta.Store:

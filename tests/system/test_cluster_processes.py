@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import kvmeta.aio
 import kvmeta.operators
 from bench import cluster as benchmark
 from kvmeta_server.dev import DevCluster
+from tests import patience
 
 pytestmark = pytest.mark.system
 
@@ -45,11 +46,7 @@ def run(*words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def until(true: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
+until = partial(patience.until, within_s=60.0, look_s=0.1)
 
 
 def test_the_cluster_commands_report_the_state_of_the_cluster(three: DevCluster) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import KvmetaError
-from kvmeta_server.cluster.membership import NO_DATASETS, Membership, local_name, number_of
+from kvmeta_server.cluster.membership import Membership, local_name, number_of, table_of
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.seams import Lane
@@ -34,7 +34,7 @@ class Datasets:
     async def make(self) -> None:
         """Have here what datasets etcd says there are, now."""
         held = await self._membership.read("datasets")
-        table = json.loads(NO_DATASETS if held is None else held.data)
+        table = table_of(None if held is None else held.data)
         await self._lane.run(lambda: self._make_known(table))
 
     def _make_known(self, table: dict[str, Any] | None) -> None:

@@ -16,6 +16,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from kvmeta.engine.state import DEFAULT_DATASET
@@ -32,6 +33,14 @@ NO_DATASETS = b'{"next": 1, "datasets": {}}'
 _OWN_S = 1.0
 
 Changes = Callable[[ClusterMap], ClusterMap]
+
+
+def table_of(raw: bytes | None) -> dict[str, Any]:
+    """Return the table of datasets that etcd holds: the next number, and options by name."""
+    return dict(json.loads(NO_DATASETS if raw is None else raw))
+
+
+_known_table = lru_cache(maxsize=4)(table_of)  # each call asks for it; who changes a table makes its own
 
 
 def prefix_of(cluster: str) -> str:
@@ -113,7 +122,7 @@ class Membership:
     def dataset_table(self) -> dict[str, Any] | None:
         """Return the table of datasets: the next number, and options by name; None where none is known."""
         raw = self.value("datasets")
-        return None if raw is None else dict(json.loads(raw))
+        return None if raw is None else _known_table(raw)
 
     def datasets(self) -> dict[str, dict[str, Any]]:
         """Return the datasets' options by name."""

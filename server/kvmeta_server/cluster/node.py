@@ -53,14 +53,12 @@ class Node:
             pace,
         )  # fmt: skip
         self._joining = Joining(settings, engine, world, self.state, self.membership)
-        self.name = self._joining.name
 
     # Life
 
     async def join(self) -> None:
         """Become, or be again, a member; raise what keeps this node from it."""
         remembered = await self._joining.join()
-        self.name = self._joining.name
         identity, cluster_map = self.state.identity, self.membership.current
         assert identity is not None
         self._engine.clock.be(identity.slot, identity.ceiling, self._reserve)
@@ -137,6 +135,11 @@ class Node:
         self.answers = PeerAnswers(
             replica, self.coordinator, self.membership, world, self.how_it_is, self.datasets.make
         )
+
+    @property
+    def name(self) -> str:
+        """Return the node's name, which its data may know better than the settings."""
+        return self._joining.name
 
     @property
     def replica(self) -> Replica:

@@ -1,7 +1,7 @@
 """What a node is given by the world: gRPC, files, threads and etcd in production, others in a simulator.
 
     Peers       the replicas of all nodes              peers.py
-    Wire        calls to addresses, as bytes           wire.py: gRPC
+    Wire        calls to addresses, as bytes           kvmeta/transport/grpc.py
     Authority   keys, leases and watches               etcd.py
     Disk        a few small files, replaced whole      disk.py
     Lane        threads that do what would block       lanes.py

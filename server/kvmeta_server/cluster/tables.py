@@ -9,7 +9,7 @@ from typing import Any
 from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import InputError, NotFoundError, UnavailableError
 from kvmeta.store import check_dataset_name, check_ttl
-from kvmeta_server.cluster.membership import Membership, local_name
+from kvmeta_server.cluster.membership import Membership, local_name, table_of
 
 
 class DatasetTable:
@@ -43,7 +43,7 @@ class DatasetTable:
         check_ttl(ttl_s)
 
         def change(raw: bytes | None) -> bytes:
-            table = _table(raw)
+            table = table_of(raw)
             if name == DEFAULT_DATASET or name in table["datasets"]:
                 raise InputError(f"dataset {name!r} exists already")
             number = table["next"]
@@ -58,7 +58,7 @@ class DatasetTable:
             raise InputError("the default dataset cannot be dropped")
 
         def change(raw: bytes | None) -> bytes:
-            table = _table(raw)
+            table = table_of(raw)
             if name not in table["datasets"]:
                 raise NotFoundError(f"no dataset {name!r}")
             del table["datasets"][name]
@@ -77,8 +77,4 @@ class DatasetTable:
             if self._membership.dataset_table() is None:  # not known is not absent
                 raise
             return self._membership.datasets()
-        return dict(_table(None if held is None else held.data)["datasets"])
-
-
-def _table(raw: bytes | None) -> dict[str, Any]:
-    return {"next": 1, "datasets": {}} if raw is None else dict(json.loads(raw))
+        return dict(table_of(None if held is None else held.data)["datasets"])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from kvmeta.embedded import EmbeddedStore
+from kvmeta.transport import grpc
 from kvmeta_server.cluster.backend import ClusterBackend
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.etcd import Etcd, Tls
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.seams import Pace, World
-from kvmeta_server.cluster.wire import grpc_wire
 from kvmeta_server.config import ClusterSettings, Config
 from kvmeta_server.lanes import Lane
 from kvmeta_server.logs import Log
@@ -19,7 +19,7 @@ def production(config: Config, settings: ClusterSettings, local: EmbeddedStore, 
     tls = Tls(settings.etcd_ca, settings.etcd_cert, settings.etcd_key)
     return World(
         authority=Etcd(settings.etcd.split(","), tls),
-        wire=grpc_wire(),
+        wire=grpc.Awaited(grpc.PEER_ARGUMENTS),
         disk=FileDisk(local.engine.path / "node"),
         reads=Lane("peer-read", max(4, config.threads.lookup_count)),
         writes=Lane("peer-write", config.threads.write),
