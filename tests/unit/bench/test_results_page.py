@@ -21,6 +21,7 @@ def test_the_planner_counts_with_the_measured_figures():
     assert json.loads(results_page.PLANNED.read_text()) == figures
 
 
+@pytest.mark.slow  # the first use of matplotlib on a machine starts fc-list
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib (extra bench)")
 def test_the_plots_are_drawn_from_the_same_figures(tmp_path):
     from bench import plots
