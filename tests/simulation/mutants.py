@@ -51,6 +51,8 @@ LONELY = Mix(30, ("join", "drain", "undrain"), 2.0, lonely=1)
 """So that much is written which is not acknowledged."""
 SLOWLY = Mix(12, ("join", "drain", "undrain"), 12.0)
 """So that what moves arrives, and is compared, before it moves again."""
+CROWDED = Mix(40, ("loss", "skew", "lateness"), 1.0, crowd=8)
+"""So that writes of one ID meet."""
 
 
 class Mutant(NamedTuple):
@@ -232,6 +234,17 @@ def left_behind_taken_for_kept(patch: Patch) -> None:
     patch(Decider, "_kept", kept)
 
 
+def attempts_forgotten(patch: Patch) -> None:
+    attempt = Writer.attempt
+
+    async def forgetting(self: Any, *args: Any) -> Any:
+        acknowledged, tally, epoch = await attempt(self, *args)
+        tally.left[:] = False
+        return acknowledged, tally, epoch
+
+    patch(Writer, "attempt", forgetting)
+
+
 def reads_not_brought_to_targets(patch: Patch) -> None:
     patch(reading.Unsettled, "of", lambda self, versions: np.zeros(len(versions), np.bool_))
 
@@ -368,7 +381,7 @@ MUTANTS = {
         ("a target counts for the owners' quorum", targets_count_as_owners, 11),
         ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 23),
         ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 133),
-        ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 12),
+        ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 19),
         ("tombstones go before all owners agreed", tombstones_dropped_early, 3),
         ("a read is answered before W owners have it", reads_not_brought, 14),
         ("R - W replicas are read", read_quorum_one_short, 1),
@@ -386,11 +399,12 @@ MUTANTS = {
         ("a relocate takes effect on any version", relocates_on_any_version, 13),
         ("an insert does not look first", inserts_without_a_look, 1),
         ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 49),
+        ("what a replica may hold is reported as refused", attempts_forgotten, 5, CROWDED),
         ("a read in a move is not brought to the targets", reads_not_brought_to_targets, 86, LONELY),
         ("a fast miss is not confirmed", fast_misses_believed, 1),
         ("unavailable is told as absent", unavailable_told_as_absent, 3),
         ("the older version wins a merge", the_older_version_wins_a_copy, 4),
-        ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 12),
+        ("a write is acknowledged though its sync failed", acknowledged_without_a_sync, 21),
         ("the map is changed without compare-and-swap", map_changed_without_comparing, 3),
         ("a removed node comes back by itself", removed_nodes_come_back, 18),
         ("a hint counts for the quorum", hints_counted_for_the_quorum, 1),

@@ -154,6 +154,7 @@ class Writer:
             outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows, tally.bound)
         except PeerError as error:
             tally.reason = str(error)
+            tally.left[to] = True
             self._hints.add(slot, dataset, rows)
             return
         held = outcomes == Outcome.TOOK_EFFECT
@@ -163,15 +164,15 @@ class Writer:
         if stale.any():
             tally.stale[to] |= stale
             newer = stale
-            if (
-                tally.bound is Bound.AGREED
-            ):  # a tombstone that all agreed on is refused where it is gone already
+            if tally.bound is Bound.AGREED:
+                # A tombstone that all agreed on is refused where it is gone already.
                 gone = rows[:, VERSION] & np.uint64(TOMBSTONE) != 0
                 newer = (outcomes == Outcome.STALE) | (stale & gone)
             tally.newer_owners[to] += newer & is_owner
             tally.newer_targets[to] += newer & is_target
             tally.newest = max(tally.newest, int(versions.max()))
         fenced = outcomes == Outcome.FENCED
+        tally.left[to] |= ~(stale | fenced)
         if fenced.any():
             tally.fenced[to] |= fenced
             tally.reason = tally.reason or f"node {slot} works under another map"

@@ -32,6 +32,8 @@ class Mix(NamedTuple):
     """Between two faults, on average; None: a seed's own choice."""
     lonely: int = 0
     """From how many owners more than they can do without writes are kept: many are not acknowledged."""
+    crowd: int = 1
+    """How many times as many clients there are, all at the same few IDs."""
 
 
 class Scene(Protocol):

@@ -7,6 +7,7 @@ write or by a quorum read. Whatever begins after that is held against it:
     an acknowledgement   is of a version above the floor (per-ID order of acknowledged writes)
     a fast read          returns only what some client once wrote; that nothing is there is a quorum's answer
     a relocate           took effect on exactly the version seen, one move later
+    a refusal            of an insert or a relocate is true: no read ever returns what it would have written
 
 A write that is not acknowledged, or of which nobody knows, may take effect at any time, and raises no floor.
 """
@@ -56,6 +57,8 @@ class History:
     def __init__(self) -> None:
         self.floors: dict[Key, Floor] = {}
         self.written: dict[Key, set[Place]] = {}
+        self.told: dict[Key, set[Place]] = {}
+        """What reads returned."""
         self.deletes: dict[Key, list[Mapping[Key, Sent]]] = {}
         """What deletes that are not acknowledged have sent to replicas so far, by ID."""
         self.deleted: dict[Key, int] = {}
@@ -70,6 +73,12 @@ class History:
     def attempt(self, key: Key, place: Place) -> None:
         """Note that somebody tries to write a location."""
         self.written.setdefault(key, set()).add(place)
+
+    def refuse(self, key: Key, place: Place, what: str) -> None:
+        """Take in that a location was not written, as its client was told."""
+        self.written[key].discard(place)
+        if place in self.told.get(key, ()):
+            raise Violation(f"{what} of {key.hex()} to {place} is refused, and a read returned it before")
 
     def attempt_delete(self, key: Key, sent: Mapping[Key, Sent]) -> None:
         """Note that somebody tries to delete an ID; `sent` fills while they do."""
@@ -142,7 +151,8 @@ class History:
 
     def _check_written(self, key: Key, place: Place, what: str) -> None:
         if place not in self.written.get(key, ()):
-            raise Violation(f"{what} of {key.hex()} returns {place}, which nobody wrote")
+            raise Violation(f"{what} of {key.hex()} returns {place}, which nobody wrote or which was refused")
+        self.told.setdefault(key, set()).add(place)
 
     def _raise(self, key: Key, floor: Floor) -> None:
         if floor.version > self.floors.get(key, NOTHING).version:

@@ -103,7 +103,8 @@ class Network:
                         loop.call_later(self.delay(), task.cancel)
 
         doubled = method in PEER_METHODS and self.rng.random() < self.conditions.doubled
-        for _ in range(2 if doubled else 1):  # a client's call is sent once: it would be another operation
+        # Sent twice, what is not repeatable would be another operation, as would a client's call.
+        for _ in range(2 if doubled and PEER_METHODS[method].row.repeatable else 1):
             if self.passes(caller.name, address):
                 loop.call_later(self.delay(), arrive)
         patience = loop.call_later(timeout_s, give_up)

@@ -106,6 +106,7 @@ class Simulation:
             reads_settle=repairs.read and replicas != 2, acknowledged=self._checks.acknowledged,
         )  # fmt: skip
         self.faults = Faults(self, rng, mix)
+        self._crowd = mix.crowd
 
     @property
     def map(self) -> ClusterMap | None:
@@ -137,7 +138,7 @@ class Simulation:
         await self._wait(self._settled, "does not come up")
         clients = self._rng.randint(1, 4)
         pause_s = clients * self.faults.last_s / self._operations
-        work = [self.clients.process.start(self.clients.run(pause_s)) for _ in range(clients)]
+        work = [self.clients.process.start(self.clients.run(pause_s)) for _ in range(clients * self._crowd)]
         await self._watched(self.faults.run(), work)
         for task in work:
             task.cancel()

@@ -105,11 +105,12 @@ class Clients:
         outcomes, held, _ = await self._ask(
             lambda node: node.coordinator.decide(DATASET, "insert", rows.copy())
         )
-        for key, row, outcome in zip(before, held, outcomes.tolist(), strict=True):
+        for key, ours, row, outcome in zip(before, rows, held, outcomes.tolist(), strict=True):
             version, place = int(row[VERSION]), _place_of(row)
             if outcome == Outcome.TOOK_EFFECT:
                 self._history.inserted(key, before[key], version, place)
             elif outcome == Outcome.EXISTS:
+                self._history.refuse(key, _place_of(ours), "an insert")
                 self._history.answer(
                     key, before[key], version, place, "an insert", settles=self._reads_settle
                 )
@@ -123,6 +124,8 @@ class Clients:
         for key, row, outcome in zip(before, rows, outcomes.tolist(), strict=True):
             if outcome == Outcome.TOOK_EFFECT:
                 self._history.relocated(key, before[key], int(row[VERSION]), _place_of(row))
+            elif outcome in (Outcome.ABSENT, Outcome.CHANGED, Outcome.EXHAUSTED):
+                self._history.refuse(key, _place_of(row), "a relocate")
 
     async def _read(self, rows: Rows, before: dict[Key, Floor]) -> bool:
         """Read rows' IDs by quorum; return whether all were answered."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import pytest
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import MS_SHIFT, TOMBSTONE
 from kvmeta_server.cluster.cluster_map import Member
-from kvmeta_server.cluster.rows import Bound
+from kvmeta_server.cluster.rows import Applied, Bound
+from kvmeta_server.cluster.seams import PeerError
 from tests.patience import HANG_S, until
 from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
 
@@ -331,6 +333,30 @@ def test_an_undecided_insert_is_reported_as_unacknowledged(three: Replicas) -> N
     three.down = {1, 2}
     outcomes, _ = decide(three, "insert", rows_of(N))
     assert (outcomes == Outcome.UNACKNOWLEDGED).all()
+
+
+def test_an_insert_that_one_replica_took_is_not_reported_as_refused(three: Replicas) -> None:
+    """A put came between two attempts, and its node's clock is behind: the first attempt wins."""
+    put = rows_of(1, value=2)
+    put[:, 2] = three.stores[1].engine.clock.stamp()
+    three.set_clock(0, 5)
+    apply = three.apply
+
+    async def one_takes_it(slot: int, *rest: Any) -> Applied:
+        if slot:
+            raise PeerError(f"node {slot} is out of reach")
+        return await apply(slot, *rest)
+
+    async def meanwhile(_: float) -> None:
+        three.apply, three.down = apply, {0}
+        for slot in (1, 2):
+            three.replicas[slot].apply("default", 0, put)
+
+    three.apply, three.coordinator.writer._sleep = one_takes_it, meanwhile
+    outcomes, _ = decide(three, "insert", rows_of(1))
+    three.down = set()
+    assert (outcomes == Outcome.UNACKNOWLEDGED).all()
+    assert (read(three, rows_of(1))[1][:, 3] == 1).all()
 
 
 def test_rows_stamped_far_ahead_are_refused(three: Replicas) -> None:
