@@ -69,6 +69,7 @@ def put_some(replicas: Counted, n: int) -> np.ndarray:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("four", [PARTITIONS], indirect=True)
 def test_scanning_an_empty_dataset_takes_few_rounds(four: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "PAGE_S", 3600.0)
