@@ -239,7 +239,7 @@ def attempts_forgotten(patch: Patch) -> None:
 
     async def forgetting(self: Any, *args: Any) -> Any:
         acknowledged, tally, epoch = await attempt(self, *args)
-        tally.left[:] = False
+        tally.may_be_held[:] = False
         return acknowledged, tally, epoch
 
     patch(Writer, "attempt", forgetting)

@@ -83,14 +83,14 @@ class Decider:
         outcomes, held = np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
         open_ = np.arange(len(rows))
         ours: list[int] = []  # our stamps: what an attempt left behind is no other's entry
-        may_be_held = np.zeros(len(rows), np.bool_)
+        may_be_held = np.zeros(len(rows), np.bool_)  # then ours may be seen, or win: nobody refused it
         for turn in range(TRIES):
             got = await self._reader.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
             absent = self.absent(dataset, got.rows)
             answered = got.states == State.ANSWERED
             outcomes[open_[got.states == State.FAILED]] = Outcome.FAILED
             outcomes[open_[answered & ~absent & ~may_be_held[open_]]] = Outcome.EXISTS
-            if ours:
+            if turn:  # what an attempt of ours left behind
                 left = answered & ~absent & np.isin(got.rows[:, VERSION], np.array(ours, np.uint64))
                 got.rows[left, VERSION] = ours[-1]  # which may be held elsewhere, and would win
                 kept = await self._kept(dataset, got.rows, left)
@@ -105,7 +105,7 @@ class Decider:
             acknowledged, tally, epoch = await self._writer.attempt(dataset, part)
             outcomes[open_[acknowledged]] = Outcome.TOOK_EFFECT
             held[open_[acknowledged]] = part[acknowledged]
-            may_be_held[open_] |= tally.left
+            may_be_held[open_] |= tally.may_be_held
             open_ = open_[~acknowledged]
             if not len(open_):
                 break
@@ -118,26 +118,26 @@ class Decider:
         open_ = np.arange(len(rows))
         moved = rows.copy()
         moved[:, VERSION] += np.uint64(1)
-        may_be_held = np.zeros(len(rows), np.bool_)
+        may_be_held = np.zeros(len(rows), np.bool_)  # as in an insert
         for turn in range(TRIES):
             got = await self._reader.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
             held[open_] = got.rows
             outcomes[open_] = self._judge(dataset, got, rows[open_])
             answered = got.states == State.ANSWERED
-            may = answered & (outcomes[open_] == Outcome.UNACKNOWLEDGED)
-            if turn:
+            may_move = answered & (outcomes[open_] == Outcome.UNACKNOWLEDGED)
+            if turn:  # what an attempt of ours left behind
                 outcomes[open_[answered & may_be_held[open_]]] = Outcome.UNACKNOWLEDGED
                 left = answered & (got.rows == moved[open_]).all(axis=1)
                 kept = await self._kept(dataset, got.rows, left)
                 outcomes[open_[left]] = np.where(kept, Outcome.TOOK_EFFECT, Outcome.UNACKNOWLEDGED)
-            open_ = open_[may]
+            open_ = open_[may_move]
             if not len(open_):
                 break
             acknowledged, tally, epoch = await self._writer.attempt(
                 dataset, np.ascontiguousarray(moved[open_])
             )
             outcomes[open_[acknowledged]] = Outcome.TOOK_EFFECT  # what is newer somewhere came after it
-            may_be_held[open_] |= tally.left
+            may_be_held[open_] |= tally.may_be_held
             open_ = open_[~acknowledged]
             if not len(open_):
                 break

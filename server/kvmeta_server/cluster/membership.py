@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -124,10 +124,11 @@ class Membership:
         raw = self.value("datasets")
         return None if raw is None else _known_table(raw)
 
-    def datasets(self) -> dict[str, dict[str, Any]]:
+    def datasets(self) -> Mapping[str, dict[str, Any]]:
         """Return the datasets' options by name."""
         table = self.dataset_table()
-        return {} if table is None else dict(table["datasets"])
+        known: Mapping[str, dict[str, Any]] = {} if table is None else table["datasets"]
+        return known
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change that is seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kvmeta.engine.state import DEFAULT_DATASET
@@ -70,7 +70,7 @@ class DatasetTable:
         await self._membership.change("datasets", change)
         await self._made()
 
-    async def _datasets_now(self) -> dict[str, Any]:
+    async def _datasets_now(self) -> Mapping[str, Any]:
         try:
             held = await self._membership.read("datasets")
         except UnavailableError:

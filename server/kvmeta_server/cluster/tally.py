@@ -22,7 +22,7 @@ class Tally:
         self.newer_targets = np.zeros(len(partitions), np.int64)
         self.stale = np.zeros(len(partitions), np.bool_)
         self.fenced = np.zeros(len(partitions), np.bool_)
-        self.left = np.zeros(len(partitions), np.bool_)
+        self.may_be_held = np.zeros(len(partitions), np.bool_)
         """Which rows a replica may hold: it took them, or did not say."""
         self.newest = 0
         self.reason = ""

@@ -154,7 +154,7 @@ class Writer:
             outcomes, versions = await self._peers.apply(slot, dataset, epoch, rows, tally.bound)
         except PeerError as error:
             tally.reason = str(error)
-            tally.left[to] = True
+            tally.may_be_held[to] = True
             self._hints.add(slot, dataset, rows)
             return
         held = outcomes == Outcome.TOOK_EFFECT
@@ -172,7 +172,7 @@ class Writer:
             tally.newer_targets[to] += newer & is_target
             tally.newest = max(tally.newest, int(versions.max()))
         fenced = outcomes == Outcome.FENCED
-        tally.left[to] |= ~(stale | fenced)
+        tally.may_be_held[to] |= ~(stale | fenced)
         if fenced.any():
             tally.fenced[to] |= fenced
             tally.reason = tally.reason or f"node {slot} works under another map"
