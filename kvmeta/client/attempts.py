@@ -27,7 +27,7 @@ from kvmeta.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from kvmeta.protocol.status import DEADLINE, DRAINING, FAULT
+from kvmeta.protocol.status import DEADLINE, DRAINING, FAULT, TWIN
 from kvmeta.transport.failures import CallFailed, Kind
 
 FIRST_PAUSE_S = 0.05
@@ -107,7 +107,7 @@ class Attempts:
         if self._ended is not None:
             self._end += self._clock() - self._ended
             self._ended = None
-        self.missed = not failed.reason or failed.reason == DRAINING
+        self.missed = failed.reason in ("", DRAINING, TWIN)
         another = len(self._servers) > 1 and self._call.method.row.quick
         went_away = failed.kind is Kind.LOST or (another and failed.kind is Kind.LATE)
         if failed.begun and not (self._call.repeatable and went_away):

@@ -116,6 +116,7 @@ PEER_ROWS = (
     Row("Digest", "digests of partitions", _LOOP),
     Row("Agree", "all owners agreed up to a version", _LOOP, changes=True),
     Row("State", "how the node is", _LOOP),
+    Row("Seen", "when a node answered this one last", _LOOP),
 )
 """What the nodes of a cluster ask of each other: PeerService."""
 

@@ -43,14 +43,16 @@ TABLE: tuple[tuple[type[KvmetaError], int, str], ...] = (
 """Error class, status code, reason; the most special class first."""
 
 DEADLINE, OVERLOADED, DRAINING, FAULT = "DEADLINE", "OVERLOADED", "DRAINING", "FAULT"
-NOT_STARTED = frozenset({OVERLOADED, DRAINING})
+WRONG_NODE, TWIN = "WRONG_NODE", "TWIN"
+NO_MEMBER, OTHER_HISTORY, OTHER_LIFE = "NO_MEMBER", "OTHER_HISTORY", "OTHER_LIFE"
+NOT_STARTED = frozenset(
+    {OVERLOADED, DRAINING, WRONG_NODE, TWIN, NO_MEMBER, OTHER_HISTORY, OTHER_LIFE}
+)
 """Reasons by which a server says that it did nothing: any call may be sent again."""
 
 _OF_REASON: dict[str, type[KvmetaError]] = {
     **{reason: error for error, _, reason in TABLE},
-    OVERLOADED: errors.UnavailableError,
-    DRAINING: errors.UnavailableError,
-    FAULT: errors.UnavailableError,
+    **dict.fromkeys((*NOT_STARTED, FAULT), errors.UnavailableError),
 }
 REASONS = frozenset(_OF_REASON)
 

@@ -17,19 +17,39 @@ BOUND_UNSPECIFIED: Bound
 BOUND_AGREED: Bound
 BOUND_NONE: Bound
 
-class ApplyRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "rows", "bound")
+class Parties(_message.Message):
+    __slots__ = ("cluster", "to_slot", "to_store", "from_slot", "from_store", "from_epoch", "from_digest", "from_life")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    TO_SLOT_FIELD_NUMBER: _ClassVar[int]
+    TO_STORE_FIELD_NUMBER: _ClassVar[int]
+    FROM_SLOT_FIELD_NUMBER: _ClassVar[int]
+    FROM_STORE_FIELD_NUMBER: _ClassVar[int]
+    FROM_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FROM_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FROM_LIFE_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    to_slot: int
+    to_store: bytes
+    from_slot: int
+    from_store: bytes
+    from_epoch: int
+    from_digest: int
+    from_life: int
+    def __init__(self, cluster: _Optional[bytes] = ..., to_slot: _Optional[int] = ..., to_store: _Optional[bytes] = ..., from_slot: _Optional[int] = ..., from_store: _Optional[bytes] = ..., from_epoch: _Optional[int] = ..., from_digest: _Optional[int] = ..., from_life: _Optional[int] = ...) -> None: ...
+
+class ApplyRequest(_message.Message):
+    __slots__ = ("parties", "dataset", "epoch", "rows", "bound")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BOUND_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     epoch: int
     rows: _kvmeta_pb2.Packed
     bound: Bound
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., bound: _Optional[_Union[Bound, str]] = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., bound: _Optional[_Union[Bound, str]] = ...) -> None: ...
 
 class ApplyResponse(_message.Message):
     __slots__ = ("epoch", "outcomes", "versions")
@@ -42,18 +62,18 @@ class ApplyResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., outcomes: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "ids", "versions_only")
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parties", "dataset", "epoch", "ids", "versions_only")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_ONLY_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     epoch: int
     ids: _kvmeta_pb2.Packed
     versions_only: bool
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., ids: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions_only: bool = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., ids: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions_only: bool = ...) -> None: ...
 
 class FetchResponse(_message.Message):
     __slots__ = ("epoch", "states", "versions", "locations")
@@ -68,18 +88,18 @@ class FetchResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., states: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., locations: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class DecideRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "operation", "rows")
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parties", "dataset", "epoch", "operation", "rows")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     epoch: int
     operation: _kvmeta_pb2.Operation
     rows: _kvmeta_pb2.Packed
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., operation: _Optional[_Union[_kvmeta_pb2.Operation, str]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., operation: _Optional[_Union[_kvmeta_pb2.Operation, str]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class DecideResponse(_message.Message):
     __slots__ = ("epoch", "outcomes", "rows")
@@ -92,22 +112,22 @@ class DecideResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., outcomes: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class RowsRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "epoch", "first", "last", "page_rows", "reply_compression")
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parties", "dataset", "epoch", "first", "last", "page_rows", "reply_compression")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     PAGE_ROWS_FIELD_NUMBER: _ClassVar[int]
     REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     epoch: int
     first: int
     last: int
     page_rows: int
     reply_compression: _kvmeta_pb2.Compression
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., page_rows: _Optional[int] = ..., reply_compression: _Optional[_Union[_kvmeta_pb2.Compression, str]] = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., page_rows: _Optional[int] = ..., reply_compression: _Optional[_Union[_kvmeta_pb2.Compression, str]] = ...) -> None: ...
 
 class RowsResponse(_message.Message):
     __slots__ = ("epoch", "until", "rows")
@@ -120,22 +140,22 @@ class RowsResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., until: _Optional[int] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class DigestRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "partitions", "cut", "purged", "expired", "promise")
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parties", "dataset", "partitions", "cut", "purged", "expired", "promise")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     PURGED_FIELD_NUMBER: _ClassVar[int]
     EXPIRED_FIELD_NUMBER: _ClassVar[int]
     PROMISE_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     partitions: _containers.RepeatedScalarFieldContainer[int]
     cut: int
     purged: _containers.RepeatedScalarFieldContainer[int]
     expired: int
     promise: bool
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., cut: _Optional[int] = ..., purged: _Optional[_Iterable[int]] = ..., expired: _Optional[int] = ..., promise: bool = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., cut: _Optional[int] = ..., purged: _Optional[_Iterable[int]] = ..., expired: _Optional[int] = ..., promise: bool = ...) -> None: ...
 
 class DigestResponse(_message.Message):
     __slots__ = ("digests", "agreed")
@@ -146,29 +166,29 @@ class DigestResponse(_message.Message):
     def __init__(self, digests: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., agreed: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class AgreeRequest(_message.Message):
-    __slots__ = ("cluster", "dataset", "partitions", "version")
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("parties", "dataset", "partitions", "version")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
+    parties: Parties
     dataset: str
     partitions: _containers.RepeatedScalarFieldContainer[int]
     version: int
-    def __init__(self, cluster: _Optional[bytes] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., partitions: _Optional[_Iterable[int]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class AgreeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StateRequest(_message.Message):
-    __slots__ = ("cluster",)
-    CLUSTER_FIELD_NUMBER: _ClassVar[int]
-    cluster: bytes
-    def __init__(self, cluster: _Optional[bytes] = ...) -> None: ...
+    __slots__ = ("parties",)
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    parties: Parties
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ...) -> None: ...
 
 class StateResponse(_message.Message):
-    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "agreed", "rows_copied", "damaged", "mended", "hints_dropped")
+    __slots__ = ("name", "epoch", "copied", "hints", "leftover", "unix_ms", "agreed", "rows_copied", "damaged", "mended", "hints_dropped", "life")
     class HintsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +207,7 @@ class StateResponse(_message.Message):
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     MENDED_FIELD_NUMBER: _ClassVar[int]
     HINTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    LIFE_FIELD_NUMBER: _ClassVar[int]
     name: str
     epoch: int
     copied: _containers.RepeatedScalarFieldContainer[int]
@@ -198,4 +219,25 @@ class StateResponse(_message.Message):
     damaged: int
     mended: int
     hints_dropped: int
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., agreed: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
+    life: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., agreed: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ..., life: _Optional[int] = ...) -> None: ...
+
+class SeenRequest(_message.Message):
+    __slots__ = ("cluster", "to_slot", "to_store", "slot")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    TO_SLOT_FIELD_NUMBER: _ClassVar[int]
+    TO_STORE_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    cluster: bytes
+    to_slot: int
+    to_store: bytes
+    slot: int
+    def __init__(self, cluster: _Optional[bytes] = ..., to_slot: _Optional[int] = ..., to_store: _Optional[bytes] = ..., slot: _Optional[int] = ...) -> None: ...
+
+class SeenResponse(_message.Message):
+    __slots__ = ("answered", "ago_s")
+    ANSWERED_FIELD_NUMBER: _ClassVar[int]
+    AGO_S_FIELD_NUMBER: _ClassVar[int]
+    answered: bool
+    ago_s: float
+    def __init__(self, answered: bool = ..., ago_s: _Optional[float] = ...) -> None: ...

@@ -70,6 +70,11 @@ class PeerServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_peer__pb2.StateRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_peer__pb2.StateResponse.FromString,
                 _registered_method=True)
+        self.Seen = channel.unary_unary(
+                '/kvmeta.v1.PeerService/Seen',
+                request_serializer=kvmeta_dot_v1_dot_peer__pb2.SeenRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_peer__pb2.SeenResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer(object):
@@ -125,6 +130,13 @@ class PeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Seen(self, request, context):
+        """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +174,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.State,
                     request_deserializer=kvmeta_dot_v1_dot_peer__pb2.StateRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_peer__pb2.StateResponse.SerializeToString,
+            ),
+            'Seen': grpc.unary_unary_rpc_method_handler(
+                    servicer.Seen,
+                    request_deserializer=kvmeta_dot_v1_dot_peer__pb2.SeenRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_peer__pb2.SeenResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +371,33 @@ class PeerService(object):
             '/kvmeta.v1.PeerService/State',
             kvmeta_dot_v1_dot_peer__pb2.StateRequest.SerializeToString,
             kvmeta_dot_v1_dot_peer__pb2.StateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Seen(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.PeerService/Seen',
+            kvmeta_dot_v1_dot_peer__pb2.SeenRequest.SerializeToString,
+            kvmeta_dot_v1_dot_peer__pb2.SeenResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,10 @@ What the nodes of a cluster say to each other. No client needs it; it may change
 Rows are 48 bytes: mixed ID (u8 high, u8 low), version (u8), location (24). Tombstones are rows, too. A request
 carries the epoch of its sender's map. A replica with an older map fetches the newer one first; rows of a partition
 that changed since the sender's epoch are not touched and answered as FENCED.
+
+Each request says between whom it is. A node refuses what is meant for another (WRONG_NODE), or comes from one that
+is no member (NO_MEMBER) or works under another history of the map (OTHER_HISTORY): addresses, slots and epochs may
+be used again, what they once named must not be mistaken for what they name now.
 """
 
 from collections import abc as _abc
@@ -52,6 +56,8 @@ class PeerServiceStub:
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _grpc.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
+    Seen: _grpc.UnaryUnaryMultiCallable[_peer_pb2.SeenRequest, _peer_pb2.SeenResponse]
+    """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -72,6 +78,8 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _aio.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]  # type: ignore[assignment]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
+    Seen: _aio.UnaryUnaryMultiCallable[_peer_pb2.SeenRequest, _peer_pb2.SeenResponse]  # type: ignore[assignment]
+    """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """A replica, as the other nodes see it."""
@@ -131,5 +139,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.StateResponse, _abc.Awaitable[_peer_pb2.StateResponse]]:
         """Says how the node is: which map it has, what it has copied, what waits for others."""
+
+    @_abc_1.abstractmethod
+    def Seen(
+        self,
+        request: _peer_pb2.SeenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.SeenResponse, _abc.Awaitable[_peer_pb2.SeenResponse]]:
+        """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

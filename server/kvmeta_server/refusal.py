@@ -6,7 +6,7 @@ from kvmeta.errors import UnavailableError
 
 
 class Refused(UnavailableError):  # noqa: N818 - what it is, not what went wrong
-    """`reason` is OVERLOADED or DRAINING."""
+    """`reason` is one of `status.NOT_STARTED`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

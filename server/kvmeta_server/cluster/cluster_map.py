@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from kvmeta.errors import CorruptionError, InputError, NotFoundError
 from kvmeta.mixing import DEFAULT_SEED
 from kvmeta.version import SLOT_BITS
+from kvmeta_server.cluster.history import NO_HISTORY, History, digest_of
 from kvmeta_server.cluster.placement import NOBODY, Candidate, moved, place
 from kvmeta_server.config import PARTITIONS_MAX, REPLICAS_MAX
 
@@ -45,7 +46,10 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Member:
-    """A member. `store_id` (hex) is that of its data directory: a node without its data is another node."""
+    """A member. `store_id` (hex) is that of its data directory: a node without its data is another node.
+
+    `address` is "" where another has taken it over.
+    """
 
     slot: int
     name: str
@@ -87,6 +91,8 @@ class ClusterMap:
     changed: NDArray[np.uint64]
     seed: int = DEFAULT_SEED
     next_slot: int = 1
+    history: History = NO_HISTORY
+    """The digests of the maps that this one came from."""
 
     # Questions
 
@@ -194,6 +200,24 @@ class ClusterMap:
         to_own &= ~(self.owners == slot).any(axis=1) | (_count(self.targets) < _count(self.owners))
         return to_own
 
+    def at(self, address: str) -> Member | None:
+        """Return who has an address; None where nobody has."""
+        return next((member for member in self.members if member.address == address), None)
+
+    @cached_property
+    def digest(self) -> int:
+        """Return the digest of this map, its history included."""
+        return digest_of(self.encode())
+
+    def descends_from(self, epoch: int, digest: int) -> bool:
+        """Return whether this map, or one that it came from, is that of an epoch and a digest.
+
+        Of what lies further back than the history goes nothing is known: then it is taken to be so.
+        """
+        if epoch == self.epoch:
+            return digest == self.digest
+        return epoch < self.epoch and self.history.has(self.epoch - epoch, digest)
+
     def member(self, name: str) -> Member:
         """Return a node by name; NotFoundError if there is none."""
         for member in self.members:
@@ -234,14 +258,14 @@ class ClusterMap:
         if not free:
             raise InputError(f"cluster {self.name!r} has {len(taken)} nodes; that is all there are slots for")
         slot = free[0] % SLOTS_MAX
-        return self._with(members=(*self.members, replace(member, slot=slot)), next_slot=slot + 1).replanned()
+        members = (*_without_address(self.members, member.address), replace(member, slot=slot))
+        return self._with(members=members, next_slot=slot + 1).replanned()
 
     def with_member(self, name: str, **fields: Any) -> ClusterMap:
         """Return the map with some fields of a node changed, moves planned anew."""
         self.member(name)
-        members = tuple(
-            replace(member, **fields) if member.name == name else member for member in self.members
-        )
+        others = _without_address(self.members, fields.get("address", ""))
+        members = tuple(replace(member, **fields) if member.name == name else member for member in others)
         return self._with(members=members).replanned()
 
     def replanned(self) -> ClusterMap:
@@ -288,19 +312,26 @@ class ClusterMap:
         epoch = self.epoch + 1
         if touched is not None:
             fields["changed"] = np.where(touched, np.uint64(epoch), self.changed)
-        return replace(self, epoch=epoch, **fields)
+        return replace(self, epoch=epoch, history=self.history.with_next(self.digest), **fields)
 
     # As bytes
 
     def encode(self) -> bytes:
-        """Return the map as JSON; its arrays as base64 of an LZ4 block."""
+        """Return the map as JSON; its arrays as base64 of an LZ4 block.
+
+        A map that was decoded is the bytes it was: its digest is theirs.
+        """
+        return self._raw
+
+    @cached_property
+    def _raw(self) -> bytes:
         fields = {
             "format": FORMAT, "name": self.name, "cluster_id": self.cluster_id.hex(), "epoch": self.epoch,
             "partitions": self.partitions, "replicas": self.replicas, "write_quorum": self.write_quorum,
             "max_skew_ms": self.max_skew_ms, "seed": f"{self.seed:016x}", "next_slot": self.next_slot,
             "nodes": [vars(member) for member in self.members],
             "owners": _packed(self.owners), "targets": _packed(self.targets),
-            "phase": _packed(self.phase), "changed": _packed(self.changed),
+            "phase": _packed(self.phase), "changed": _packed(self.changed), "history": self.history.text(),
         }  # fmt: skip
         return json.dumps(fields).encode()
 
@@ -329,6 +360,7 @@ class _Encoded(msgspec.Struct, forbid_unknown_fields=True):
     targets: str
     phase: str
     changed: str
+    history: str = ""
 
 
 @lru_cache(maxsize=4)  # a node meets each map several times: as its change, as news, as what it remembers
@@ -354,10 +386,12 @@ def decode(raw: bytes) -> ClusterMap:
             changed=_unpacked(fields.changed, "<u8", shape[:1]),
             seed=int(fields.seed, 16),
             next_slot=fields.next_slot,
+            history=History.of(fields.history),
         )
         _check(decoded)
     except (msgspec.MsgspecError, ValueError, RecursionError, lz4.block.LZ4BlockError) as error:
         raise CorruptionError(f"not a cluster map: {error!r}") from None
+    decoded.__dict__["_raw"] = raw
     return decoded
 
 
@@ -406,6 +440,13 @@ def _placed(candidates: tuple[Candidate, ...], partitions: int, replicas: int) -
     owners = place(candidates, partitions, replicas)
     owners.flags.writeable = False
     return owners
+
+
+def _without_address(members: tuple[Member, ...], address: str) -> tuple[Member, ...]:
+    """Return members of which none has `address`: two never have the same."""
+    if not address:
+        return members
+    return tuple(replace(each, address="") if each.address == address else each for each in members)
 
 
 def copies(cluster_map: ClusterMap) -> int:

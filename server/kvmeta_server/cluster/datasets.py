@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import suppress
-from typing import Any
 
 from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import KvmetaError
-from kvmeta_server.cluster.membership import Membership, local_name, number_of, table_of
+from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.seams import Lane
+from kvmeta_server.cluster.tables import Tables, number_of
 
 
 class Datasets:
@@ -24,41 +23,39 @@ class Datasets:
         self._membership = membership
         self._lane = lane
         self._making = threading.Lock()
+        self._known = 0  # the serial of the newest tables that were made here
 
     async def follow(self) -> None:
-        """Have here what the table as it is known says there is."""
-        table = self._membership.dataset_table()
-        with suppress(KvmetaError):
-            await self._lane.run(lambda: self._make_known(table))
+        """Have here what the tables as they are known say there is."""
+        tables = self._membership.tables
+        if tables is not None:
+            with suppress(KvmetaError):
+                await self._lane.run(lambda: self._make(tables))
 
     async def make(self) -> None:
         """Have here what datasets etcd says there are, now."""
-        held = await self._membership.read("datasets")
-        table = table_of(None if held is None else held.data)
-        await self._lane.run(lambda: self._make_known(table))
+        tables = await self._membership.tables_now()
+        await self._lane.run(lambda: self._make(tables))
 
-    def _make_known(self, table: dict[str, Any] | None) -> None:
+    def _make(self, tables: Tables) -> None:
         """Make what is listed and missing; drop what was listed once and is not any more.
 
-        Without a table nothing is known, so nothing is dropped; nor is what is newer than the table.
+        What is newer than the tables is not dropped.
         """
-        if table is not None:
-            with self._making:
-                self._make_listed(table)
-
-    def _make_listed(self, table: dict[str, Any]) -> None:
-        engine = self._replica.engine
-        wanted = {local_name(name, options["id"]): options for name, options in table["datasets"].items()}
-        here = set(self._replica.datasets())
-        for name, options in wanted.items():
-            if name not in here:
-                engine.create_dataset(
-                    name, ttl_s=options["ttl_s"], bottom_filter=options["bottom_filter"], exist_ok=True
-                )
-        for name in here - set(wanted) - {DEFAULT_DATASET}:
-            if number_of(name) < table["next"]:
-                engine.drop_dataset(name)
-                self._state.forget(name)
-        raw = json.dumps(table).encode()
-        if raw != self._state.datasets():
-            self._state.set_datasets(raw)
+        with self._making:
+            if tables.serial < self._known:
+                return  # overtaken by newer ones
+            engine, wanted = self._replica.engine, tables.by_local_name
+            here = set(self._replica.datasets())
+            for name, row in wanted.items():
+                if name not in here:
+                    engine.create_dataset(
+                        name, ttl_s=row.ttl_s, bottom_filter=row.bottom_filter, exist_ok=True
+                    )
+            for name in here - set(wanted) - {DEFAULT_DATASET}:
+                if number_of(name) < tables.next_dataset:
+                    engine.drop_dataset(name)
+                    self._state.forget(name)
+            if tables.serial != self._known:
+                self._state.set_tables(tables)
+                self._known = tables.serial

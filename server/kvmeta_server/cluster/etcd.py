@@ -106,9 +106,10 @@ class Etcd:
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`, as they come, for ever.
 
-        Where a connection breaks it goes on at the next member, without a gap. Raises Compacted where that
-        cannot be.
+        Where a connection breaks it goes on at the next member, without a gap; it says so by no changes.
+        Raises Compacted where that cannot be: also where etcd has not come so far, for it was set back.
         """
+        connected = False
         while True:
             asked = await self._connected(CALL_S)
             method = self._channels[asked].stream_stream(
@@ -127,6 +128,12 @@ class Etcd:
                         raise Compacted
                     if reply.canceled:
                         break
+                    if reply.created:
+                        if reply.header.revision < revision:
+                            raise Compacted
+                        if connected:
+                            yield []
+                        connected = True
                     changes = [_changed(event) for event in reply.events]
                     if changes:
                         revision = max(revision, changes[-1].revision)

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from contextlib import suppress
+from typing import Any
 
 from kvmeta.engine.state import State
-from kvmeta.errors import FormatError, InputError, NotFoundError, StoreLockedError, UnavailableError
+from kvmeta.errors import (
+    FormatError,
+    InputError,
+    KvmetaError,
+    NotFoundError,
+    StoreLockedError,
+    UnavailableError,
+)
+from kvmeta.protocol.messages import parse
+from kvmeta.protocol.methods import PEER_METHODS
+from kvmeta.transport.failures import CallFailed
+from kvmeta.v1 import peer_pb2 as peer
 from kvmeta.version import EPOCH_MS, MS_SHIFT
 from kvmeta_server.cluster import cluster_map as maps
 from kvmeta_server.cluster.cluster_map import ClusterMap, Member, decode
 from kvmeta_server.cluster.membership import LEASE_S, Membership
 from kvmeta_server.cluster.node_state import Identity, NodeState
-from kvmeta_server.cluster.seams import World
+from kvmeta_server.cluster.parties import life_of
+from kvmeta_server.cluster.seams import Pace, World
 from kvmeta_server.config import ClusterSettings, Unsaid
 
 RESERVE_MS = 10_000
 """How far ahead of its clock a node notes that it may have stamped."""
 _ETCD_WAIT_S = 10.0
+_IDLE_S = 60.0
+_SEEN_S = 1.0
 
 
 class Joining:
@@ -31,6 +47,7 @@ class Joining:
         world: World,
         state: NodeState,
         membership: Membership,
+        pace: Pace,
     ) -> None:
         self._settings = settings
         self._engine = engine
@@ -38,6 +55,9 @@ class Joining:
         self._state = state
         self._membership = membership
         self._log = world.log
+        self._up_s = 1.5 * pace.probe_s + _SEEN_S  # a node that answered others so lately is up
+        self.life = 0
+        """The number of this life of the node, once it has joined (parties.py)."""
         self.name = settings.node or f"{socket.gethostname()}-{settings.advertise.rpartition(':')[2]}"
 
     async def join(self) -> ClusterMap | None:
@@ -47,9 +67,11 @@ class Joining:
         """
         self._check_identity()
         remembered = self._state.map()
-        self._membership.go_on_with(remembered, self._state.datasets())
+        self._membership.go_on_with(remembered, self._state.tables())
         try:
             await self._load()
+            if self._membership.refusal:
+                raise UnavailableError(self._membership.refusal)
         except UnavailableError as error:
             if remembered is None or self._state.identity is None:
                 raise
@@ -57,12 +79,18 @@ class Joining:
                 "etcd does not answer", message=f"{error}; going on with epoch {remembered.epoch}"
             )
             self._check_membership(remembered)
+            self._begin()
+            await self._ask_for_twins(remembered)
         else:
             await self._join()
+            self._begin()
         identity = self._state.identity
         assert identity is not None
         self._check_clock(identity, self._membership.current)
         return remembered
+
+    def _begin(self) -> None:
+        self.life = life_of(self._state.begin(), int.from_bytes(self._world.random_bytes(4), "little"))
 
     def _check_identity(self) -> None:
         identity, wanted = self._state.identity, self._settings.name
@@ -128,9 +156,11 @@ class Joining:
                 replicas=settings.replicas, write_quorum=settings.write_quorum,
                 max_skew_ms=round(settings.max_skew_s * 1000),
             )  # fmt: skip
-            cluster_map = await self._membership.change_map(
-                lambda held: self._with_us(held, us), founded=founded
-            )
+            if await self._may_found() and await self._membership.found(founded):
+                cluster_map = founded
+            else:
+                await self._wait_for_address(us)
+                cluster_map = await self._membership.change_map(lambda held: self._with_us(held, us))
             slot = cluster_map.member(self.name).slot
             self._state.set_identity(Identity(cluster_map.cluster_id.hex(), settings.name, self.name, slot))
             self._log.info(
@@ -138,10 +168,10 @@ class Joining:
             )
         else:
             raw = self._membership.value("map")
-            if raw is None:
-                raise FormatError(
-                    f"etcd at {self._world.authority.url} has no cluster {settings.name!r}, {engine.path} is "
-                    "of one: is it another etcd, or one that lost its data? Restore it from a snapshot"
+            if raw is None:  # nor does this node remember one
+                raise UnavailableError(
+                    f"etcd at {self._world.authority.url} has no cluster {settings.name!r}, and "
+                    f"{engine.path} is of one: is it another etcd, or one that lost its data?"
                 )
             held = decode(raw)
             self._check_membership(held)
@@ -154,6 +184,7 @@ class Joining:
                     "another node's data, or a copy; a node that lost its data joins under a new name"
                 )
             if (node.address, node.zone, node.weight) != (us.address, us.zone, us.weight):
+                await self._wait_for_address(us)
                 await self._membership.change_map(
                     lambda held: held.with_member(
                         self.name, address=us.address, zone=us.zone, weight=us.weight
@@ -182,12 +213,76 @@ class Joining:
                     f"cluster {held.name!r} has a node {us.name!r} already, with other data; give this one "
                     "another --node name, or remove the old one first: kvmeta cluster remove"
                 )
-            if node.address == us.address and node.state != "removed":
-                raise InputError(
-                    f"cluster {held.name!r} knows {us.address} as node {node.name!r}; two nodes need two "
-                    "addresses"
-                )
         return held.joined(us)
+
+    async def _may_found(self) -> bool:
+        """Return whether there is no cluster yet; UnavailableError where etcd has lost one."""
+        if self._membership.value("map") is not None:
+            return False
+        left = self._membership.value("id")
+        if left is not None or self._membership.live():
+            raise UnavailableError(
+                f"etcd at {self._world.authority.url} has lost cluster {self._settings.name!r}: its nodes are "
+                "there, its map is not. kvmeta cluster recover, asked of one of them, puts it back"
+            )
+        return True
+
+    # Its address
+
+    async def _wait_for_address(self, us: Member) -> None:
+        """Wait until whoever has our address holds no lease any more; InputError where it goes on."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + LEASE_S + 2
+        while (other := await self._other_at(us.address)) is not None:
+            if loop.time() > end:
+                raise InputError(
+                    f"cluster {self._settings.name!r} knows {us.address} as node {other.name!r}, which is up; "
+                    "two nodes need two addresses (--advertise)"
+                )
+            await asyncio.sleep(0.2)
+
+    async def _other_at(self, address: str) -> Member | None:
+        """Return the node that has an address and is not this one, if it is up."""
+        raw = await self._membership.read("map")
+        other = None if raw is None else decode(raw.data).at(address)
+        if other is None or other.name == self.name:
+            return None
+        return None if await self._membership.read(f"live/{other.slot}") is None else other
+
+    async def keep_address(self) -> None:
+        """Take this node's address back where another has taken it over and is gone, for ever.
+
+        While it was away, or held no lease, another could take it.
+        """
+        told = 0
+        while True:
+            now = self._membership.current
+            us = now.by_slot.get(self._slot)
+            if us is None or us.state == "removed":
+                if told != 1:
+                    told = 1
+                    self._log.warning(
+                        "removed", reason=f"node {self.name!r} was taken out of the cluster; others refuse it"
+                    )
+            elif us.address != self._settings.advertise:
+                if told != 2:
+                    told = 2
+                    self._log.warning(
+                        "others do not ask this node",
+                        reason=f"its address {self._settings.advertise} is not its own any more in the map",
+                    )
+                with suppress(KvmetaError):
+                    if await self._other_at(self._settings.advertise) is None:
+                        await self._membership.change_map(
+                            lambda held: held.with_member(self.name, address=self._settings.advertise)
+                        )
+                        told = 0
+            await self._membership.newer_than(now.epoch, LEASE_S if told == 2 else _IDLE_S)
+
+    @property
+    def _slot(self) -> int:
+        identity = self._state.identity
+        return -1 if identity is None else identity.slot
 
     async def _refuse_twin(self, slot: int) -> None:
         """Wait for the lease of our last life to end; StoreLockedError where somebody keeps it alive."""
@@ -200,6 +295,46 @@ class Joining:
                     "copied?"
                 )
             await asyncio.sleep(0.2)
+
+    async def _ask_for_twins(self, remembered: ClusterMap) -> None:
+        """Ask the others, without etcd, whether a node with this one's data takes part already.
+
+        StoreLockedError where one says so for longer than our last life may have been the one it means.
+        """
+        identity = self._state.identity
+        assert identity is not None
+        loop, silence = asyncio.get_running_loop(), math.inf
+        end = loop.time() + max(LEASE_S, self._up_s) + 2
+        others = [
+            node
+            for node in remembered.members
+            if node.slot != identity.slot and node.state != "removed" and node.address
+        ]
+        while others and loop.time() < end:
+            asked = await asyncio.gather(*(self._seen_by(node, remembered, identity.slot) for node in others))
+            told = [seen for seen in asked if seen is not None]
+            silence = min(told, default=math.inf)
+            if silence > self._up_s:
+                return
+            await asyncio.sleep(0.5)
+        if silence <= self._up_s:
+            raise StoreLockedError(
+                f"node {self.name!r} of cluster {self._settings.name!r} is up elsewhere, others say: was its "
+                "data copied?"
+            )
+
+    async def _seen_by(self, node: Member, remembered: ClusterMap, slot: int) -> float | None:
+        """Return how long ago this node answered another, as that one says; None where it does not answer."""
+        method = PEER_METHODS["Seen"]
+        request = peer.SeenRequest(
+            cluster=remembered.cluster_id, to_slot=node.slot, to_store=bytes.fromhex(node.store_id), slot=slot
+        )
+        try:
+            raw = await self._world.wire.call(node.address, method, request.SerializeToString(), _SEEN_S)
+            reply: Any = parse(method.response, raw)
+        except (CallFailed, InputError):
+            return None
+        return reply.ago_s if reply.answered else math.inf
 
     def _check_clock(self, identity: Identity, cluster_map: ClusterMap) -> None:
         now_ms = self._engine.clock.now_ms()

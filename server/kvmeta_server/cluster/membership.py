@@ -1,13 +1,17 @@
 """Membership: what etcd says of the cluster, followed by every node, and changed by compare-and-swap alone.
 
     PREFIX/map          the cluster map (cluster_map.py)
-    PREFIX/datasets     {"next": n, "datasets": {name: {"id", "ttl_s", "bottom_filter"}}}
+    PREFIX/tables       the datasets, and which numbers are taken (tables.py)
     PREFIX/volumes/N    a volume; PREFIX/uris/URI its number, so that a URI has one
-    PREFIX/next_volume  the next volume's number
-    PREFIX/live/SLOT    there while the node's lease lasts
+    PREFIX/id           the cluster's ID: where it is alone, etcd has lost the rest
+    PREFIX/live/SLOT    a node's life, there while its lease lasts
     PREFIX/driver       the slot of the node that drives moves, there while its lease lasts
+    PREFIX/twin/SLOT    two lives of one node that were seen at once
 
-Without etcd the node goes on with what it knows. Only changes need it, and they say so.
+Without etcd the node goes on with what it knows. Only changes need it, and they say so. So it does where etcd
+has lost what this node knows: an etcd that was set back to an older state cannot know it, but its map and its
+tables do not go on from those seen here (history.py). Nothing of it is believed then (`refusal`), and nothing is
+changed through this node, until `kvmeta cluster recover` has put things right.
 """
 
 from __future__ import annotations
@@ -16,46 +20,27 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
-from typing import Any
 
-from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import CorruptionError, InputError, KvmetaError, UnavailableError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.lease import Lease
-from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Pace, Put, Value
+from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Events, Pace, Put, Value
+from kvmeta_server.cluster.tables import DatasetRow, Tables, decode_tables
 
 LEASE_S = 5
 """How long a node counts as live after its last sign of life."""
 _RETRY_S = 0.5
 _CAS_TRIES = 20
-NO_DATASETS = b'{"next": 1, "datasets": {}}'
 _OWN_S = 1.0
 
 Changes = Callable[[ClusterMap], ClusterMap]
-
-
-def table_of(raw: bytes | None) -> dict[str, Any]:
-    """Return the table of datasets that etcd holds: the next number, and options by name."""
-    return dict(json.loads(NO_DATASETS if raw is None else raw))
-
-
-_known_table = lru_cache(maxsize=4)(table_of)  # each call asks for it; who changes a table makes its own
+Writes = dict[str, bytes | None]
+TableChanges = Callable[[Tables], tuple[Tables, Writes]]
 
 
 def prefix_of(cluster: str) -> str:
     """Return what all keys of a cluster begin with."""
     return f"/kvmeta/{cluster}"
-
-
-def local_name(name: str, number: int) -> str:
-    """Return under which name nodes hold a dataset: one that is dropped and made anew is another."""
-    return name if name == DEFAULT_DATASET else f"{name}@{number}"
-
-
-def number_of(local: str) -> int:
-    """Return the number of a dataset from its name on nodes."""
-    return int(local.rpartition("@")[2])
 
 
 class Membership:
@@ -66,25 +51,31 @@ class Membership:
         authority: Authority,
         cluster: str,
         adopt: Callable[[ClusterMap], Awaitable[None]],
-        fault: Callable[[Exception], None],
+        log: Events,
         pace: Pace,
     ) -> None:
         self._authority = authority
         self._prefix = prefix_of(cluster)
         self._adopt = adopt
-        self._fault = fault
+        self._log = log
         self._pace = pace
         self._values: dict[str, Value] = {}
         self._map: ClusterMap | None = None
-        self._map_revision = 0
+        self._tables: Tables | None = None
+        self._looked_at = (-1, -1)  # the revisions of etcd's map and tables that were judged
         self._news = asyncio.Condition()
         self._revision = 0
         self._lease = Lease(authority, LEASE_S)
         self._slot = -1
+        self._life = 0
+        self._met = 0.0  # since when another life has this node's place
+        self._on_twin: Callable[[str], None] = lambda reason: None
         self._tasks: list[asyncio.Task[None]] = []
         self._listeners: list[Callable[[], None]] = []
         self.answers = False
         """Whether etcd answered lately."""
+        self.refusal = ""
+        """Why nothing that etcd holds is believed; "" where it is."""
 
     # What is known
 
@@ -119,51 +110,48 @@ class Membership:
             if each.startswith(start)
         }
 
-    def dataset_table(self) -> dict[str, Any] | None:
-        """Return the table of datasets: the next number, and options by name; None where none is known."""
-        raw = self.value("datasets")
-        return None if raw is None else _known_table(raw)
+    @property
+    def tables(self) -> Tables | None:
+        """Return the newest tables; None where none are known."""
+        return self._tables
 
-    def datasets(self) -> Mapping[str, dict[str, Any]]:
-        """Return the datasets' options by name."""
-        table = self.dataset_table()
-        known: Mapping[str, dict[str, Any]] = {} if table is None else table["datasets"]
-        return known
+    def datasets(self) -> Mapping[str, DatasetRow]:
+        """Return the datasets by name, as far as they are known."""
+        return {} if self._tables is None else self._tables.datasets
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change that is seen."""
         self._listeners.append(listener)
 
     def lease_left_s(self) -> float:
-        """Return for how long this node's lease surely still lasts."""
-        return self._lease.left_s()
+        """Return for how long this node's lease surely still lasts; 0 where etcd is not believed."""
+        return 0.0 if self.refusal else self._lease.left_s()
 
     # Life
 
-    def go_on_with(self, cluster_map: ClusterMap | None, datasets: bytes | None) -> None:
-        """Start from a map and a table of datasets that were remembered."""
-        if datasets is not None:
-            key = f"{self._prefix}/datasets"
-            self._values[key] = Value(key, datasets, 0)
-        if cluster_map is not None and (self._map is None or cluster_map.epoch > self._map.epoch):
-            self._map = cluster_map
+    def go_on_with(self, cluster_map: ClusterMap | None, tables: Tables | None) -> None:
+        """Start from a map and tables that were remembered."""
+        self._map = cluster_map if self._map is None else self._map
+        self._tables = tables if self._tables is None else self._tables
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
         values, revision = await self._authority.below(f"{self._prefix}/")
-        table = f"{self._prefix}/datasets"  # etcd answers: where it has no table, there are none
-        self._values = {table: Value(table, NO_DATASETS, 0)}
-        self._values |= {value.key: value for value in values}
+        self._values = {value.key: value for value in values}
         self.answers = True
-        await self._look_at_map()
+        self._looked_at = (-1, -1)
+        await self._look()
         self._revision = revision
         self._tell()
         async with self._news:
             self._news.notify_all()
 
-    def start(self, slot: int) -> None:
-        """Follow etcd, and keep this node's lease, from now on."""
-        self._slot = slot
+    def start(self, slot: int, life: int, on_twin: Callable[[str], None]) -> None:
+        """Follow etcd, and keep this node's lease, from now on.
+
+        `on_twin` is told where another life of this node takes part.
+        """
+        self._slot, self._life, self._on_twin = slot, life, on_twin
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._keep_lease())]
 
     async def stop(self) -> None:
@@ -177,32 +165,59 @@ class Membership:
 
     # Changes
 
-    async def change_map(self, change: Changes, *, founded: ClusterMap | None = None) -> ClusterMap:
+    async def found(self, founded: ClusterMap) -> bool:
+        """Make the first map of a cluster and its tables, where there is nothing; return whether it did."""
+        tables = Tables(founded.cluster_id)
+        writes = {"map": founded.encode(), "tables": tables.encode(), "id": founded.cluster_id.hex().encode()}
+        return await self.change_all(writes, dict.fromkeys(writes, 0))
+
+    async def change_map(self, change: Changes) -> ClusterMap:
         """Make a change of the map, again on what others made of it meanwhile; return the map with it.
 
-        `founded` is the first map, for a cluster that has none. What `change` raises ends it.
+        What `change` raises ends it. UnavailableError where etcd's map does not go on from the one known here.
         """
-
-        def next_map(raw: bytes | None) -> bytes:
-            if raw is None and founded is None:
-                raise InputError(f"etcd at {self._authority.url} has no cluster at {self._prefix}")
-            return (founded if raw is None else change(decode(raw))).encode()  # type: ignore[union-attr]
-
-        return decode(await self.change("map", next_map))
-
-    async def change(self, key: str, change: Callable[[bytes | None], bytes | None]) -> bytes:
-        """Replace a key's value by what `change` makes of it, by compare-and-swap; return that."""
-        full = f"{self._prefix}/{key}"
+        full = f"{self._prefix}/map"
         for _ in range(_CAS_TRIES):
             held = await self._authority.get(full)
-            data = change(None if held is None else held.data)
-            if held is not None and data == held.data:
-                return held.data
-            revision = await self._authority.txn([Put(full, data)], held={full: held.revision if held else 0})
+            now = self._believed_map(held)
+            changed = change(now)
+            if held is None or changed is now:
+                return now
+            revision = await self._authority.txn([Put(full, changed.encode())], held={full: held.revision})
             if revision:
                 await self._seen(revision)
-                return data or b""
+                return changed
         raise UnavailableError(f"{full} changes all the time; try again")
+
+    async def change_tables(self, change: TableChanges, held: Mapping[str, int] | None = None) -> bool:
+        """Replace the tables by what `change` makes of them, with other writes in the same transaction.
+
+        The map must go on from the one known here, and be the same when it is done. Returns whether the keys
+        of `held` had their revisions.
+        """
+        full, at_map = f"{self._prefix}/tables", f"{self._prefix}/map"
+        for _ in range(_CAS_TRIES):
+            map_held, tables_held = await self._authority.get(at_map), await self._authority.get(full)
+            self._believed_map(map_held)
+            now = self._believed_tables(tables_held)
+            changed, writes = change(now)
+            assert map_held is not None
+            conditions = {at_map: map_held.revision, full: tables_held.revision if tables_held else 0}
+            more = {f"{self._prefix}/{key}": revision for key, revision in (held or {}).items()}
+            puts = [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()]
+            revision = await self._authority.txn(
+                [Put(full, changed.encode()), *puts], held={**conditions, **more}
+            )
+            if revision:
+                await self._seen(revision)
+                return True
+            if more:
+                return False
+        raise UnavailableError(f"{full} changes all the time; try again")
+
+    async def tables_now(self) -> Tables:
+        """Return the tables as etcd has them now; UnavailableError where it does not answer or is not believed."""
+        return self._believed_tables(await self.read("tables"))
 
     async def change_all(self, writes: dict[str, bytes | None], held: dict[str, int]) -> bool:
         """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
@@ -219,7 +234,7 @@ class Membership:
 
     async def is_driver(self) -> bool:
         """Return whether this node drives moves: it holds the key, or takes it where nobody does."""
-        if self._lease.left_s() < 1 or not self.answers:
+        if self.lease_left_s() < 1 or not self.answers:
             return False
         held = self._values.get(f"{self._prefix}/driver")
         if held is not None:
@@ -241,18 +256,27 @@ class Membership:
         while True:
             try:
                 async for changes in self._authority.watch(f"{self._prefix}/", self._revision):
-                    await self._take(changes)
+                    if changes:
+                        await self._take(changes)
+                    else:  # it is connected anew, maybe to an etcd that was set back
+                        await self._check_unchanged()
             except Compacted:
                 pass
             except Exception as error:  # noqa: BLE001 - a full disk, say: who follows no map must try again
-                self._fault(error)
+                self._log.fault("membership", error)
             try:
                 await self.load()
             except UnavailableError:
                 pass
             except Exception as error:  # noqa: BLE001
-                self._fault(error)
+                self._log.fault("membership", error)
             await asyncio.sleep(_RETRY_S)
+
+    async def _check_unchanged(self) -> None:
+        """Raise Compacted where etcd's map or tables are not those that were seen last."""
+        for key in (f"{self._prefix}/map", f"{self._prefix}/tables"):
+            if await self._authority.get(key) != self._values.get(key):
+                raise Compacted
 
     async def _take(self, changes: list[Changed]) -> None:
         for change in changes:
@@ -260,27 +284,88 @@ class Membership:
                 self._values.pop(change.key, None)
             else:
                 self._values[change.key] = Value(change.key, change.data, change.revision)
-        await self._look_at_map()
+        await self._look()
         # Seen is what this node works under: whoever waits for a revision asks for its map next.
         self._revision = max(self._revision, changes[-1].revision)
         self._tell()
         async with self._news:
             self._news.notify_all()
 
-    async def _look_at_map(self) -> None:
-        held = self._values.get(f"{self._prefix}/map")
-        if held is None or held.revision == self._map_revision:
+    async def _look(self) -> None:
+        """Judge etcd's map and tables, and go on with them where they go on from those known here."""
+        held_map, held_tables = (self._values.get(f"{self._prefix}/{key}") for key in ("map", "tables"))
+        looked_at = tuple(0 if held is None else held.revision for held in (held_map, held_tables))
+        if looked_at == self._looked_at:
             return
-        with suppress(CorruptionError):
-            cluster_map = decode(held.data)
-            if self._map is None or (
-                cluster_map.epoch > self._map.epoch and cluster_map.cluster_id == self._map.cluster_id
-            ):
+        if held_map is None and self._map is None:
+            return  # there is no cluster yet
+        try:
+            cluster_map = self._believed_map(held_map, cached=False)
+            tables = self._believed_tables(held_tables, cached=False)
+        except CorruptionError:  # of a newer version: it will not be read
+            return
+        except UnavailableError as error:
+            if str(error) != self.refusal:
+                self._log.warning("etcd is not believed", reason=str(error))
+            self.refusal = str(error)
+        else:
+            if self._map is None or cluster_map.epoch > self._map.epoch:
                 await self._adopt(cluster_map)
                 self._map = cluster_map
-            self._map_revision = held.revision
+            self._tables = tables
+            self.refusal = ""
+        self._looked_at = looked_at  # type: ignore[assignment]
+
+    def _believed_map(self, held: Value | None, *, cached: bool = True) -> ClusterMap:
+        """Return the map that etcd holds; UnavailableError where it does not go on from the one known here."""
+        if cached and self.refusal:
+            raise UnavailableError(self.refusal)
+        ours = self._map
+        if held is None:
+            if ours is None:
+                raise UnavailableError(f"etcd at {self._authority.url} has no cluster at {self._prefix}")
+            raise UnavailableError(self._not_believed(f"has no map of cluster {ours.name!r}"))
+        theirs = decode(held.data)
+        if ours is None:
+            return theirs
+        if theirs.cluster_id != ours.cluster_id:
+            raise UnavailableError(
+                self._not_believed(f"has another cluster of the name {ours.name!r}, {theirs.cluster_id.hex()}")
+            )
+        if not theirs.descends_from(ours.epoch, ours.digest):
+            behind = ours.descends_from(theirs.epoch, theirs.digest)
+            what = "an older map" if behind else "a map of another history"
+            raise UnavailableError(
+                self._not_believed(f"has {what}, of epoch {theirs.epoch}, and this node knows that of {ours.epoch}")
+            )
+        return theirs
+
+    def _believed_tables(self, held: Value | None, *, cached: bool = True) -> Tables:
+        """Return the tables that etcd holds; UnavailableError where they do not go on from those known here."""
+        if cached and self.refusal:
+            raise UnavailableError(self.refusal)
+        ours = self._tables
+        if held is None:
+            raise UnavailableError(self._not_believed("has no tables of datasets and volumes"))
+        theirs = decode_tables(held.data)
+        if self._map is not None and theirs.cluster_id != self._map.cluster_id:
+            raise UnavailableError(self._not_believed("has the tables of another cluster"))
+        if ours is not None and not theirs.descends_from(ours):
+            raise UnavailableError(
+                self._not_believed(
+                    f"has tables that do not go on from those known here (serial {theirs.serial}, {ours.serial})"
+                )
+            )
+        return theirs
+
+    def _not_believed(self, what: str) -> str:
+        return (
+            f"etcd at {self._authority.url} {what}: was it emptied, or restored from a snapshot? Reads and writes "
+            "go on; members, datasets and volumes cannot be changed. kvmeta cluster recover shows what to do"
+        )
 
     def _tell(self) -> None:
+        self._look_at_twins()
         for listener in self._listeners:
             listener()
 
@@ -289,14 +374,32 @@ class Membership:
         while True:
             try:
                 await self._lease.renew()
-                if self._lease.id != told:
-                    await self._authority.txn(
-                        [Put(f"{self._prefix}/live/{self._slot}", b"1", self._lease.id)], held={}
-                    )
+                if self._lease.id != told and await self._say_alive():
                     told = self._lease.id
                 self.answers = True
             except UnavailableError:
                 self.answers = False
             except Exception as error:  # noqa: BLE001
-                self._fault(error)
+                self._log.fault("membership", error)
             await asyncio.sleep(self._pace.renew_s)
+
+    async def _say_alive(self) -> bool:
+        """Put this node's life where its slot's belongs, unless another life is there; return whether it did."""
+        key, mine = f"{self._prefix}/live/{self._slot}", str(self._life).encode()
+        held = self._values.get(key)
+        if held is not None and held.data != mine:
+            now = asyncio.get_running_loop().time()
+            self._met = self._met or now
+            if now > self._met + LEASE_S + 2:  # longer than a lease of our last life may last
+                reason = f"node {self._slot} lives twice: its data directory was copied"
+                await self.change_all({f"twin/{self._slot}": held.data + b" " + mine}, {})
+                self._on_twin(reason)
+            return False
+        self._met = 0.0
+        put = Put(key, mine, self._lease.id)
+        return bool(await self._authority.txn([put], held={key: held.revision if held else 0}))
+
+    def _look_at_twins(self) -> None:
+        held = self._values.get(f"{self._prefix}/twin/{self._slot}")
+        if held is not None and str(self._life).encode() in held.data.split():
+            self._on_twin(f"node {self._slot} lives twice: its data directory was copied")

@@ -26,6 +26,7 @@ from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.mending import Mending
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
+from kvmeta_server.cluster.parties import Parties
 from kvmeta_server.cluster.peer_answers import PeerAnswers
 from kvmeta_server.cluster.peers import NodePeers
 from kvmeta_server.cluster.replica import Replica
@@ -49,10 +50,9 @@ class Node:
         self._replica: Replica | None = None
         self.state = NodeState(world.disk)
         self.membership = Membership(
-            world.authority, settings.name, self._adopt, lambda error: world.log.fault("membership", error),
-            pace,
-        )  # fmt: skip
-        self._joining = Joining(settings, engine, world, self.state, self.membership)
+            world.authority, settings.name, self._adopt, world.log, pace
+        )
+        self._joining = Joining(settings, engine, world, self.state, self.membership, pace)
 
     # Life
 
@@ -73,7 +73,7 @@ class Node:
     def start(self) -> None:
         """Take part: other nodes are asked from now on, and may ask."""
         self.membership.listen(self._follow_datasets)
-        self.membership.start(self.slot)
+        self.membership.start(self.slot, self.parties.life, self._fence)
         self._node_peers.start()
         work = (
             self.moves.run(),
@@ -81,6 +81,7 @@ class Node:
             self.mending.run(),
             self._compare_now_and_then(),
             self.datasets.follow(),
+            self._joining.keep_address(),
         )
         self._tasks = [asyncio.ensure_future(each) for each in work]
 
@@ -107,7 +108,8 @@ class Node:
         engine, settings, world, pace = self._engine, self._settings, self._world, self._pace
         self.slot = slot
         replica = self._replica = Replica(engine, self.state, slot, cluster_map)
-        self._node_peers = NodePeers(replica, self.membership, world, pace)
+        self.parties = Parties(slot, engine.identity.store_id, self._joining.life, self.membership)
+        self._node_peers = NodePeers(replica, self.membership, self.parties, world, pace)
         self.peers = world.peers(self._node_peers)
         self.hints = world.hints(HintFiles(world.disk, settings.hints_bytes_max, world.log))
         self.datasets = Datasets(replica, self.state, self.membership, world.control)
@@ -133,8 +135,9 @@ class Node:
         )
         self.mending = Mending(replica, self.peers, world.background, world.log, pace.mend_s, pace.settled_s)
         self.answers = PeerAnswers(
-            replica, self.coordinator, self.membership, world, self.how_it_is, self.datasets.make
-        )
+            replica, self.coordinator, self.membership, self.parties, world, self.how_it_is,
+            self.datasets.make, self._node_peers.ago_s,
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -175,9 +178,14 @@ class Node:
             damaged=self.mending.damaged,
             mended=self.mending.mended,
             hints_dropped=self.hints.dropped_rows,
+            life=self.parties.life,
         )
 
     # Background work
+
+    def _fence(self, reason: str) -> None:
+        if self.parties.fence(reason):
+            self._log.warning("fenced", reason=self.parties.fenced)
 
     def _follow_datasets(self) -> None:
         self._tasks.append(asyncio.ensure_future(self.datasets.follow()))

@@ -2,7 +2,7 @@
 
     node/NODE           who it is: cluster, name, slot; how far its clock may have stamped
     node/MAP            the newest map it has seen, so that it goes on without etcd, and never back in time
-    node/DATASETS       the table of datasets, as etcd had it last
+    node/TABLES         the newest tables it has seen: datasets, and which numbers are taken
     node/COPIED         for each partition, the epoch of the change for which its copy is done
     node/LEFTOVER       partitions of which rows are here that it owns no more
     node/ranges/NAME    of a dataset: what it promised not to take, and up to where all owners agreed
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from kvmeta.errors import CorruptionError, FormatError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.seams import Disk
+from kvmeta_server.cluster.tables import Tables, decode_tables
 
 _SUM_BYTES = 8
 Words = NDArray[np.uint64]
@@ -32,13 +33,14 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a node is. `ceiling` is a version no stamp of it has reached."""
+    """Who a node is. `ceiling` is a version no stamp of it has reached; `starts` counts its lives."""
 
     cluster_id: str
     cluster: str
     name: str
     slot: int
     ceiling: int = 0
+    starts: int = 0
 
 
 class NodeState:
@@ -73,6 +75,12 @@ class NodeState:
         assert self._identity is not None
         self.set_identity(replace(self._identity, ceiling=version))
 
+    def begin(self) -> int:
+        """Count one more start, durably; return how many there were."""
+        assert self._identity is not None
+        self.set_identity(replace(self._identity, starts=self._identity.starts + 1))
+        return self._identity.starts
+
     def map(self) -> ClusterMap | None:
         """Return the newest map this node has seen."""
         raw = _read(self._disk, "MAP")
@@ -83,14 +91,15 @@ class NodeState:
         with self._lock:
             _write(self._disk, "MAP", cluster_map.encode())
 
-    def datasets(self) -> bytes | None:
-        """Return the table of datasets, as etcd had it last."""
-        return _read(self._disk, "DATASETS")
+    def tables(self) -> Tables | None:
+        """Return the newest tables this node has seen."""
+        raw = _read(self._disk, "TABLES")
+        return None if raw is None else decode_tables(raw)
 
-    def set_datasets(self, table: bytes) -> None:
-        """Remember the table of datasets."""
+    def set_tables(self, tables: Tables) -> None:
+        """Remember tables."""
         with self._lock:
-            _write(self._disk, "DATASETS", table)
+            _write(self._disk, "TABLES", tables.encode())
 
     def copied(self, partitions: int) -> Words:
         """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""

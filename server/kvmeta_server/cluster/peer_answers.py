@@ -14,6 +14,7 @@ from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.coordinator import Coordinator
 from kvmeta_server.cluster.membership import Membership
+from kvmeta_server.cluster.parties import Parties
 from kvmeta_server.cluster.peers import MIXED, OPERATIONS, ROWS_MAX, rows_of
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.rows import Bound
@@ -31,16 +32,20 @@ class PeerAnswers:
         replica: Replica,
         coordinator: Coordinator,
         membership: Membership,
+        parties: Parties,
         world: World,
         state: Callable[[], peer.StateResponse],
         make_datasets: Callable[[], Any],
+        ago_s: Callable[[int], float | None],
     ) -> None:
         self._replica = replica
         self._coordinator = coordinator
         self._membership = membership
+        self._parties = parties
         self._reads, self._writes = world.reads, world.writes
         self._state = state
         self._make_datasets = make_datasets
+        self._ago_s = ago_s
 
     async def apply(self, request: Any) -> ColumnMessage:
         """Merge rows."""
@@ -112,25 +117,26 @@ class PeerAnswers:
 
     async def state(self, request: Any) -> peer.StateResponse:
         """Say how this node is."""
-        self._check_cluster(request)
+        self._parties.check_receiver(request.parties)
+        if request.parties.from_epoch <= self._membership.current.epoch:  # else it may be a new member
+            self._parties.check_sender(request.parties)
         return self._state()
 
-    def _check_cluster(self, request: Any) -> None:
-        ours = self._membership.current
-        if request.cluster != ours.cluster_id:
-            raise InputError(
-                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request of "
-                f"another, {request.cluster.hex()}; do two clusters share an address?"
-            )
+    async def seen(self, request: Any) -> peer.SeenResponse:
+        """Say when a node answered last."""
+        self._parties.check_receiver(request)
+        ago_s = self._ago_s(request.slot)
+        return peer.SeenResponse(answered=ago_s is not None, ago_s=ago_s or 0.0)
 
     async def _ready(self, request: Any) -> None:
-        """Be in the same cluster, have the sender's map if it is newer, and the dataset."""
-        self._check_cluster(request)
-        epoch = getattr(request, "epoch", 0)
+        """Be who is asked, have the sender's map if it is newer, know the sender, and have the dataset."""
+        self._parties.check_receiver(request.parties)
+        epoch = request.parties.from_epoch
         if epoch > self._membership.current.epoch:
             await self._membership.newer_than(epoch - 1, MAP_WAIT_S)
             if epoch > self._membership.current.epoch:
                 raise UnavailableError(f"this node has not seen the map of epoch {epoch} yet")
+        self._parties.check_sender(request.parties)
         try:
             self._replica.tree(request.dataset)
         except NotFoundError:

@@ -20,11 +20,13 @@ from kvmeta.errors import InputError, KvmetaError
 from kvmeta.protocol.columns import CODE, LZ4, PLAIN, VERSION, Column, unpack, unpack_up_to
 from kvmeta.protocol.messages import ColumnMessage, parse
 from kvmeta.protocol.methods import PEER_METHODS
+from kvmeta.protocol.status import NO_MEMBER, OTHER_HISTORY, OTHER_LIFE, TWIN, WRONG_NODE
 from kvmeta.transport.failures import CallFailed, Kind
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import Member
 from kvmeta_server.cluster.coordinator import Coordinator
+from kvmeta_server.cluster.parties import Parties, life_told
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.rows import BUCKETS, Applied, Bound, Fetched, Page
 from kvmeta_server.cluster.seams import Lane, Maps, NotReachedError, Pace, PeerError, World
@@ -54,11 +56,14 @@ Words = NDArray[np.uint64]
 class NodePeers:
     """The replicas of all nodes. `coordinator` is set once there is one: it decides inserts sent here."""
 
-    def __init__(self, replica: Replica, maps: Maps, world: World, pace: Pace) -> None:
+    def __init__(self, replica: Replica, maps: Maps, parties: Parties, world: World, pace: Pace) -> None:
         self._replica = replica
         self._maps = maps
+        self._parties = parties
         self._reads, self._writes = world.reads, world.writes
         self._wire = world.wire
+        self._log = world.log
+        self._told: set[str] = set()  # why others refuse this node
         self._pace = pace
         self._gone: dict[int, str] = {}
         self._answered: dict[int, float] = {}  # when others last did
@@ -78,7 +83,14 @@ class NodePeers:
 
     def likely(self, slot: int) -> bool:
         """Return whether a node will probably answer."""
-        return slot == self._replica.slot or (slot not in self._gone and self._member(slot) is not None)
+        if slot == self._replica.slot:
+            return not self._parties.fenced
+        return slot not in self._gone and self._member(slot) is not None
+
+    def ago_s(self, slot: int) -> float | None:
+        """Return how many seconds ago a node answered last; None where it never did."""
+        at = self._answered.get(slot)
+        return None if at is None else asyncio.get_running_loop().time() - at
 
     # What seams.Peers promises
 
@@ -88,7 +100,7 @@ class NodePeers:
         """Merge rows into what a node holds."""
         if slot == self._replica.slot:
             return await self._here(self._writes, lambda: self._replica.apply(dataset, epoch, rows, bound))
-        head = peer.ApplyRequest(cluster=self._cluster, dataset=dataset, epoch=epoch, bound=BOUNDS[bound])
+        head = peer.ApplyRequest(dataset=dataset, epoch=epoch, bound=BOUNDS[bound])
         parts = [
             await self._apply(slot, head, rows[i : i + APPLY_ROWS]) for i in range(0, len(rows), APPLY_ROWS)
         ]
@@ -114,7 +126,7 @@ class NodePeers:
                 self._reads, lambda: self._replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
             )
         head = peer.FetchRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, versions_only=versions_only
+            dataset=dataset, epoch=epoch, versions_only=versions_only
         )
         reply = await self._call(slot, "Fetch", FETCH_S, head, ids=mixed)
         n = len(mixed)
@@ -134,7 +146,7 @@ class NodePeers:
                 self._reads, lambda: self._replica.rows(dataset, epoch, first, last, page_rows)
             )
         head = peer.RowsRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, first=first, last=last, page_rows=page_rows,
+            dataset=dataset, epoch=epoch, first=first, last=last, page_rows=page_rows,
             reply_compression=LZ4,
         )  # fmt: skip
         reply = await self._call(slot, "Rows", self._pace.long_s, head)
@@ -159,7 +171,7 @@ class NodePeers:
                 lambda: self._replica.digests(dataset, asked, cut_at, purged, expired, promise=promise),
             )
         head = peer.DigestRequest(
-            cluster=self._cluster, dataset=dataset, partitions=asked, cut=cut_at, purged=purged.tolist(),
+            dataset=dataset, partitions=asked, cut=cut_at, purged=purged.tolist(),
             expired=expired, promise=promise,
         )  # fmt: skip
         reply = await self._call(slot, "Digest", self._pace.long_s, head)
@@ -172,7 +184,7 @@ class NodePeers:
         if slot == self._replica.slot:
             await self._here(self._writes, lambda: self._replica.agree(dataset, asked, version))
             return
-        head = peer.AgreeRequest(cluster=self._cluster, dataset=dataset, partitions=asked, version=version)
+        head = peer.AgreeRequest(dataset=dataset, partitions=asked, version=version)
         await self._call(slot, "Agree", APPLY_S, head)
 
     async def decide(
@@ -183,7 +195,7 @@ class NodePeers:
             assert self.coordinator is not None
             return await self.coordinator.decide_here(dataset, epoch, operation, rows)
         head = peer.DecideRequest(
-            cluster=self._cluster, dataset=dataset, epoch=epoch, operation=OPERATIONS[operation]
+            dataset=dataset, epoch=epoch, operation=OPERATIONS[operation]
         )
         reply = await self._call(slot, "Decide", APPLY_S * 2, head, rows=rows)
         outcomes = unpack(reply.outcomes, CODE, len(rows), "outcomes").copy()
@@ -192,16 +204,13 @@ class NodePeers:
 
     async def state(self, slot: int) -> peer.StateResponse:
         """Ask a node how it is."""
-        request = peer.StateRequest(cluster=self._cluster)
+        request = peer.StateRequest()
         reply = await self._call(slot, "State", STATE_S, request, even_gone=True)
         return cast("peer.StateResponse", reply)
 
-    @property
-    def _cluster(self) -> bytes:
-        return self._maps.current.cluster_id
-
     async def _here(self, lane: Lane, work: Callable[[], T]) -> T:
         try:
+            self._parties.check_alone()
             return await lane.run(work)
         except KvmetaError as error:
             raise PeerError(f"this node: {error}") from error
@@ -218,15 +227,21 @@ class NodePeers:
     ) -> Any:
         node = self._member(slot)
         if node is None:
-            raise NotReachedError(f"node {slot} is no member any more")
+            raise NotReachedError(f"node {slot} is no member any more, or has lost its address")
         if slot in self._gone and not even_gone:
             raise NotReachedError(f"node {node.name} at {node.address} does not answer ({self._gone[slot]})")
+        if self._parties.fenced:
+            raise NotReachedError(self._parties.fenced)
+        head.parties.CopyFrom(self._parties.to(node))  # type: ignore[attr-defined]
         raw = ColumnMessage.of(head, PLAIN, **columns).SerializeToString()
+        asked_at = asyncio.get_running_loop().time()
         try:
             reply = await self._wire.call(node.address, PEER_METHODS[method], raw, timeout_s)
             parsed = parse(PEER_METHODS[method].response, reply)
         except CallFailed as failed:
-            if failed.kind not in (Kind.ANSWERED, Kind.NOT_SENT) and not even_gone:
+            self._refused(node, failed)
+            away = failed.kind not in (Kind.ANSWERED, Kind.NOT_SENT) or failed.reason in (WRONG_NODE, TWIN)
+            if away and not even_gone:
                 self._gone[slot] = str(failed)
             kind = PeerError if failed.begun else NotReachedError
             raise kind(f"node {node.name} at {node.address}, {method}: {failed}") from None
@@ -234,14 +249,27 @@ class NodePeers:
             raise PeerError(
                 f"node {node.name} at {node.address} answered {method} wrongly: {error}"
             ) from None
+        if life := life_told(parsed):
+            self._parties.answered(slot, life, asked_at)
+        if slot in self._parties.twins:
+            self._gone[slot] = self._parties.twins[slot]
+            raise PeerError(self._parties.twins[slot])
         self._gone.pop(slot, None)
         self._answered[slot] = asyncio.get_running_loop().time()
         return parsed
 
+    def _refused(self, node: Member, failed: CallFailed) -> None:
+        """Take in why a node will have nothing to do with this one, if that is so."""
+        if failed.reason == OTHER_LIFE and self._parties.fence(str(failed)):
+            self._log.warning("fenced", reason=self._parties.fenced)
+        elif failed.reason in (NO_MEMBER, OTHER_HISTORY) and failed.reason not in self._told:
+            self._told.add(failed.reason)
+            self._log.warning("refused by others", node=node.name, reason=str(failed))
+
     def _member(self, slot: int) -> Member | None:
-        """Return a node; None where it was removed: at its address there may be another by now."""
+        """Return a node; None where it was removed or lost its address: there may be another by now."""
         node = self._maps.current.by_slot.get(slot)
-        return None if node is None or node.state == "removed" else node
+        return None if node is None or node.state == "removed" or not node.address else node
 
     async def _probe(self) -> None:
         """Ask nodes that have answered nothing lately for a sign of life, for ever."""

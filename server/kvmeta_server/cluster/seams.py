@@ -144,7 +144,10 @@ class Authority(Protocol):
         """
 
     def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
-        """Yield all changes below a prefix after `revision`, as they come, for ever; or raise Compacted."""
+        """Yield all changes below a prefix after `revision`, as they come, for ever; or raise Compacted.
+
+        No changes say that it is connected anew.
+        """
 
     async def grant(self, ttl_s: int) -> int:
         """Return a new lease of `ttl_s` seconds."""

@@ -25,6 +25,8 @@ class KeySpace:
     changed: Callable[[str, bytes | None], None] = lambda key, data: None
     revision: int = 0
     compacted: int = 0
+    lives: int = 1
+    """How often etcd was started: another life may have another history."""
     values: dict[str, Value] = field(default_factory=dict)
     history: list[Changed] = field(default_factory=list)
     _granted: int = 0
@@ -142,7 +144,10 @@ class SimulatedEtcd:
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`; or raise Compacted."""
         space = self._space
+        life = space.lives
         while True:
+            if space.lives != life:
+                raise Compacted
             if revision >= space.revision:
                 await self._news()
             await asyncio.sleep(0.1 + 1.4 * self._network.rng.random())

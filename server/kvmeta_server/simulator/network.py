@@ -12,12 +12,13 @@ from kvmeta.errors import KvmetaError
 from kvmeta.protocol.methods import PEER_METHODS, Method
 from kvmeta.protocol.status import Told
 from kvmeta.transport.failures import CallFailed, Kind
+from kvmeta_server.refusal import Refused
 from kvmeta_server.simulator.loop import Process
 
 Serve = Callable[[str, Any], Awaitable[Any]]
 _USUAL_S = 0.004
 _TAIL_S_MAX = 8.0
-REASON = "UNAVAILABLE"  # of all errors that nodes tell each other here
+REASON = "UNAVAILABLE"  # of all other errors that nodes tell each other here
 _RESET = 0.8  # of the calls to a process that dies
 
 
@@ -90,7 +91,8 @@ class Network:
             try:
                 result = await serve(method, request)
             except KvmetaError as error:
-                failed = CallFailed(Kind.ANSWERED, str(error), Told(REASON, error))
+                reason = error.reason if isinstance(error, Refused) else REASON
+                failed = CallFailed(Kind.ANSWERED, str(error), Told(reason, error))
             finally:
                 process.when_killed.pop(reset, None)
             back(process.name, result, failed)

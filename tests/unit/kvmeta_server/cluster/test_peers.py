@@ -13,6 +13,7 @@ from kvmeta.protocol.methods import Method
 from kvmeta.transport.failures import CallFailed, Kind
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import Member
+from kvmeta_server.cluster.parties import Parties
 from kvmeta_server.cluster.peers import NodePeers
 from kvmeta_server.cluster.seams import NotReachedError, Pace, PeerError
 from kvmeta_server.simulator.loop import SimulatedLoop
@@ -45,10 +46,13 @@ class Scene:
         self.wire = Wire()
         nodes = {slot: Member(slot, f"n{slot}", f"at{slot}") for slot in range(3)}
         maps: Any = SimpleNamespace(
-            current=SimpleNamespace(by_slot=nodes, members=list(nodes.values()), cluster_id=b"c")
+            current=SimpleNamespace(
+                by_slot=nodes, members=list(nodes.values()), cluster_id=b"c", epoch=1, digest=1
+            )
         )
-        world: Any = SimpleNamespace(wire=self.wire, reads=None, writes=None)
-        self.peers = NodePeers(SimpleNamespace(slot=0), maps, world, Pace(probe_s=PROBE_S))  # type: ignore[arg-type]
+        world: Any = SimpleNamespace(wire=self.wire, reads=None, writes=None, log=None)
+        parties = Parties(0, bytes(16), 1, maps)
+        self.peers = NodePeers(SimpleNamespace(slot=0), maps, parties, world, Pace(probe_s=PROBE_S))  # type: ignore[arg-type]
 
     def run(self, work: Any) -> None:
         async def live() -> None:

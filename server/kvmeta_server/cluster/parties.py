@@ -1,0 +1,143 @@
+"""Between whom a request is: each names the node it is for and the node it comes from, and both are looked at.
+
+Addresses, slots and epochs may be used again. So what is asked says which node it means, by slot, store and
+cluster; whoever is asked refuses to be another. Who asks says who it is, and in which of its lives: where two
+processes live with one node's data at once (a copied directory), whoever sees both refuses both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from kvmeta.protocol.status import NO_MEMBER, OTHER_HISTORY, OTHER_LIFE, TWIN, WRONG_NODE
+from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.cluster.cluster_map import ClusterMap, Member
+from kvmeta_server.cluster.seams import Maps
+from kvmeta_server.refusal import Refused
+
+_NONCE_BITS = 32
+
+
+def life_of(starts: int, nonce: int) -> int:
+    """Return the number of a life: how often its store was started, and something random."""
+    return starts << _NONCE_BITS | nonce
+
+
+def starts_of(life: int) -> int:
+    """Return how often a store had been started as a life began."""
+    return life >> _NONCE_BITS
+
+
+class Parties:
+    """This node among the others. `life`: see `life_of`."""
+
+    def __init__(self, slot: int, store_id: bytes, life: int, maps: Maps) -> None:
+        self._slot = slot
+        self._store = store_id
+        self.life = life
+        self._maps = maps
+        self._to: tuple[ClusterMap, dict[int, peer.Parties]] | None = None
+        self._lives: dict[int, tuple[int, float]] = {}  # the last known of others, and since when
+        self.twins: dict[int, str] = {}
+        """Slots of which two processes live at once, and how that was seen."""
+        self.fenced = ""
+        """Why this node takes no part any more; "" where it does."""
+
+    # As the one who asks
+
+    def to(self, member: Member) -> peer.Parties:
+        """Return between whom a request to a node is."""
+        current = self._maps.current
+        if self._to is None or self._to[0] is not current:
+            self._to = current, {}
+        made = self._to[1]
+        if member.slot not in made:
+            made[member.slot] = peer.Parties(
+                cluster=current.cluster_id, to_slot=member.slot, to_store=bytes.fromhex(member.store_id),
+                from_slot=self._slot, from_store=self._store, from_life=self.life,
+                from_epoch=current.epoch, from_digest=current.digest,
+            )  # fmt: skip
+        return made[member.slot]
+
+    def answered(self, slot: int, life: int, asked_at: float) -> None:
+        """Note which life of a node answered a call that was begun at a time of the loop's."""
+        known, since = self._lives.get(slot, (life, asked_at))
+        if life != known and starts_of(life) <= starts_of(known) and asked_at >= since:
+            self._saw_twins(slot, known, life)
+        elif starts_of(life) > starts_of(known) or slot not in self._lives:
+            self._lives[slot] = life, asyncio.get_running_loop().time()
+            self.twins.pop(slot, None)
+
+    # As the one who is asked
+
+    def check_receiver(self, parties: peer.Parties | peer.SeenRequest) -> None:
+        """Raise Refused where a request is meant for another node than this."""
+        self.check_alone()
+        ours = self._maps.current
+        if parties.cluster != ours.cluster_id:
+            raise Refused(
+                WRONG_NODE,
+                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request for another, "
+                f"{parties.cluster.hex()}; do two clusters share an address?",
+            )
+        if (parties.to_slot, parties.to_store) != (self._slot, self._store):
+            raise Refused(
+                WRONG_NODE,
+                f"this is node {self._slot} with store {self._store.hex()}, and the request is for node "
+                f"{parties.to_slot} with store {parties.to_store.hex()}; do two nodes share an address?",
+            )
+
+    def check_sender(self, parties: peer.Parties) -> None:
+        """Raise Refused where a request comes from no member, or from another history or life of one."""
+        ours, slot = self._maps.current, parties.from_slot
+        if parties.from_epoch <= ours.epoch and not ours.descends_from(
+            parties.from_epoch, parties.from_digest
+        ):
+            raise Refused(
+                OTHER_HISTORY,
+                f"the map of epoch {parties.from_epoch} that node {slot} works under is none that became the "
+                f"one here, of epoch {ours.epoch}; kvmeta cluster recover shows what to do",
+            )
+        member = ours.by_slot.get(slot)
+        if member is None or member.state == "removed" or member.store_id != parties.from_store.hex():
+            raise Refused(
+                NO_MEMBER, f"node {slot} with store {parties.from_store.hex()} is no member of {ours.name!r}"
+            )
+        self._check_life(slot, parties.from_life)
+
+    def check_alone(self) -> None:
+        """Raise Refused where this node takes no part any more."""
+        if self.fenced:
+            raise Refused(TWIN, self.fenced)
+
+    def fence(self, reason: str) -> bool:
+        """Take no part any more; return whether that is new."""
+        new = not self.fenced
+        self.fenced = self.fenced or f"{reason}; stop both, and start the one whose data is right"
+        return new
+
+    def _check_life(self, slot: int, life: int) -> None:
+        known, _ = self._lives.get(slot, (0, 0.0))
+        if starts_of(life) > starts_of(known):
+            self._lives[slot] = life, asyncio.get_running_loop().time()
+            self.twins.pop(slot, None)  # started since by somebody
+        elif starts_of(life) == starts_of(known) and life != known:
+            self._saw_twins(slot, known, life)
+        if slot in self.twins or starts_of(life) < starts_of(known):
+            raise Refused(
+                OTHER_LIFE,
+                self.twins.get(slot, "")
+                or f"node {slot} was started again since, with a copy of its data or with its own",
+            )
+
+    def _saw_twins(self, slot: int, one: int, other: int) -> None:
+        self.twins[slot] = (
+            f"node {slot} lives twice, started {starts_of(one)} and {starts_of(other)} times: its data "
+            "directory was copied"
+        )
+
+
+def life_told(reply: Any) -> int:
+    """Return the life that a node's answer tells of; 0 where it tells of none."""
+    return int(getattr(reply, "life", 0))
