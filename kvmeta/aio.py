@@ -161,7 +161,7 @@ class AsyncDataset:
     async def lookup(self, ids: Any, *, on_error: OnError = "raise") -> Hits:
         """Return the locations of `ids` as columns."""
         check_on_error(on_error)
-        return answered(self.name, await self._lookup(as_ids(ids)), on_error)
+        return answered(self.name, await self._lookup(as_ids(ids), mask=on_error == "mask"), on_error)
 
     async def get(self, one_id: Any) -> Location | None:
         """Return one ID's location, or None. Gets that are under way at once travel as one batch."""
@@ -218,8 +218,8 @@ class AsyncDataset:
         """
         return await self._store.run(self._programs.load(as_batches(batches)), writes=True)
 
-    async def _lookup(self, ids: NDArray[np.void]) -> Hits:
-        return await self._store.run(self._programs.lookup(ids))
+    async def _lookup(self, ids: NDArray[np.void], *, mask: bool = False) -> Hits:
+        return await self._store.run(self._programs.lookup(ids, mask=mask))
 
     async def _pages(self, scan: Scan) -> AsyncIterator[ScanPage]:
         done = False

@@ -159,7 +159,7 @@ class EmbeddedDataset(Dataset):
     def __repr__(self) -> str:
         return f"<kvmeta dataset {self.name!r} of {self._engine.path}>"
 
-    def _lookup(self, ids: Ids) -> Hits:
+    def _lookup(self, ids: Ids, *, mask: bool = False) -> Hits:
         mixed = np.empty((len(ids), 2), np.uint64)
         hashing.mix(words_of(ids, 2), self._engine.keys, mixed)
         got = self._engine.tree(self.name).lookup(mixed)

@@ -135,8 +135,8 @@ class RemoteDataset(Dataset):
         """Return the next page of a scan and whether nothing follows."""
         return self._store.run(self._programs.scan_page(scan))
 
-    def _lookup(self, ids: Ids) -> Hits:
-        return self._store.run(self._programs.lookup(ids))
+    def _lookup(self, ids: Ids, *, mask: bool = False) -> Hits:
+        return self._store.run(self._programs.lookup(ids, mask=mask))
 
     def _put(self, ids: Ids, locations: Locations) -> None:
         self._store.run(self._programs.put(ids, locations), writes=True)

@@ -145,7 +145,7 @@ class Dataset(ABC):
         on_error="mask" they are marked in `.failed` instead.
         """
         check_on_error(on_error)
-        return answered(self.name, self._lookup(as_ids(ids)), on_error)
+        return answered(self.name, self._lookup(as_ids(ids), mask=on_error == "mask"), on_error)
 
     def get(self, one_id: Any) -> Location | None:
         """Return one ID's location, or None. A str is a key."""
@@ -226,7 +226,7 @@ class Dataset(ABC):
         """
 
     @abstractmethod
-    def _lookup(self, ids: NDArray[np.void]) -> Hits: ...
+    def _lookup(self, ids: NDArray[np.void], *, mask: bool = False) -> Hits: ...
 
     @abstractmethod
     def _put(self, ids: NDArray[np.void], locations: NDArray[np.void]) -> None: ...

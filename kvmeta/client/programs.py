@@ -17,7 +17,7 @@ from kvmeta.client.calls import Call, Program, ask, call_of, raise_first, send
 from kvmeta.client.distinct import Distinct, share_an_id, sorted_sums
 from kvmeta.client.options import ClientOptions
 from kvmeta.client.routing import Router
-from kvmeta.errors import InputError, KvmetaError, OutcomeUnknownError
+from kvmeta.errors import DeadlineError, InputError, KvmetaError, OutcomeUnknownError, UnavailableError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol.codes import Outcome, State
@@ -31,7 +31,9 @@ Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 Part = slice | NDArray[np.int64]
 """Which rows of a call a message is about: a stretch of them, or their numbers."""
-_FOUND, _FAILED = int(State.FOUND), int(State.FAILED)  # a member of an enumeration is slow to name
+# A member of an enumeration is slow to name.
+_FOUND, _FAILED, _UNAVAILABLE = int(State.FOUND), int(State.FAILED), int(State.UNAVAILABLE)
+_NO_ANSWER = (UnavailableError, DeadlineError)
 
 
 class DatasetPrograms:
@@ -51,13 +53,17 @@ class DatasetPrograms:
             dataset=name, reply_compression=self._packing, consistency=consistency
         )
 
-    def lookup(self, ids: Ids) -> Program[Hits]:
-        """Look up ID[n]; damage is told in `failed`."""
+    def lookup(self, ids: Ids, *, mask: bool = False) -> Program[Hits]:
+        """Look up ID[n]; damage is told in `failed`, with `mask` also what no server answers."""
         n = len(ids)
-        # Every row is written by a reply, or an error is raised.
+        # Every row is written by a reply, or an error is raised, or masks it.
         states, versions = np.empty(n, np.uint8), np.empty(n, np.uint64)
         locations = np.empty(n, LOCATION)
-        yield from self._find_ways()
+        try:
+            yield from self._find_ways()
+        except _NO_ANSWER:
+            if not mask:
+                raise
 
         def take(part: Part, raw: bytes) -> None:
             reply = parse(pb.LookupResponse, raw)
@@ -67,11 +73,19 @@ class DatasetPrograms:
             fill(reply.versions, versions, part, "versions")
 
         def calls() -> Iterator[Call]:
-            for to, part in self._ways(ids, min(self.options.lookup_rows, self.rows_max)):
+            for to, part in ways:
                 message = ColumnMessage.of(self._lookup_head, self._packing, ids=ids[part])
                 yield call_of("Lookup", message, partial(take, part), to)
 
-        raise_first((yield calls()))
+        ways = self._ways(ids, min(self.options.lookup_rows, self.rows_max))
+        while ways:
+            errors = yield calls()
+            raise_first([None if mask and isinstance(error, _NO_ANSWER) else error for error in errors])
+            for (_, part), error in zip(ways, errors, strict=False):
+                if error is not None:
+                    states[part], versions[part] = _UNAVAILABLE, 0
+                    locations[part] = np.zeros(1, LOCATION)
+            ways = ways[len(errors) :]  # after an error no more were sent
         return Hits(states == _FOUND, locations, versions, states >= _FAILED)
 
     def get(self, one_id: Ids) -> Program[Location | None]:

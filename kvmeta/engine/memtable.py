@@ -73,6 +73,14 @@ class Memtable:
             self.before, self.appended_before = before, appended_rows
         self.last_sequence = before.sequence + 1
 
+    def grown(self, capacity: int) -> Memtable:
+        """Return a memtable of a larger capacity that holds the same; this one stays as it is."""
+        grown = Memtable(capacity)
+        if self.before is not None:
+            grown.insert(self._rows[: self.count], self.before, self.appended_before)
+            grown.last_sequence = self.last_sequence
+        return grown
+
     def sorted_rows(self, first_high: int = 0, last_high: int = VERSION_MAX) -> Rows:
         """Return the entries whose high half lies in [first_high, last_high]: sorted, one row an ID."""
         count = self.count

@@ -156,8 +156,9 @@ def _replay(
             )
         tree = trees.get(record.dataset)  # None: the dataset was dropped since
         if tree is not None and position.sequence > tree.record.flushed and len(record.rows):
-            if not tree.fits(len(record.rows)):
+            if not tree.reserve(len(record.rows)):
                 tree.freeze(len(record.rows))  # the writer's limits may have been larger
+                tree.reserve(len(record.rows))
             tree.insert(record.rows, before, replayed)
             clock.observe(int(record.rows[:, 2].max()))
         before = position

@@ -299,8 +299,9 @@ class State(ABC):
         """Let `n` rows fit the tree's memtable (the committer's)."""
         self.check_writable()
         self.check_tree(tree)
-        if not tree.fits(n):
-            tree.freeze()
+        if not tree.reserve(n):
+            tree.freeze(n)
+            tree.reserve(n)
             self.background.notify()
 
     def freeze(self, trees: Iterable[Tree]) -> None:

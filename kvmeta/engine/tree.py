@@ -20,6 +20,9 @@ from kvmeta.engine.wal import Position
 from kvmeta.version import VERSION_MAX, HybridClock, expiry
 
 Rows = NDArray[np.uint64]
+FIRST_ROWS = 256
+"""Rows that a memtable has room for at first: a store may have thousands of datasets that hold little."""
+GROWTH = 4
 
 
 class Tree:
@@ -40,7 +43,8 @@ class Tree:
         self.record = record
         self.runs = runs
         self._memtable_rows = options.memtable_rows_max
-        self.mutable = Memtable(self._memtable_rows)
+        self._room = self._memtable_rows  # up to how many rows the mutable memtable may grow
+        self.mutable = Memtable(min(FIRST_ROWS, self._room))
         self.frozen: tuple[Memtable, ...] = ()  # oldest first
         self.cold = ColdReads()
         self.purge_below = 0 if options.keep_tombstones else VERSION_MAX
@@ -69,9 +73,20 @@ class Tree:
         """Return the version below which entries have expired; 0 = none."""
         return expiry(self.dataset.ttl_s, self._clock.now_ms())
 
-    def fits(self, n: int) -> bool:
-        """Return whether the mutable memtable has room for `n` rows."""
-        return self.mutable.count + n <= self.mutable.capacity
+    def reserve(self, n: int) -> bool:
+        """Let `n` rows fit the mutable memtable, which grows with what it holds; return whether they do.
+
+        Called by one writer at a time. Who reads goes on with the smaller one, which stays as it is.
+        """
+        wanted = self.mutable.count + n
+        if wanted > self._room:
+            return False
+        if wanted > self.mutable.capacity:
+            grown = self.mutable.grown(min(self._room, max(wanted, GROWTH * self.mutable.capacity)))
+            with self._lock:
+                self.mutable = grown
+                self._publish()
+        return True
 
     def insert(self, rows: Rows, before: Position, appended_rows: int) -> None:
         """Publish rows of the WAL record after `before`; they fit. Called by one writer at a time."""
@@ -80,11 +95,13 @@ class Tree:
     def freeze(self, room: int = 0) -> None:
         """Set the mutable memtable aside for its flush and start an empty one, of at least `room` rows."""
         with self._lock:
+            full = self.mutable.count > self._room // 2  # the next one will be, too
             if self.mutable.count:
                 self.frozen = (*self.frozen, self.mutable)
-            elif room <= self.mutable.capacity:
+            elif room <= self._room:
                 return
-            self.mutable = Memtable(max(room, self._memtable_rows))
+            self._room = max(room, self._memtable_rows)
+            self.mutable = Memtable(self._room if full else max(room, min(FIRST_ROWS, self._room)))
             self._publish()
 
     def replace_runs(

@@ -45,9 +45,7 @@ TABLE: tuple[tuple[type[KvmetaError], int, str], ...] = (
 DEADLINE, OVERLOADED, DRAINING, FAULT = "DEADLINE", "OVERLOADED", "DRAINING", "FAULT"
 WRONG_NODE, TWIN = "WRONG_NODE", "TWIN"
 NO_MEMBER, OTHER_HISTORY, OTHER_LIFE = "NO_MEMBER", "OTHER_HISTORY", "OTHER_LIFE"
-NOT_STARTED = frozenset(
-    {OVERLOADED, DRAINING, WRONG_NODE, TWIN, NO_MEMBER, OTHER_HISTORY, OTHER_LIFE}
-)
+NOT_STARTED = frozenset({OVERLOADED, DRAINING, WRONG_NODE, TWIN, NO_MEMBER, OTHER_HISTORY, OTHER_LIFE})
 """Reasons by which a server says that it did nothing: any call may be sent again."""
 
 _OF_REASON: dict[str, type[KvmetaError]] = {

@@ -106,7 +106,7 @@ class MemoryEngine(State):
         self.clock.observe(int(rows[:, VERSION].max()))
 
     def _fit(self, tree: Tree, n: int) -> None:
-        if not tree.fits(n):
+        if not tree.reserve(n):
             tree.freeze(max(n, tree.rows))  # twice as many each time, so that there are few
 
     def _make_room(self, tree: Tree, n: int) -> None:
@@ -144,6 +144,7 @@ class MemoryEngine(State):
             self._write_rows(tree, rows, record)
             tree.freeze(len(rows))
             if len(rows):
+                tree.reserve(len(rows))
                 tree.insert(rows, before, 0)
             tree.frozen = ()
             tree.replace_runs(record, None)  # type: ignore[arg-type]  # it has no runs to open

@@ -28,10 +28,10 @@ from kvmeta.protocol.columns import PLAIN
 from kvmeta.protocol.messages import ColumnMessage
 from kvmeta.store import Scan, StoreStats, inserted, relocated
 from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta_server.cluster.dataset_table import DatasetTable
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.scanning import Scanning
 from kvmeta_server.cluster.seams import Lane
-from kvmeta_server.cluster.tables import DatasetTable
 from kvmeta_server.cluster.volumes import VolumeTable
 
 CALL_S = 30.0

@@ -17,11 +17,10 @@ changed through this node, until `kvmeta cluster recover` has put things right.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
-from kvmeta.errors import CorruptionError, InputError, KvmetaError, UnavailableError
+from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.lease import Lease
 from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Events, Pace, Put, Value
@@ -330,13 +329,17 @@ class Membership:
             return theirs
         if theirs.cluster_id != ours.cluster_id:
             raise UnavailableError(
-                self._not_believed(f"has another cluster of the name {ours.name!r}, {theirs.cluster_id.hex()}")
+                self._not_believed(
+                    f"has another cluster of the name {ours.name!r}, {theirs.cluster_id.hex()}"
+                )
             )
         if not theirs.descends_from(ours.epoch, ours.digest):
             behind = ours.descends_from(theirs.epoch, theirs.digest)
             what = "an older map" if behind else "a map of another history"
             raise UnavailableError(
-                self._not_believed(f"has {what}, of epoch {theirs.epoch}, and this node knows that of {ours.epoch}")
+                self._not_believed(
+                    f"has {what}, of epoch {theirs.epoch}, and this node knows that of {ours.epoch}"
+                )
             )
         return theirs
 

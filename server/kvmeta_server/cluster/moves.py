@@ -20,7 +20,8 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmeta.errors import KvmetaError
+from kvmeta.engine.state import DEFAULT_DATASET
+from kvmeta.errors import KvmetaError, NotFoundError, UnavailableError
 from kvmeta.protocol.codes import Outcome
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import COPYING, SWITCHED, ClusterMap
@@ -133,26 +134,17 @@ class Moves:
         missing: set[int] = set()  # their owners do not answer: the others do not wait for them
         reason: PeerError | None = None
         for dataset in self._replica.datasets():
-            parts: list[Rows] = []
-            for start in range(0, len(partitions), AT_ONCE):
-                some = partitions[start : start + AT_ONCE].tolist()
-                reads = (self._read(cluster_map, dataset, partition) for partition in some)
-                got = await asyncio.gather(*reads, return_exceptions=True)
-                for partition, rows in zip(some, got, strict=True):
-                    if isinstance(rows, PeerError):
-                        missing.add(partition)
-                        reason = rows
-                    elif isinstance(rows, BaseException):
-                        raise rows
-                    else:
-                        parts += rows
-                if sum(map(len, parts)) >= INGEST_ROWS:
-                    await self._ingest(dataset, parts)
-            await self._ingest(dataset, parts)
-            untold = await self._take_over_ranges(cluster_map, dataset, partitions)
-            if untold:
-                missing.update(untold)
-                reason = reason or PeerError("too few owners tell up to where they agreed")
+            try:
+                lost, why = await self._copy_dataset(cluster_map, dataset, partitions)
+            except NotFoundError:  # dropped here meanwhile
+                continue
+            except PeerError:
+                if await self._has(dataset):
+                    raise
+                continue
+            if lost and await self._has(dataset):
+                missing |= lost
+                reason = why
         now = self._membership.current
         same = partitions[now.changed[partitions] == cluster_map.changed[partitions]]
         same = same[~np.isin(same, list(missing))]
@@ -160,6 +152,42 @@ class Moves:
         await self._lane.run(lambda: self._state.set_copied(self._copied))
         if reason is not None:
             self._log.warning("moves wait", reason=str(reason), partitions=len(missing))
+
+    async def _copy_dataset(
+        self, cluster_map: ClusterMap, dataset: str, partitions: NDArray[np.int64]
+    ) -> tuple[set[int], PeerError | None]:
+        """Copy a dataset's partitions; return those that could not be, and why."""
+        missing: set[int] = set()
+        reason: PeerError | None = None
+        parts: list[Rows] = []
+        for start in range(0, len(partitions), AT_ONCE):
+            some = partitions[start : start + AT_ONCE].tolist()
+            reads = (self._read(cluster_map, dataset, partition) for partition in some)
+            got = await asyncio.gather(*reads, return_exceptions=True)
+            for partition, rows in zip(some, got, strict=True):
+                if isinstance(rows, PeerError):
+                    missing.add(partition)
+                    reason = rows
+                elif isinstance(rows, BaseException):
+                    raise rows
+                else:
+                    parts += rows
+            if sum(map(len, parts)) >= INGEST_ROWS:
+                await self._ingest(dataset, parts)
+        await self._ingest(dataset, parts)
+        untold = await self._take_over_ranges(cluster_map, dataset, partitions)
+        if untold:
+            missing.update(untold)
+            reason = reason or PeerError("too few owners tell up to where they agreed")
+        return missing, reason
+
+    async def _has(self, dataset: str) -> bool:
+        """Return whether the cluster still has a dataset, as far as can be told."""
+        if dataset == DEFAULT_DATASET:
+            return True
+        with suppress(UnavailableError):
+            return dataset in (await self._membership.tables_now()).by_local_name
+        return True
 
     async def _read(self, cluster_map: ClusterMap, dataset: str, partition: int) -> list[Rows]:
         """Return a partition's rows as a read quorum of its owners has them, in order."""

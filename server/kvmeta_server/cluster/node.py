@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from kvmeta.engine.state import State
-from kvmeta.errors import KvmetaError, UnavailableError
+from kvmeta.errors import KvmetaError, NotFoundError, UnavailableError
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta.version import MS_SHIFT
 from kvmeta_server.cluster.anti_entropy import AntiEntropy, Report
@@ -49,9 +49,7 @@ class Node:
         self._tasks: list[asyncio.Task[Any]] = []
         self._replica: Replica | None = None
         self.state = NodeState(world.disk)
-        self.membership = Membership(
-            world.authority, settings.name, self._adopt, world.log, pace
-        )
+        self.membership = Membership(world.authority, settings.name, self._adopt, world.log, pace)
         self._joining = Joining(settings, engine, world, self.state, self.membership, pace)
 
     # Life
@@ -206,7 +204,12 @@ class Node:
         self._check_lease()
         total = Report()
         for name in [dataset] if dataset else self.replica.datasets():
-            report = await self.anti_entropy.compare(name, rest)
+            try:
+                report = await self.anti_entropy.compare(name, rest)
+            except NotFoundError:
+                if dataset:
+                    raise
+                continue  # dropped meanwhile
             total.partitions += report.partitions
             total.rows += report.rows
             total.skipped += report.skipped

@@ -166,6 +166,8 @@ class Ranges:
         if raw is not None:
             both = _column(raw, disk.where(name), 2 * partitions, "<u8")
         self.promised, self.agreed = both[:partitions].copy(), both[partitions:].copy()
+        self.compared = np.zeros(partitions, np.uint64)
+        """The cuts of the last comparisons since this node started."""
 
     def promised_of(self, partitions: NDArray[np.int64]) -> Words:
         """Return what is promised now, u8[m]."""
@@ -178,6 +180,10 @@ class Ranges:
     def promise(self, partitions: NDArray[np.int64], version: int) -> None:
         """Promise, durably, to take no row up to `version` that is not held."""
         self._raise("promised", partitions, version)
+
+    def compare(self, partitions: NDArray[np.int64], cut: int) -> None:
+        """Note up to where partitions are being compared."""
+        self.compared[partitions] = cut
 
     def agree(self, partitions: NDArray[np.int64], version: int) -> None:
         """Note, durably, that all owners agreed up to `version`."""

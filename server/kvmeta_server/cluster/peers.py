@@ -41,6 +41,8 @@ APPLY_ROWS = 65_536
 FETCH_S = 2.0
 APPLY_S = 5.0
 STATE_S = 1.0
+LONG_S = 3.0
+"""A read does not try again and again for the sake of nodes that have not answered for so long."""
 BOUNDS = {
     Bound.PROMISED: peer.BOUND_UNSPECIFIED,
     Bound.AGREED: peer.BOUND_AGREED,
@@ -66,6 +68,7 @@ class NodePeers:
         self._told: set[str] = set()  # why others refuse this node
         self._pace = pace
         self._gone: dict[int, str] = {}
+        self._gone_since: dict[int, float] = {}
         self._answered: dict[int, float] = {}  # when others last did
         self._probing: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
@@ -86,6 +89,13 @@ class NodePeers:
         if slot == self._replica.slot:
             return not self._parties.fenced
         return slot not in self._gone and self._member(slot) is not None
+
+    def long_gone(self, slot: int) -> bool:
+        """Return whether a node has not answered for so long that nobody waits for it."""
+        if self.likely(slot):
+            return False
+        since = self._gone_since.get(slot)
+        return since is None or asyncio.get_running_loop().time() - since > LONG_S
 
     def ago_s(self, slot: int) -> float | None:
         """Return how many seconds ago a node answered last; None where it never did."""
@@ -125,9 +135,7 @@ class NodePeers:
             return await self._here(
                 self._reads, lambda: self._replica.fetch(dataset, epoch, mixed, versions_only=versions_only)
             )
-        head = peer.FetchRequest(
-            dataset=dataset, epoch=epoch, versions_only=versions_only
-        )
+        head = peer.FetchRequest(dataset=dataset, epoch=epoch, versions_only=versions_only)
         reply = await self._call(slot, "Fetch", FETCH_S, head, ids=mixed)
         n = len(mixed)
         locations = None
@@ -194,9 +202,7 @@ class NodePeers:
         if slot == self._replica.slot:
             assert self.coordinator is not None
             return await self.coordinator.decide_here(dataset, epoch, operation, rows)
-        head = peer.DecideRequest(
-            dataset=dataset, epoch=epoch, operation=OPERATIONS[operation]
-        )
+        head = peer.DecideRequest(dataset=dataset, epoch=epoch, operation=OPERATIONS[operation])
         reply = await self._call(slot, "Decide", APPLY_S * 2, head, rows=rows)
         outcomes = unpack(reply.outcomes, CODE, len(rows), "outcomes").copy()
         held = rows_of(reply.rows)
@@ -242,7 +248,7 @@ class NodePeers:
             self._refused(node, failed)
             away = failed.kind not in (Kind.ANSWERED, Kind.NOT_SENT) or failed.reason in (WRONG_NODE, TWIN)
             if away and not even_gone:
-                self._gone[slot] = str(failed)
+                self._miss(slot, str(failed))
             kind = PeerError if failed.begun else NotReachedError
             raise kind(f"node {node.name} at {node.address}, {method}: {failed}") from None
         except InputError as error:
@@ -252,9 +258,10 @@ class NodePeers:
         if life := life_told(parsed):
             self._parties.answered(slot, life, asked_at)
         if slot in self._parties.twins:
-            self._gone[slot] = self._parties.twins[slot]
+            self._miss(slot, self._parties.twins[slot])
             raise PeerError(self._parties.twins[slot])
         self._gone.pop(slot, None)
+        self._gone_since.pop(slot, None)
         self._answered[slot] = asyncio.get_running_loop().time()
         return parsed
 
@@ -282,13 +289,18 @@ class NodePeers:
             await asyncio.gather(*(self._probe_one(slot) for slot in silent))
             for slot in self._gone.keys() - others:
                 del self._gone[slot]
+                self._gone_since.pop(slot, None)
             await asyncio.sleep(max(0.05, self._pace.probe_s - (loop.time() - started)))
 
     async def _probe_one(self, slot: int) -> None:
         try:
             await self.state(slot)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next probe comes
-            self._gone[slot] = str(error)
+            self._miss(slot, str(error))
+
+    def _miss(self, slot: int, reason: str) -> None:
+        self._gone[slot] = reason
+        self._gone_since.setdefault(slot, asyncio.get_running_loop().time())
 
 
 def rows_of(packed: Column) -> Rows:

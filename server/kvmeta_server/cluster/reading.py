@@ -18,7 +18,7 @@ from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.placement import NOBODY
 from kvmeta_server.cluster.preference import Preference
-from kvmeta_server.cluster.rows import Bound, Fetched, Mask, Rows, Words, shares
+from kvmeta_server.cluster.rows import Bound, Fetched, Mask, Rows, Words, shares, slots_in
 from kvmeta_server.cluster.seams import Maps, PeerError, Peers
 from kvmeta_server.cluster.tally import Unsettled
 from kvmeta_server.cluster.writing import TRIES, Writer
@@ -66,8 +66,19 @@ class Reader:
             states[open_] = got
             if part is not rows:
                 rows[open_] = part
+            if not fenced and not self._may_improve(rows[states == State.UNAVAILABLE, HIGH]):
+                break
             await self._writer.before_next(turn, epoch, fenced, bool((got != State.UNAVAILABLE).all()))
         return Read(states, rows, reason)
+
+    def _may_improve(self, highs: Words) -> bool:
+        """Return whether another try may answer more: enough owners are there, or were until lately."""
+        cluster_map = self._maps.current
+        partitions = cluster_map.partition_of(highs)
+        readers = cluster_map.readers[partitions]
+        gone = [slot for slot in slots_in(readers) if self._peers.long_gone(slot)]
+        there = ((readers != NOBODY) & ~np.isin(readers, gone)).sum(axis=1)
+        return not len(highs) or bool((there >= cluster_map.read_quorum[partitions]).any())
 
     async def _read_one(self, dataset: str, states: NDArray[np.uint8], rows: Rows) -> None:
         """Answer what the nearest replica holds; leave the others UNAVAILABLE."""

@@ -21,7 +21,7 @@ from kvmeta.engine.kernels.layout import HIGH, VERSION
 from kvmeta.engine.state import State as Store
 from kvmeta.engine.tree import Tree
 from kvmeta.engine.window import merged_rows, window_end
-from kvmeta.errors import UnavailableError
+from kvmeta.errors import InputError, UnavailableError
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.node_state import NodeState
@@ -146,12 +146,13 @@ class Replica:
         Rows up to version `cut_at`, without tombstones up to `purged` (u8[m]) and what has `expired`.
         """
         cluster_map = self._map
-        asked = np.fromiter(partitions, np.int64)
+        asked = self._known(partitions)
         ranges = self.state.ranges(dataset, cluster_map.partitions)
         if promise:
             # Up to then nobody could write here: stamps above it would be refused for being so far ahead.
             self._check_clock(cut_at, "a comparison's cut lies")
             ranges.promise(asked, cut_at)
+            ranges.compare(asked, cut_at)
             self.engine.settle()  # what was weighed before the promise is visible now
         tree = self.tree(dataset)
         shift = cluster_map.shift - (BUCKETS.bit_length() - 1)
@@ -170,10 +171,24 @@ class Replica:
         return out, ranges.agreed[asked]
 
     def agree(self, dataset: str, partitions: Iterable[int], version: int) -> None:
-        """Note that all owners of partitions agreed up to `version`: tombstones up to it may go."""
-        ranges = self.state.ranges(dataset, self._map.partitions)
-        ranges.agree(np.fromiter(partitions, np.int64), version)
+        """Note that all owners of partitions agreed up to `version`: tombstones up to it may go.
+
+        Only the cut of the last comparison that this replica took part in is believed.
+        """
+        ranges, asked = self.state.ranges(dataset, self._map.partitions), self._known(partitions)
+        if (ranges.compared[asked] != np.uint64(version)).any():
+            raise UnavailableError(
+                f"told of an agreement up to version {version}, which was not what was compared here last"
+            )
+        ranges.agree(asked, version)
         self.allow_purge(dataset)
+
+    def _known(self, partitions: Iterable[int]) -> NDArray[np.int64]:
+        """Return partitions as i8[m]; InputError where there are none of their numbers."""
+        asked = np.fromiter(partitions, np.int64)
+        if len(asked) and not 0 <= asked.min() <= asked.max() < self._map.partitions:
+            raise InputError(f"partitions: expected 0 to {self._map.partitions - 1}, got {asked.max()}")
+        return asked
 
     def allow_purge(self, dataset: str) -> None:
         """Let merges drop tombstones up to where the owners agreed on all that this node holds."""

@@ -84,6 +84,9 @@ class Peers(Protocol):
     def likely(self, slot: int) -> bool:
         """Return whether a peer will probably answer."""
 
+    def long_gone(self, slot: int) -> bool:
+        """Return whether a peer has not answered for so long that nobody waits for it."""
+
     async def state(self, slot: int) -> Any:
         """Ask a node how it is (peer.StateResponse)."""
 

@@ -89,6 +89,23 @@ class KeySpace:
         self.history.clear()
         self.compacted = self.revision
 
+    def snapshot(self) -> tuple[int, dict[str, Value]]:
+        """Return what it holds now."""
+        return self.revision, dict(self.values)
+
+    def restore(self, snapshot: tuple[int, dict[str, Value]] | None) -> None:
+        """Go back to a snapshot, or begin with nothing: all leases end, and nothing of it can be noticed here."""
+        revision, values = snapshot or (0, {})
+        self.lives += 1
+        self._leases.clear()
+        self._held.clear()
+        self.history.clear()
+        self.revision = self.compacted = revision
+        self.values = dict(values)
+        waiting, self._waiting = self._waiting, []
+        for notice in waiting:
+            notice()
+
     def _write(self, write: Put) -> None:
         key = write.key
         self._held.pop(key, None)

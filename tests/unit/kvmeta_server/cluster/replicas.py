@@ -91,6 +91,10 @@ class Replicas:
         """Return whether a node answers."""
         return slot not in self.down
 
+    def long_gone(self, slot: int) -> bool:
+        """Return whether nobody waits for a node: these may come back at any time."""
+        return False
+
     def _asked(self, slot: int, call: str) -> Replica:
         self.calls.append(call)
         if slot in self.down:
@@ -171,6 +175,13 @@ def _as_peer_errors() -> Iterator[None]:
         yield
     except KvmetaError as error:
         raise PeerError(str(error)) from error
+
+
+def agree(replica: Replica, partitions: Iterable[int], version: int) -> None:
+    """Let a replica agree on partitions as if it had just compared them up to a version."""
+    asked = list(partitions)
+    replica.state.ranges("default", replica.map.partitions).compare(np.array(asked), version)
+    replica.agree("default", asked, version)
 
 
 def rows_of(n: int, value: int = 1, seed: int = 0) -> np.ndarray:

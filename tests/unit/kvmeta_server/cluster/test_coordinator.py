@@ -16,7 +16,7 @@ from kvmeta_server.cluster.cluster_map import Member
 from kvmeta_server.cluster.rows import Applied, Bound
 from kvmeta_server.cluster.seams import PeerError
 from tests.patience import HANG_S, until
-from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import Replicas, agree, rows_of
 
 N = 300
 PLACE = [0, 1, 3, 4, 5]
@@ -147,7 +147,7 @@ def test_a_read_repairs_nothing_older_than_the_agreed_version(three: Replicas) -
     rows[:, 2] = three.stores[0].engine.clock.stamp()
     agreed, everywhere = three.stores[1].engine.clock.stamp(), range(three.maps.current.partitions)
     for slot in (1, 2):
-        three.replicas[slot].agree("default", everywhere, agreed)
+        agree(three.replicas[slot], everywhere, agreed)
     assert not three.run(three.coordinator.bring("default", rows, Bound.AGREED)).any()
     assert three.holding(rows)[1:] == [0, 0]
     rows[:, 2] |= np.uint64(TOMBSTONE)  # of which the others agreed, too, and have dropped it since

@@ -15,7 +15,7 @@ from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.moves import Moves
-from tests.unit.kvmeta_server.cluster.replicas import Replicas, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import Replicas, agree, rows_of
 
 N = 2000
 TARGET, OWNERS, LEAVING, GONE = 0, (1, 2, 3), 3, 9
@@ -65,7 +65,7 @@ def test_a_copy_waits_until_enough_owners_report_their_agreed_version(four: Repl
     for slot in OWNERS:
         four.replicas[slot].apply("default", 0, rows)
     for slot in OWNERS[:2]:
-        four.replicas[slot].agree("default", partitions, agreed)
+        agree(four.replicas[slot], partitions, agreed)
 
     moves = moves_of(four)
     ingest = moves._ingest
@@ -98,7 +98,7 @@ def test_a_copying_node_refuses_hints_of_purged_rows(four: Replicas, tmp_path: P
     agreed = four.stores[1].engine.clock.stamp()
     for owner in OWNERS:
         four.replicas[owner].state.ranges("default", cluster_map.partitions).promise(partitions, agreed)
-        four.replicas[owner].agree("default", partitions, agreed)
+        agree(four.replicas[owner], partitions, agreed)
     hints = HintFiles(FileDisk(tmp_path / "hints"))
     hints.add(slot, "default", rows)
     log: Any = SimpleNamespace(info=lambda *_, **__: None)

@@ -18,6 +18,7 @@ from kvmeta.engine.window import HASH_MAX
 from kvmeta.version import TOMBSTONE
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.mending import Mending, lacking
+from tests.unit.kvmeta_server.cluster import replicas as replicas_
 from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, put, rows_of
 
 N = 2000
@@ -291,7 +292,7 @@ def test_mending_checks_again_when_others_agree_meanwhile(three: Replicas) -> No
     three.stores[0].flush()
     damage(three, 3)
     version = int(rows[0, 2])
-    agreed = partial(three.replicas[1].agree, "default", range(PARTITIONS), version)
+    agreed = partial(replicas_.agree, three.replicas[1], range(PARTITIONS), version)
     hooked(three, "rows", 2, agreed)
     each = mending(three)
     assert "agreed on more" in look(three, each)
