@@ -13,11 +13,12 @@ from one that used it is refused here; start such processes by spawn or forkserv
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import builtins
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ from kvmeta.store import (
     inserted,
     relocated,
 )
-from kvmeta.volumes import Volume
+from kvmeta.volumes import Volume, new_volumes
 
 T = TypeVar("T")
 
@@ -237,16 +238,33 @@ class AsyncVolumes:
         self._store = store
         self._programs = store.connection.programs
 
-    async def add(
+    @overload
+    async def add(  # noqa: D102 - the last one has it
         self,
         uri: str | Path,
         *,
         name: str | None = None,
         size_bytes: int | None = None,
         codec: str = "raw",
-    ) -> Volume:
-        """Register `uri` and return its volume; a URI known already returns the one it has."""
-        return await self._store.run(self._programs.add_volume(uri, name, size_bytes, codec), writes=True)
+    ) -> Volume: ...
+
+    @overload
+    async def add(  # noqa: D102
+        self, uri: Sequence[str | Path], *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
+    ) -> builtins.list[Volume]: ...
+
+    async def add(
+        self,
+        uri: str | Path | Sequence[str | Path],
+        *,
+        name: str | None = None,
+        size_bytes: Any = None,
+        codec: str = "raw",
+    ) -> Volume | builtins.list[Volume]:
+        """Register `uri` and return its volume; several are registered at once."""
+        wanted = new_volumes(uri, name=name, size_bytes=size_bytes, codec=codec)
+        volumes = await self._store.run(self._programs.add_volumes(wanted), writes=True)
+        return volumes[0] if isinstance(uri, (str, Path)) else volumes
 
     async def get(self, volume: int | str | Path) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""

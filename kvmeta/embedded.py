@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from kvmeta.engine.commit import Write
 from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels import hashing
-from kvmeta.engine.manifest import Change, Manifest
+from kvmeta.engine.manifest import Change
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.state import State
 from kvmeta.engine.tree import Tree
@@ -38,13 +39,12 @@ from kvmeta.store import (
     check_ttl,
 )
 from kvmeta.volumes import (
+    NewVolume,
     Volume,
     VolumeRow,
     Volumes,
-    check_codec,
-    known_row,
-    new_row,
     normal_uri,
+    registered,
     unregistered,
 )
 
@@ -259,29 +259,15 @@ class EmbeddedVolumes(Volumes):
         self._engine = engine
         self._lock = threading.Lock()
 
-    def add(
-        self,
-        uri: str | Path,
-        *,
-        name: str | None = None,
-        size_bytes: int | None = None,
-        codec: str = "raw",
-    ) -> Volume:
-        """Register `uri` and return its volume; a URI known already returns the one it has."""
-        text, stored = normal_uri(uri), check_codec(codec)
-        made: list[VolumeRow] = []
-
-        def change(manifest: Manifest) -> Change:
-            made.append(new_row(manifest.head.next_volume, text, name, size_bytes, stored))
-            return Change(volumes={made[0].number: made[0]})
-
+    def register(self, wanted: builtins.list[NewVolume]) -> builtins.list[Volume]:
+        """Register volumes that are checked already."""
         with self._lock:
             self._engine.check_writable()
-            number = self._engine.manifest.volume_numbers.get(text)
-            if number is not None:
-                return known_row(self._engine.manifest.volumes[number], stored).volume()
-            self._engine.change(change)
-        return made[0].volume()
+            known = self._engine.manifest.volumes
+            rows, new = registered(wanted, known.of_uri, self._engine.manifest.head.next_volume)
+            if new:
+                self._engine.change(lambda _: Change(volumes={row.number: row for row in new}))
+            return [row.volume() for row in rows]
 
     def get(self, volume: int | str | Path) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""
@@ -291,13 +277,22 @@ class EmbeddedVolumes(Volumes):
     def list(self) -> list[Volume]:
         """Return all volumes, by number."""
         self._engine.check_open()
-        return [row.volume() for _, row in sorted(self._engine.manifest.volumes.items())]
+        return [row.volume() for row in self._engine.manifest.volumes]
+
+    def messages(self, after: int, bytes_max: int) -> tuple[bytes, bool]:
+        """Return volumes above a number as the bytes of a ListVolumesResponse, and whether they are all."""
+        self._engine.check_open()
+        return self._engine.manifest.volumes.messages(after, bytes_max)
 
     def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
         """Let `volume` stand for another URI from now on; every entry in it follows."""
         text = normal_uri(uri)
-        owner = self._engine.manifest.volume_numbers.get
-        return self._replace(volume, lambda row: row.moved(text, owner(text)))
+
+        def moved(row: VolumeRow) -> VolumeRow:
+            owner = self._engine.manifest.volumes.of_uri(text)
+            return row.moved(text, None if owner is None else owner.number)
+
+        return self._replace(volume, moved)
 
     def set_state(self, volume: int | str | Path, state: str) -> Volume:
         """Set a volume "online", "offline" or "retired"."""
@@ -311,15 +306,12 @@ class EmbeddedVolumes(Volumes):
             return row.volume()
 
     def _row(self, volume: int | str | Path) -> VolumeRow:
-        manifest = self._engine.manifest
-        if isinstance(volume, (str, Path)):
-            uri = normal_uri(volume)
-            if uri not in manifest.volume_numbers:
-                raise unregistered(uri)
-            return manifest.volumes[manifest.volume_numbers[uri]]
-        if int(volume) not in manifest.volumes:
-            raise unregistered(int(volume))
-        return manifest.volumes[int(volume)]
+        volumes = self._engine.manifest.volumes
+        name: str | int = normal_uri(volume) if isinstance(volume, (str, Path)) else int(volume)
+        row = volumes.of_uri(name) if isinstance(name, str) else volumes.get(name)
+        if row is None:
+            raise unregistered(name)
+        return row
 
 
 def words_of(column: NDArray[np.void], words: int) -> Words:

@@ -9,6 +9,7 @@ loaders just use the store they are given.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from kvmeta.client.options import ClientOptions
 from kvmeta.client.programs import DatasetPrograms
 from kvmeta.location import Location
 from kvmeta.store import Dataset, Progress, Scan, Store, StoreStats, VerifyReport, as_one_id
-from kvmeta.volumes import Volume, Volumes
+from kvmeta.volumes import NewVolume, Volume, Volumes
 
 T = TypeVar("T")
 Ids = NDArray[np.void]
@@ -161,16 +162,9 @@ class RemoteVolumes(Volumes):
         self._store = store
         self._programs = store.connection.programs
 
-    def add(
-        self,
-        uri: str | Path,
-        *,
-        name: str | None = None,
-        size_bytes: int | None = None,
-        codec: str = "raw",
-    ) -> Volume:
-        """Register `uri` and return its volume; a URI known already returns the one it has."""
-        return self._store.run(self._programs.add_volume(uri, name, size_bytes, codec), writes=True)
+    def register(self, wanted: builtins.list[NewVolume]) -> builtins.list[Volume]:
+        """Register volumes that are checked already."""
+        return self._store.run(self._programs.add_volumes(wanted), writes=True)
 
     def get(self, volume: int | str | Path) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""

@@ -5,11 +5,13 @@ The rules are here, once: which rows may be added, and how one may change. A kin
 
 from __future__ import annotations
 
+import builtins
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 from urllib.parse import unquote, urlsplit
 
 from kvmeta.errors import InputError, NotFoundError, UnsupportedError
@@ -58,6 +60,48 @@ def new_row(
         raise InputError("all 2**32 - 1 volume numbers are taken")
     label = uri.rsplit("/", 1)[-1] if name is None else name
     return VolumeRow(number, uri, label, size_bytes=size_bytes, codec=codec)
+
+
+class NewVolume(NamedTuple):
+    """A volume to register, checked: its URI is normal."""
+
+    uri: str
+    name: str | None = None
+    size_bytes: int | None = None
+    codec: Codec = "raw"
+
+
+def new_volumes(
+    uri: Any, *, name: str | None = None, size_bytes: Any = None, codec: str = "raw"
+) -> list[NewVolume]:
+    """Return what `Volumes.add` is to register; InputError where the arguments do not fit together."""
+    stored = check_codec(codec)
+    if isinstance(uri, (str, Path)) or not isinstance(uri, Iterable):
+        return [NewVolume(normal_uri(uri), name, size_bytes, stored)]
+    uris = [normal_uri(each) for each in uri]
+    if name is not None:
+        raise InputError("name: several volumes have the last parts of their URIs as names; leave it out")
+    sizes = [size_bytes] * len(uris) if size_bytes is None else list(size_bytes)
+    if len(sizes) != len(uris):
+        raise InputError(f"size_bytes: expected {len(uris)}, one a URI, got {len(sizes)}")
+    return [NewVolume(each, None, size, stored) for each, size in zip(uris, sizes, strict=True)]
+
+
+def registered(
+    wanted: Iterable[NewVolume], known: Callable[[str], VolumeRow | None], next_number: int
+) -> tuple[list[VolumeRow], list[VolumeRow]]:
+    """Return the rows that stand for `wanted`, in order, and the new ones among them.
+
+    `known` returns who has a URI already. InputError where one was registered with another codec.
+    """
+    rows: list[VolumeRow] = []
+    new: dict[str, VolumeRow] = {}
+    for uri, name, size_bytes, codec in wanted:
+        row = new.get(uri) or known(uri)
+        if row is None:
+            row = new[uri] = new_row(next_number + len(new), uri, name, size_bytes, codec)
+        rows.append(known_row(row, codec))
+    return rows, list(new.values())
 
 
 def known_row(row: VolumeRow, codec: Codec) -> VolumeRow:
@@ -127,7 +171,7 @@ class Volume(int):
 class Volumes(ABC):
     """A store's table of volumes."""
 
-    @abstractmethod
+    @overload
     def add(
         self,
         uri: str | Path,
@@ -135,11 +179,33 @@ class Volumes(ABC):
         name: str | None = None,
         size_bytes: int | None = None,
         codec: str = "raw",
-    ) -> Volume:
+    ) -> Volume: ...
+
+    @overload
+    def add(
+        self, uri: Sequence[str | Path], *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
+    ) -> builtins.list[Volume]: ...
+
+    def add(
+        self,
+        uri: str | Path | Sequence[str | Path],
+        *,
+        name: str | None = None,
+        size_bytes: Any = None,
+        codec: str = "raw",
+    ) -> Volume | builtins.list[Volume]:
         """Register `uri` (a path or a URI) and return its volume; a known URI returns the one it has.
 
-        `codec` says how each file in it is stored: "raw", "gzip", "deflate" or "zstd".
+        Several are registered at once, and as one change where they are of a thousand or fewer: a sequence of
+        them returns their volumes in order, and `size_bytes` is one for each, or None. `codec` says how each
+        file in them is stored: "raw", "gzip", "deflate" or "zstd".
         """
+        volumes = self.register(new_volumes(uri, name=name, size_bytes=size_bytes, codec=codec))
+        return volumes[0] if isinstance(uri, (str, Path)) else volumes
+
+    @abstractmethod
+    def register(self, wanted: builtins.list[NewVolume]) -> builtins.list[Volume]:
+        """Register volumes that are checked already; what `add` is made of."""
 
     @abstractmethod
     def get(self, volume: int | str | Path) -> Volume:

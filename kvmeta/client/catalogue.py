@@ -14,9 +14,10 @@ from kvmeta.errors import NotFoundError, UnavailableError
 from kvmeta.protocol import records, status
 from kvmeta.store import Progress, StoreStats, VerifyReport, check_dataset_name, check_ttl
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.volumes import VOLUME_MAX, Volume, check_codec, check_state, normal_uri, unregistered
+from kvmeta.volumes import VOLUME_MAX, NewVolume, Volume, check_state, normal_uri, unregistered
 
 _VOLUMES_MAX = 10_000  # named in one GetVolumes: less than a megabyte
+_VOLUMES_ADDED = 1_000  # in one call
 
 
 def describe() -> Program[pb.DescribeResponse]:
@@ -85,15 +86,19 @@ class StorePrograms:
             taken += len(page.damages)
         return records.report(reports)
 
-    def add_volume(
-        self, uri: Any, name: str | None, size_bytes: int | None, codec: str = "raw"
-    ) -> Program[Volume]:
-        """Register a URI."""
-        request = pb.AddVolumeRequest(
-            uri=normal_uri(uri), name=name, size_bytes=size_bytes, codec=records.CODEC_OF[check_codec(codec)]
-        )
-        reply = yield from ask("AddVolume", request)
-        return records.volume(reply.volume)
+    def add_volumes(self, wanted: Sequence[NewVolume]) -> Program[list[Volume]]:
+        """Register URIs."""
+        if len(wanted) == 1:
+            reply = yield from ask("AddVolume", _add_request(wanted[0]))
+            return [records.volume(reply.volume)]
+        found: list[Volume] = []
+        while len(found) < len(wanted):
+            some = [_add_request(each) for each in wanted[len(found) :][:_VOLUMES_ADDED]]
+            reply = yield from ask("AddVolumes", pb.AddVolumesRequest(volumes=some))
+            if len(reply.volumes) != len(some):
+                raise UnavailableError(f"the server registered {len(reply.volumes)} of {len(some)} volumes")
+            found += [records.volume(volume) for volume in reply.volumes]
+        return found
 
     def volumes(self, names: Sequence[Any]) -> Program[list[Volume]]:
         """Return volumes by number or URI."""
@@ -152,6 +157,12 @@ class StorePrograms:
         if progress is not None:
             progress(job.total, job.total)
         return job
+
+
+def _add_request(wanted: NewVolume) -> pb.AddVolumeRequest:
+    return pb.AddVolumeRequest(
+        uri=wanted.uri, name=wanted.name, size_bytes=wanted.size_bytes, codec=records.CODEC_OF[wanted.codec]
+    )
 
 
 def _volume_name(volume: Any) -> pb.VolumeName:

@@ -1,9 +1,9 @@
 """The manifest: which datasets, runs, segments and volumes a store has. Every change is one atomic batch.
 
-Rows of RocksDB's default column family, values in JSON (docs/format.md):
+Rows of RocksDB's default column family, values in JSON, but for pages of volumes (docs/format.md):
 
-    dataset/%08x   name and options           tree/%08x    flushed WAL sequence, runs, merges under way
-    volume/%08x    URI, name, state, codec    head         generation, digest, next numbers, WAL anchor
+    dataset/%08x   name and options      tree/%08x   flushed WAL sequence, runs, merges under way
+    volumes/%08x   a page of volumes     head        generation, digest, next numbers, WAL anchor
 
 `digest` is the sum (mod 2**64) of XXH3-64 over each other row, and `generation` counts changes: a manifest
 that lost a row, or went back in time, is noticed at open.
@@ -12,7 +12,7 @@ that lost a row, or went back in time, is noticed at open.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import WAL_START, Position
 from kvmeta.errors import MALFORMED, CorruptionError
+from kvmeta.protocol.volume_pages import VolumePages
 from kvmeta.volumes import VolumeRow
 
 _HEAD = b"head"
+_VOLUMES = b"volumes/"
 _MASK = (1 << 64) - 1
 
 
@@ -101,7 +103,7 @@ class Change:
 
     datasets: dict[int, DatasetRecord | None] = field(default_factory=dict)
     trees: dict[int, TreeRecord | None] = field(default_factory=dict)
-    volumes: dict[int, VolumeRow | None] = field(default_factory=dict)
+    volumes: dict[int, VolumeRow] = field(default_factory=dict)
     anchor: Position | None = None
 
 
@@ -125,8 +127,7 @@ class Manifest:
         self.head = Head()
         self.datasets: dict[int, DatasetRecord] = {}
         self.trees: dict[int, TreeRecord] = {}
-        self.volumes: dict[int, VolumeRow] = {}
-        self.volume_numbers: dict[str, int] = {}  # by URI
+        self.volumes = VolumePages()
         self.next_file = 1  # may run ahead of the head's: numbers taken by files not installed yet
         self._rows: dict[bytes, bytes] = {}
 
@@ -140,13 +141,12 @@ class Manifest:
             for key, value in rows.items():
                 if key != _HEAD:
                     manifest._enter(key, value)
-        except MALFORMED as error:
+        except (*MALFORMED, CorruptionError) as error:
             raise CorruptionError(f"{path}: the manifest is damaged ({error!r})", path) from error
         digest = sum(_digest(key, value) for key, value in rows.items() if key != _HEAD) & _MASK
         if digest != manifest.head.digest:
             raise CorruptionError(f"{path}: rows of the manifest are missing or damaged", path)
         manifest.next_file = manifest.head.next_file
-        manifest._number_volumes(manifest.volumes)
         return manifest
 
     @property
@@ -161,7 +161,10 @@ class Manifest:
 
     def prepare(self, change: Change) -> Prepared:
         """Return what makes `change`: its batch and the head after it."""
-        rows = _encode(change)
+        rows = _encode(change) | {
+            f"volumes/{page:08x}".encode(): raw
+            for page, raw in self.volumes.pages_with(change.volumes.values()).items()
+        }
         digest = self.head.digest
         for key, value in rows.items():
             if key in self._rows:
@@ -186,49 +189,33 @@ class Manifest:
     def accept(self, prepared: Prepared) -> None:
         """Take over a change that is durable."""
         self.head = prepared.head
-        for number in prepared.change.volumes:
-            if number in self.volumes:
-                self.volume_numbers.pop(self.volumes[number].uri, None)
         for key, value in prepared.batch.manifest.items():
             if value is None:
                 self._rows.pop(key, None)
             elif key != _HEAD:
                 self._rows[key] = value
-        change = prepared.change
-        for table, records in (
-            (self.datasets, change.datasets),
-            (self.trees, change.trees),
-            (self.volumes, change.volumes),
-        ):
-            _update(table, records)
-        self._number_volumes(change.volumes)
-
-    def _number_volumes(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            if number in self.volumes:
-                self.volume_numbers[self.volumes[number].uri] = number
+                if key.startswith(_VOLUMES):
+                    self.volumes.take(int(key.removeprefix(_VOLUMES), 16), value)
+        _update(self.datasets, prepared.change.datasets)
+        _update(self.trees, prepared.change.trees)
 
     def _enter(self, key: bytes, value: bytes) -> None:
         kind, number = key.split(b"/")
-        fields = json.loads(value)
         self._rows[key] = value
-        record = _tree(fields) if kind == b"tree" else _RECORDS[kind](**fields)
-        self._table(kind)[int(number, 16)] = record
-
-    def _table(self, kind: bytes) -> dict[int, Any]:
-        tables: dict[bytes, dict[int, Any]]
-        tables = {b"dataset": self.datasets, b"tree": self.trees, b"volume": self.volumes}
-        return tables[kind]
-
-
-_RECORDS: dict[bytes, Any] = {b"dataset": DatasetRecord, b"volume": VolumeRow}
+        if kind == b"dataset":
+            self.datasets[int(number, 16)] = DatasetRecord(**json.loads(value))
+        elif kind == b"tree":
+            self.trees[int(number, 16)] = _tree(json.loads(value))
+        elif kind == b"volumes":
+            self.volumes.take(int(number, 16), value)
+        else:
+            raise ValueError(f"a row of no kind that is known: {key!r}")
 
 
 def _encode(change: Change) -> dict[bytes, bytes | None]:
     tables: list[tuple[str, Mapping[int, Any]]] = [
         ("dataset", change.datasets),
         ("tree", change.trees),
-        ("volume", change.volumes),
     ]
     return {
         f"{kind}/{number:08x}".encode(): None if record is None else _json(record)

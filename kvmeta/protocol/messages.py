@@ -48,6 +48,17 @@ _COLUMNS = {
 _NUMBERS = {kind: {name: number for number, name in names.items()} for kind, names in _COLUMNS.items()}
 
 
+class MessageBytes:
+    """A message that is bytes already."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - as messages have it
+        """Return them."""
+        return self._raw
+
+
 class ColumnMessage:
     """A message: `head` and its columns. Fields of both are attributes, like the library's."""
 

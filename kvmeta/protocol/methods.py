@@ -80,6 +80,7 @@ STORE_ROWS = (
     Row("DropDataset", "remove a dataset and its entries", _O, repeatable=False, changes=True),
     Row("ListDatasets", "the datasets' names", _L, quick=True),
     Row("AddVolume", "register a volume's URI", _O, changes=True),  # a known URI has its number already
+    Row("AddVolumes", "register up to 1,000 volumes at once", _O, changes=True),
     Row(
         "GetVolumes",
         "volumes by number or URI: the first of those asked, as many as fit 2 MiB",

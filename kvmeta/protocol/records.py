@@ -7,7 +7,7 @@ from dataclasses import fields
 from kvmeta.errors import InputError
 from kvmeta.store import Damage, DatasetStats, StoreStats, VerifyReport
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.volumes import Volume
+from kvmeta.volumes import Volume, VolumeRow
 
 STATE_OF = {
     "online": pb.VOLUME_STATE_ONLINE,
@@ -28,8 +28,17 @@ _DATASET_FIELDS = tuple(field.name for field in fields(DatasetStats) if field.na
 
 def volume_message(volume: Volume) -> pb.Volume:
     """Return a volume as a message."""
+    return _volume_message(int(volume), volume)
+
+
+def row_message(row: VolumeRow) -> pb.Volume:
+    """Return a volume as it is kept as a message."""
+    return _volume_message(row.number, row)
+
+
+def _volume_message(number: int, volume: Volume | VolumeRow) -> pb.Volume:
     return pb.Volume(
-        number=int(volume),
+        number=number,
         uri=volume.uri,
         name=volume.name,
         state=STATE_OF[volume.state],
@@ -40,10 +49,20 @@ def volume_message(volume: Volume) -> pb.Volume:
 
 def volume(message: pb.Volume) -> Volume:
     """Return the volume of a message; one in a state that this version does not know is offline."""
+    return Volume(*_fields_of(message))
+
+
+def row(message: pb.Volume) -> VolumeRow:
+    """Return the volume of a message as it is kept."""
+    number, uri, name, state, size, codec = _fields_of(message)
+    return VolumeRow(number, uri, name, state, size, codec)  # type: ignore[arg-type]
+
+
+def _fields_of(message: pb.Volume) -> tuple[int, str, str, str, int | None, str]:
     size = message.size_bytes if message.HasField("size_bytes") else None
     state = _STATE_NAMES.get(message.state, "offline")
     codec = _CODEC_NAMES.get(message.codec, f"codec {message.codec}")
-    return Volume(message.number, message.uri, message.name, state, size, codec)
+    return message.number, message.uri, message.name, state, size, codec
 
 
 def state_name(state: pb.VolumeState) -> str:

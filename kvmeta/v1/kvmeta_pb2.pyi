@@ -334,6 +334,18 @@ class AddVolumeResponse(_message.Message):
     volume: Volume
     def __init__(self, volume: _Optional[_Union[Volume, _Mapping]] = ...) -> None: ...
 
+class AddVolumesRequest(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[AddVolumeRequest]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[AddVolumeRequest, _Mapping]]] = ...) -> None: ...
+
+class AddVolumesResponse(_message.Message):
+    __slots__ = ("volumes",)
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    volumes: _containers.RepeatedCompositeFieldContainer[Volume]
+    def __init__(self, volumes: _Optional[_Iterable[_Union[Volume, _Mapping]]] = ...) -> None: ...
+
 class GetVolumesRequest(_message.Message):
     __slots__ = ("volumes",)
     VOLUMES_FIELD_NUMBER: _ClassVar[int]

@@ -90,6 +90,11 @@ class StoreServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeResponse.FromString,
                 _registered_method=True)
+        self.AddVolumes = channel.unary_unary(
+                '/kvmeta.v1.StoreService/AddVolumes',
+                request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesResponse.FromString,
+                _registered_method=True)
         self.GetVolumes = channel.unary_unary(
                 '/kvmeta.v1.StoreService/GetVolumes',
                 request_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.GetVolumesRequest.SerializeToString,
@@ -218,6 +223,13 @@ class StoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddVolumes(self, request, context):
+        """Registers up to 1,000 volumes, as AddVolume does one, in one change. Errors: those of AddVolume; then none is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetVolumes(self, request, context):
         """Returns volumes by number or URI. Errors: NOT_FOUND, if one of them is not registered.
         """
@@ -334,6 +346,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.AddVolume,
                     request_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeResponse.SerializeToString,
+            ),
+            'AddVolumes': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddVolumes,
+                    request_deserializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesResponse.SerializeToString,
             ),
             'GetVolumes': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVolumes,
@@ -674,6 +691,33 @@ class StoreService(object):
             '/kvmeta.v1.StoreService/AddVolume',
             kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeRequest.SerializeToString,
             kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddVolumes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.StoreService/AddVolumes',
+            kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesRequest.SerializeToString,
+            kvmeta_dot_v1_dot_kvmeta__pb2.AddVolumesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,8 @@ class StoreServiceStub:
     """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
     codec), READ_ONLY.
     """
+    AddVolumes: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.AddVolumesRequest, _kvmeta_pb2.AddVolumesResponse]
+    """Registers up to 1,000 volumes, as AddVolume does one, in one change. Errors: those of AddVolume; then none is."""
     GetVolumes: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.GetVolumesRequest, _kvmeta_pb2.GetVolumesResponse]
     """Returns volumes by number or URI. Errors: NOT_FOUND, if one of them is not registered."""
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_kvmeta_pb2.ListVolumesRequest, _kvmeta_pb2.ListVolumesResponse]
@@ -131,6 +133,8 @@ class StoreServiceAsyncStub(StoreServiceStub):
     """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
     codec), READ_ONLY.
     """
+    AddVolumes: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.AddVolumesRequest, _kvmeta_pb2.AddVolumesResponse]  # type: ignore[assignment]
+    """Registers up to 1,000 volumes, as AddVolume does one, in one change. Errors: those of AddVolume; then none is."""
     GetVolumes: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.GetVolumesRequest, _kvmeta_pb2.GetVolumesResponse]  # type: ignore[assignment]
     """Returns volumes by number or URI. Errors: NOT_FOUND, if one of them is not registered."""
     ListVolumes: _aio.UnaryUnaryMultiCallable[_kvmeta_pb2.ListVolumesRequest, _kvmeta_pb2.ListVolumesResponse]  # type: ignore[assignment]
@@ -253,6 +257,14 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Registers a volume's URI; a URI known already returns the volume it has. Errors: INPUT (a URI known with another
         codec), READ_ONLY.
         """
+
+    @_abc_1.abstractmethod
+    def AddVolumes(
+        self,
+        request: _kvmeta_pb2.AddVolumesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_kvmeta_pb2.AddVolumesResponse, _abc.Awaitable[_kvmeta_pb2.AddVolumesResponse]]:
+        """Registers up to 1,000 volumes, as AddVolume does one, in one change. Errors: those of AddVolume; then none is."""
 
     @_abc_1.abstractmethod
     def GetVolumes(

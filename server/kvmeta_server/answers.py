@@ -26,15 +26,17 @@ from kvmeta.location import LOCATION, Location, as_locations
 from kvmeta.protocol import records
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta.protocol.columns import PLAIN, VERSION, Column, unpack, unpack_up_to
-from kvmeta.protocol.messages import ColumnMessage
+from kvmeta.protocol.messages import ColumnMessage, MessageBytes
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.volumes import Volume
+from kvmeta.volumes import NewVolume, Volume, check_codec, normal_uri
 from kvmeta_server.backend import Backend
 from kvmeta_server.config import Limits
 
 TEXT_BYTES_MAX = 4096
 """Bytes of a URI or of a name: one volume always fits a response."""
+VOLUMES_ADDED_MAX = 1_000
+"""Volumes registered by one call: they are one change."""
 VOLUMES_BYTES_MAX = 2 << 20
 """Bytes of volumes in one response: half of what a gRPC client takes by default."""
 
@@ -154,13 +156,15 @@ class Answers:
 
     async def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
         """Register a volume."""
-        volume = await self._backend.volumes.add(
-            _absolute_uri(request.uri),
-            name=_bounded("name", request.name) if request.HasField("name") else None,
-            size_bytes=request.size_bytes if request.HasField("size_bytes") else None,
-            codec=records.codec_name(request.codec),
-        )
+        (volume,) = await self._backend.volumes.register([_new_volume(request)])
         return pb.AddVolumeResponse(volume=records.volume_message(volume))
+
+    async def add_volumes(self, request: pb.AddVolumesRequest) -> pb.AddVolumesResponse:
+        """Register volumes."""
+        if len(request.volumes) > VOLUMES_ADDED_MAX:
+            raise InputError(f"volumes: at most {VOLUMES_ADDED_MAX} at once, got {len(request.volumes)}")
+        volumes = await self._backend.volumes.register([_new_volume(each) for each in request.volumes])
+        return pb.AddVolumesResponse(volumes=[records.volume_message(volume) for volume in volumes])
 
     async def get_volumes(self, request: pb.GetVolumesRequest) -> pb.GetVolumesResponse:
         """Return the first of some volumes, as many as fit."""
@@ -170,12 +174,10 @@ class Answers:
                 break
         return pb.GetVolumesResponse(volumes=found.messages)
 
-    async def list_volumes(self, request: pb.ListVolumesRequest) -> pb.ListVolumesResponse:
+    async def list_volumes(self, request: pb.ListVolumesRequest) -> MessageBytes:
         """Return the next volumes by number."""
-        found = _Fitting()
-        after = [volume for volume in await self._backend.volumes.list() if int(volume) > request.after]
-        done = all(found.take(volume) for volume in after)
-        return pb.ListVolumesResponse(volumes=found.messages, done=done)
+        volumes, done = await self._backend.volumes.messages(request.after, VOLUMES_BYTES_MAX)
+        return MessageBytes(volumes + pb.ListVolumesResponse(done=done).SerializeToString())
 
     async def update_volume(self, request: pb.UpdateVolumeRequest) -> pb.UpdateVolumeResponse:
         """Change a volume."""
@@ -287,6 +289,15 @@ def _entry_id(entry: pb.EntryName) -> NDArray[np.void]:
     if len(entry.id) != _ID_BYTES:
         raise InputError(f"entry: an id has exactly {_ID_BYTES} bytes, got {len(entry.id)}")
     return np.frombuffer(entry.id, ID)
+
+
+def _new_volume(request: pb.AddVolumeRequest) -> NewVolume:
+    return NewVolume(
+        normal_uri(_absolute_uri(request.uri)),
+        _bounded("name", request.name) if request.HasField("name") else None,
+        request.size_bytes if request.HasField("size_bytes") else None,
+        check_codec(records.codec_name(request.codec)),
+    )
 
 
 def _bounded(name: str, text: str) -> str:

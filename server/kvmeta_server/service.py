@@ -21,7 +21,7 @@ from google.rpc.code_pb2 import Code
 
 from kvmeta.errors import DeadlineError, InputError, KvmetaError
 from kvmeta.protocol import status
-from kvmeta.protocol.messages import ColumnMessage, parse
+from kvmeta.protocol.messages import ColumnMessage, MessageBytes, parse
 from kvmeta.protocol.methods import CLUSTER_METHODS, PEER_METHODS, STORE_METHODS, Lane, Method
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
@@ -36,7 +36,7 @@ from kvmeta_server.refusal import Refused
 DEADLINE_S_MAX = 3600.0
 """A call that brings a longer deadline is treated as one that brings none."""
 
-Answer = Callable[[Any], Awaitable[Message | ColumnMessage]]
+Answer = Callable[[Any], Awaitable[Message | ColumnMessage | MessageBytes]]
 Answered = Callable[[bytes], Awaitable[bytes]]
 
 

@@ -113,7 +113,7 @@ class BridgedDataset(Dataset):
 
         return each()
 
-    def _lookup(self, ids: Any) -> Hits:
+    def _lookup(self, ids: Any, *, mask: bool = False) -> Hits:
         raise NotImplementedError
 
     def _put(self, ids: Any, locations: Any) -> None:
@@ -142,8 +142,11 @@ class BridgedVolumes(Volumes):
         self._store = store
         self._volumes = volumes
 
-    def add(self, uri: Any, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
-        return self._store.wait(self._volumes.add(uri, name=name, size_bytes=size_bytes))
+    def add(self, uri: Any, **named: Any) -> Any:
+        return self._store.wait(self._volumes.add(uri, **named))
+
+    def register(self, wanted: Any) -> Any:
+        raise NotImplementedError
 
     def get(self, volume: Any) -> Volume:
         return self._store.wait(self._volumes.get(volume))

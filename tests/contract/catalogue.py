@@ -71,6 +71,30 @@ class CatalogueContract:
         with pytest.raises(kvmeta.NotFoundError):
             store.volumes.get("s3://other/b.tar")
 
+    def test_many_volumes_are_registered_at_once(self, store: kvmeta.Store) -> None:
+        assert store.volumes.add([]) == []
+        store.volumes.add("s3://one/b.tar", size_bytes=10)
+        some = store.volumes.add(["s3://one/c.tar", "s3://one/b.tar", "s3://one/c.tar"])
+        assert [int(volume) for volume in some] == [2, 1, 2]
+        assert [volume.name for volume in some] == ["c.tar", "b.tar", "c.tar"]
+        many = [f"s3://many/{number}" for number in range(1200)]
+        assert [int(volume) for volume in store.volumes.add(many, size_bytes=range(1200))] == [*range(3, 1203)]
+        known = store.volumes.list()
+        assert [volume.uri for volume in known] == ["s3://one/b.tar", "s3://one/c.tar", *many]
+        assert [volume.size_bytes for volume in known] == [10, None, *range(1200)]
+        store.volumes.move(700, "s3://moved")
+        store.volumes.set_state(701, "offline")
+        assert (store.volumes.get("s3://moved"), store.volumes.get(701).state) == (700, "offline")
+        assert store.volumes.add(["s3://many/697", "s3://moved"]) == [1203, 700]
+        for wrong in (
+            lambda: store.volumes.add(["s3://x", None]),
+            lambda: store.volumes.add(["s3://x"], name="x"),
+            lambda: store.volumes.add(["s3://x"], size_bytes=[1, 2]),
+        ):
+            with pytest.raises(kvmeta.InputError):
+                wrong()
+        assert len(store.volumes.list()) == 1203
+
     def test_files_are_read_through_their_locations(self, store: kvmeta.Store, tmp_path: Path) -> None:
         ds = store.dataset()
         files = [bytes([i]) * (i * 37 % 900) for i in range(200)]

@@ -27,7 +27,7 @@ from kvmeta.store import (
     check_ttl,
 )
 from kvmeta.version import MOVES_MAX, HybridClock, expiry
-from kvmeta.volumes import Volume, Volumes, normal_uri, unregistered
+from kvmeta.volumes import NewVolume, Volume, Volumes, normal_uri, unregistered
 
 Entry = tuple[bytes, int]  # location bytes, version
 
@@ -56,7 +56,7 @@ class ModelDataset(Dataset):
             return None
         return entry
 
-    def _lookup(self, ids: NDArray[np.void]) -> Hits:
+    def _lookup(self, ids: NDArray[np.void], *, mask: bool = False) -> Hits:
         n = len(ids)
         hits = Hits(np.zeros(n, bool), np.zeros(n, LOCATION), np.zeros(n, np.uint64), np.zeros(n, bool))
         for i, key in enumerate(_keys(ids)):
@@ -155,8 +155,10 @@ class ModelVolumes(Volumes):
     def __init__(self) -> None:
         self._rows: dict[int, Volume] = {}
 
-    def add(self, uri: Any, *, name: str | None = None, size_bytes: int | None = None) -> Volume:
-        text = normal_uri(uri)
+    def register(self, wanted: list[NewVolume]) -> list[Volume]:
+        return [self._registered(*each) for each in wanted]
+
+    def _registered(self, text: str, name: str | None, size_bytes: int | None, codec: str) -> Volume:
         for volume in self._rows.values():
             if volume.uri == text:
                 return volume

@@ -180,7 +180,7 @@ def test_a_manifest_that_lost_a_row_is_refused(stores: Fixtures, tmp_path: Path)
     shutil.copytree(stores.killed, tmp_path / "store")
     families = {"default": Options(raw_mode=True), "wal": Options(raw_mode=True)}
     log = Rdict(str(tmp_path / "store" / "log"), families["default"], {"wal": families["wal"]})
-    log.delete(b"volume/00000002")
+    log.delete(b"volumes/00000000")
     log.close()
     for mode in ("r", "a"):
         with pytest.raises(kvmeta.CorruptionError, match="manifest"):

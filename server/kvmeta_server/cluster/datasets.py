@@ -23,12 +23,13 @@ class Datasets:
         self._membership = membership
         self._lane = lane
         self._making = threading.Lock()
+        self._pages = dict(membership.volumes.pages)  # those that are on disk
         self._known = 0  # the serial of the newest tables that were made here
 
     async def follow(self) -> None:
-        """Have here what the tables as they are known say there is."""
+        """Have here what the tables as they are known say there is; remember them, and the volumes."""
         tables = self._membership.tables
-        if tables is not None:
+        if tables is not None and tables.serial > self._known:
             with suppress(KvmetaError):
                 await self._lane.run(lambda: self._make(tables))
 
@@ -57,5 +58,9 @@ class Datasets:
                     engine.drop_dataset(name)
                     self._state.forget(name)
             if tables.serial != self._known:
+                for page, raw in list(self._membership.volumes.pages.items()):
+                    if self._pages.get(page) is not raw:
+                        self._state.set_volumes(page, raw)
+                        self._pages[page] = raw
                 self._state.set_tables(tables)
                 self._known = tables.serial

@@ -67,7 +67,7 @@ class Joining:
         """
         self._check_identity()
         remembered = self._state.map()
-        self._membership.go_on_with(remembered, self._state.tables())
+        self._membership.go_on_with(remembered, self._state.tables(), self._state.volumes())
         try:
             await self._load()
             if self._membership.refusal:

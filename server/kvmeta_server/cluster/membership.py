@@ -2,7 +2,7 @@
 
     PREFIX/map          the cluster map (cluster_map.py)
     PREFIX/tables       the datasets, and which numbers are taken (tables.py)
-    PREFIX/volumes/N    a volume; PREFIX/uris/URI its number, so that a URI has one
+    PREFIX/volumes/P    a page of volumes (kvmeta/protocol/volume_pages.py)
     PREFIX/id           the cluster's ID: where it is alone, etcd has lost the rest
     PREFIX/live/SLOT    a node's life, there while its lease lasts
     PREFIX/driver       the slot of the node that drives moves, there while its lease lasts
@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError
+from kvmeta.protocol.volume_pages import VolumePages
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.lease import Lease
 from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Events, Pace, Put, Value
@@ -61,6 +62,8 @@ class Membership:
         self._values: dict[str, Value] = {}
         self._map: ClusterMap | None = None
         self._tables: Tables | None = None
+        self.volumes = VolumePages()
+        """The volumes, as they were when etcd was believed last."""
         self._looked_at = (-1, -1)  # the revisions of etcd's map and tables that were judged
         self._news = asyncio.Condition()
         self._revision = 0
@@ -100,15 +103,6 @@ class Membership:
         held = self._values.get(f"{self._prefix}/{key}")
         return None if held is None else held.data
 
-    def below(self, key: str) -> dict[str, bytes]:
-        """Return the values of all keys below one."""
-        start = f"{self._prefix}/{key}/"
-        return {
-            each.removeprefix(start): held.data
-            for each, held in self._values.items()
-            if each.startswith(start)
-        }
-
     @property
     def tables(self) -> Tables | None:
         """Return the newest tables; None where none are known."""
@@ -128,18 +122,27 @@ class Membership:
 
     # Life
 
-    def go_on_with(self, cluster_map: ClusterMap | None, tables: Tables | None) -> None:
-        """Start from a map and tables that were remembered."""
+    def go_on_with(
+        self,
+        cluster_map: ClusterMap | None,
+        tables: Tables | None,
+        volumes: Mapping[int, bytes] | None = None,
+    ) -> None:
+        """Start from a map, tables and pages of volumes that were remembered."""
+        self.volumes = VolumePages(volumes)
         self._map = cluster_map if self._map is None else self._map
         self._tables = tables if self._tables is None else self._tables
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
         values, revision = await self._authority.below(f"{self._prefix}/")
-        self._values = {value.key: value for value in values}
+        pages = {value.key: value.data for value in values if value.key.startswith(self._volumes_at)}
+        self._values = {value.key: value for value in values if value.key not in pages}
         self.answers = True
         self._looked_at = (-1, -1)
         await self._look()
+        if not self.refusal:
+            self._take_pages(pages)
         self._revision = revision
         self._tell()
         async with self._news:
@@ -188,31 +191,42 @@ class Membership:
                 return changed
         raise UnavailableError(f"{full} changes all the time; try again")
 
-    async def change_tables(self, change: TableChanges, held: Mapping[str, int] | None = None) -> bool:
+    async def change_tables(self, change: TableChanges, *, known: bool = False) -> None:
         """Replace the tables by what `change` makes of them, with other writes in the same transaction.
 
-        The map must go on from the one known here, and be the same when it is done. Returns whether the keys
-        of `held` had their revisions.
+        The map must go on from the one known here, and be the same when it is done. With `known`, `change` is
+        asked once all that the tables tell of is known here.
         """
         full, at_map = f"{self._prefix}/tables", f"{self._prefix}/map"
         for _ in range(_CAS_TRIES):
-            map_held, tables_held = await self._authority.get(at_map), await self._authority.get(full)
+            map_held, held = await self._authority.get(at_map), await self._authority.get(full)
             self._believed_map(map_held)
-            now = self._believed_tables(tables_held)
-            changed, writes = change(now)
+            now = self._believed_tables(held)
             assert map_held is not None
-            conditions = {at_map: map_held.revision, full: tables_held.revision if tables_held else 0}
-            more = {f"{self._prefix}/{key}": revision for key, revision in (held or {}).items()}
+            assert held is not None
+            if known:
+                await self._seen(held.revision)
+            if known and (self._tables is None or self._tables.serial != now.serial):
+                continue
+            changed, writes = change(now)
+            if changed is now:
+                return
             puts = [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()]
             revision = await self._authority.txn(
-                [Put(full, changed.encode()), *puts], held={**conditions, **more}
+                [Put(full, changed.encode()), *puts],
+                held={at_map: map_held.revision, full: held.revision},
             )
             if revision:
                 await self._seen(revision)
-                return True
-            if more:
-                return False
+                return
         raise UnavailableError(f"{full} changes all the time; try again")
+
+    async def catch_up(self) -> None:
+        """Wait a moment until what etcd's tables tell of now is known here."""
+        with suppress(UnavailableError):
+            held = await self.read("tables")
+            if held is not None:
+                await self._seen(held.revision)
 
     async def tables_now(self) -> Tables:
         """Return the tables as etcd has them now; UnavailableError where it does not answer or is not believed."""
@@ -278,12 +292,20 @@ class Membership:
                 raise Compacted
 
     async def _take(self, changes: list[Changed]) -> None:
+        pages: dict[str, bytes] = {}
         for change in changes:
             if change.data is None:
                 self._values.pop(change.key, None)
+            elif change.key.startswith(self._volumes_at):
+                pages[change.key] = change.data
             else:
                 self._values[change.key] = Value(change.key, change.data, change.revision)
+        was_refused = self.refusal
         await self._look()
+        if was_refused and not self.refusal:
+            raise Compacted  # what came meanwhile was not taken over
+        if not self.refusal:
+            self._take_pages(pages)
         # Seen is what this node works under: whoever waits for a revision asks for its map next.
         self._revision = max(self._revision, changes[-1].revision)
         self._tell()
@@ -366,6 +388,16 @@ class Membership:
             f"etcd at {self._authority.url} {what}: was it emptied, or restored from a snapshot? Reads and writes "
             "go on; members, datasets and volumes cannot be changed. kvmeta cluster recover shows what to do"
         )
+
+    @property
+    def _volumes_at(self) -> str:
+        return f"{self._prefix}/volumes/"
+
+    def _take_pages(self, pages: Mapping[str, bytes]) -> None:
+        for key, raw in pages.items():
+            page = int(key.removeprefix(self._volumes_at))
+            if self.volumes.pages.get(page) != raw:
+                self.volumes.take(page, raw)
 
     def _tell(self) -> None:
         self._look_at_twins()

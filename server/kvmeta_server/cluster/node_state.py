@@ -3,6 +3,7 @@
     node/NODE           who it is: cluster, name, slot; how far its clock may have stamped
     node/MAP            the newest map it has seen, so that it goes on without etcd, and never back in time
     node/TABLES         the newest tables it has seen: datasets, and which numbers are taken
+    node/volumes/P      the pages of volumes
     node/COPIED         for each partition, the epoch of the change for which its copy is done
     node/LEFTOVER       partitions of which rows are here that it owns no more
     node/ranges/NAME    of a dataset: what it promised not to take, and up to where all owners agreed
@@ -100,6 +101,16 @@ class NodeState:
         """Remember tables."""
         with self._lock:
             _write(self._disk, "TABLES", tables.encode())
+
+    def volumes(self) -> dict[int, bytes]:
+        """Return the pages of volumes this node has seen, by number."""
+        names = [name for name in self._disk.names("volumes") if name.isdigit()]
+        return {int(name): _read(self._disk, f"volumes/{name}") or b"" for name in names}
+
+    def set_volumes(self, page: int, raw: bytes) -> None:
+        """Remember a page of volumes."""
+        with self._lock:
+            _write(self._disk, f"volumes/{page}", raw)
 
     def copied(self, partitions: int) -> Words:
         """Return u8[P]: for which change of each partition its copy is done here; 0 for none."""

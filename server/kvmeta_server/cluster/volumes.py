@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import asyncio
+import builtins
+from collections.abc import Callable, Sequence
 
-from kvmeta.errors import UnavailableError
-from kvmeta.volumes import Volume, VolumeRow, check_codec, known_row, new_row, normal_uri, unregistered
-from kvmeta_server.cluster.membership import Membership
-
-_TRIES = 20
+from kvmeta.protocol.volume_pages import VolumePages
+from kvmeta.volumes import NewVolume, Volume, VolumeRow, normal_uri, registered, unregistered
+from kvmeta_server.cluster.membership import Membership, Writes
+from kvmeta_server.cluster.tables import Tables
 
 
 class VolumeTable:
@@ -17,100 +17,91 @@ class VolumeTable:
 
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
+        self._changing = asyncio.Lock()  # this node's changes one after the other: they would collide in etcd
 
     def count(self) -> int:
         """Return how many volumes there are."""
-        return len(self._membership.below("volumes"))
+        return len(self._known)
 
-    async def add(
-        self, uri: str, *, name: str | None = None, size_bytes: int | None = None, codec: str = "raw"
-    ) -> Volume:
-        """Register `uri` and return its volume; a URI known already returns the one it has."""
-        text, stored = normal_uri(uri), check_codec(codec)
-        for _ in range(_TRIES):
-            known = await self._membership.read(f"uris/{text}")
-            if known is not None:
-                held_row = await self._membership.read(f"volumes/{int(known.data)}")
-                if held_row is None:
-                    raise unregistered(int(known.data))
-                return known_row(_decoded(held_row.data), stored).volume()
-            held = await self._membership.read("next_volume")
-            row = new_row(1 if held is None else int(held.data), text, name, size_bytes, stored)
-            writes: dict[str, bytes | None] = {
-                f"volumes/{row.number}": _encoded(row),
-                f"uris/{text}": str(row.number).encode(),
-                "next_volume": str(row.number + 1).encode(),
-            }
-            if await self._membership.change_all(
-                writes, {f"uris/{text}": 0, "next_volume": held.revision if held else 0}
-            ):
-                return row.volume()
-        raise UnavailableError("volumes change all the time; try again")
+    async def register(self, wanted: Sequence[NewVolume]) -> builtins.list[Volume]:
+        """Register volumes and return them; a URI known already returns the one it has."""
+        rows, new = registered(wanted, self._known.of_uri, 1)
+        if new:
+
+            def add(volumes: VolumePages, tables: Tables) -> tuple[Tables, builtins.list[VolumeRow]]:
+                nonlocal rows
+                rows, new = registered(wanted, volumes.of_uri, tables.next_volume)
+                return (tables.with_volumes(len(new)) if new else tables), new
+
+            await self._change(add)
+        return [row.volume() for row in rows]
 
     async def get(self, name: int | str) -> Volume:
         """Return a volume by number or URI; NotFoundError if it is not registered."""
-        return (await self._row(name)).volume()
+        row = _found(self._known, name)
+        if row is None:  # it may be newer than the last news
+            await self._membership.catch_up()
+            row = _found(self._known, name)
+        if row is None:
+            raise unregistered(_named(name))
+        return row.volume()
 
-    async def list(self) -> list[Volume]:
+    async def list(self) -> builtins.list[Volume]:
         """Return all volumes, by number."""
-        rows = [_decoded(raw).volume() for raw in self._membership.below("volumes").values()]
-        return sorted(rows, key=int)
+        return [row.volume() for row in self._known]
+
+    async def messages(self, after: int, bytes_max: int) -> tuple[bytes, bool]:
+        """Return volumes above a number as the bytes of a ListVolumesResponse, and whether they are all."""
+        return self._known.messages(after, bytes_max)
 
     async def move(self, name: int | str, uri: str) -> Volume:
         """Let a volume stand for another URI from now on; every entry in it follows."""
-        number, text = (await self._row(name)).number, normal_uri(uri)
-        for _ in range(_TRIES):
-            taken = await self._membership.read(f"uris/{text}")
-            held = await self._membership.read(f"volumes/{number}")
-            if held is None:
-                raise unregistered(number)
-            now = _decoded(held.data)
-            moved = now.moved(text, None if taken is None else int(taken.data))
-            writes: dict[str, bytes | None] = {f"volumes/{number}": _encoded(moved)}
-            if now.uri != text:
-                writes |= {f"uris/{now.uri}": None, f"uris/{text}": str(number).encode()}
-            conditions = {
-                f"volumes/{number}": held.revision, f"uris/{text}": taken.revision if taken else 0
-            }  # fmt: skip
-            if await self._membership.change_all(writes, conditions):
-                return moved.volume()
-        raise UnavailableError("volumes change all the time; try again")
+        text = normal_uri(uri)
+
+        def moved(volumes: VolumePages, row: VolumeRow) -> VolumeRow:
+            owner = volumes.of_uri(text)
+            return row.moved(text, None if owner is None else owner.number)
+
+        return await self._replace(name, moved)
 
     async def set_state(self, name: int | str, state: str) -> Volume:
         """Set a volume "online", "offline" or "retired"."""
-        number = (await self._row(name)).number
+        return await self._replace(name, lambda _, row: row.in_state(state))
 
-        def change(raw: bytes | None) -> bytes:
-            if raw is None:
-                raise unregistered(number)
-            return _encoded(_decoded(raw).in_state(state))
+    @property
+    def _known(self) -> VolumePages:
+        return self._membership.volumes
 
-        return _decoded(await self._membership.change(f"volumes/{number}", change)).volume()
+    async def _replace(
+        self, name: int | str, change: Callable[[VolumePages, VolumeRow], VolumeRow]
+    ) -> Volume:
+        now: builtins.list[VolumeRow] = []
 
-    async def _row(self, name: int | str) -> VolumeRow:
-        if isinstance(name, str):
-            uri = normal_uri(name)
-            raw = await self._value(f"uris/{uri}")
-            if raw is None:
-                raise unregistered(uri)
-            name = int(raw)
-        raw = await self._value(f"volumes/{int(name)}")
-        if raw is None:
-            raise unregistered(int(name))
-        return _decoded(raw)
+        def replace(volumes: VolumePages, tables: Tables) -> tuple[Tables, builtins.list[VolumeRow]]:
+            row = _found(volumes, name)
+            if row is None:
+                raise unregistered(_named(name))
+            now[:] = [change(volumes, row)]
+            return tables.with_volumes(), now
 
-    async def _value(self, key: str) -> bytes | None:
-        """Return a key's value, from etcd where it is not known here: it may be newer than the last news."""
-        known = self._membership.value(key)
-        if known is not None:
-            return known
-        held = await self._membership.read(key)
-        return None if held is None else held.data
+        await self._change(replace)
+        return now[0].volume()
 
+    async def _change(
+        self, change: Callable[[VolumePages, Tables], tuple[Tables, builtins.list[VolumeRow]]]
+    ) -> None:
+        def make(tables: Tables) -> tuple[Tables, Writes]:
+            volumes = self._known
+            changed, rows = change(volumes, tables)
+            return changed, {f"volumes/{page}": raw for page, raw in volumes.pages_with(rows).items()}
 
-def _encoded(row: VolumeRow) -> bytes:
-    return json.dumps(asdict(row)).encode()
+        async with self._changing:
+            await self._membership.change_tables(make, known=True)
 
 
-def _decoded(raw: bytes) -> VolumeRow:
-    return VolumeRow(**json.loads(raw))
+def _found(volumes: VolumePages, name: int | str) -> VolumeRow | None:
+    return volumes.of_uri(normal_uri(name)) if isinstance(name, str) else volumes.get(int(name))
+
+
+def _named(name: int | str) -> int | str:
+    return normal_uri(name) if isinstance(name, str) else int(name)

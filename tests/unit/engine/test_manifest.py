@@ -40,7 +40,7 @@ def filled() -> tuple[Manifest, dict[bytes, bytes]]:
     apply(manifest, rows, Change())
     apply(manifest, rows, Change(datasets={1: DatasetRecord(1, "default")}, trees={1: TreeRecord()}))
     apply(manifest, rows, Change(volumes={n: VolumeRow(n, f"file:///{n}", "n") for n in range(1, 5)}))
-    apply(manifest, rows, Change(trees={1: TREE}, volumes={2: None}, anchor=Position(5, 9)))
+    apply(manifest, rows, Change(trees={1: TREE}, volumes={2: VolumeRow(2, "s3://2", "two", "offline")}, anchor=Position(5, 9)))
     return manifest, rows
 
 
@@ -49,7 +49,9 @@ def test_a_manifest_reads_back_unchanged() -> None:
     back = Manifest.read(rows, LOG)
     assert back.datasets == manifest.datasets
     assert back.trees == {1: TREE}
-    assert sorted(back.volumes) == [1, 3, 4]
+    assert [row.uri for row in back.volumes] == ["file:///1", "s3://2", "file:///3", "file:///4"]
+    assert back.volumes.of_uri("s3://2") == manifest.volumes.get(2)
+    assert back.volumes.of_uri("file:///2") is None
     assert back.head == manifest.head
     assert back.head.generation == 4
     assert back.head.anchor == Position(5, 9)
@@ -72,9 +74,9 @@ def test_a_lost_or_changed_row_is_noticed() -> None:
             Manifest.read({k: v for k, v in rows.items() if k != key}, LOG)
         if key != b"head":
             with pytest.raises(CorruptionError):
-                Manifest.read({**rows, key: rows[key].replace(b"1", b"2", 1) + b" "}, LOG)
+                Manifest.read({**rows, key: rows[key][:-1] + bytes([rows[key][-1] ^ 1])}, LOG)
     with pytest.raises(CorruptionError):
-        Manifest.read({**rows, b"volume/00000009": rows[b"volume/00000001"]}, LOG)
+        Manifest.read({**rows, b"volumes/00000009": rows[b"volumes/00000000"]}, LOG)
 
 
 def test_the_wal_is_trimmed_only_forward() -> None:

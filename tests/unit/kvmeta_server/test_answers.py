@@ -226,9 +226,19 @@ def test_a_volume_is_changed_wholly_or_not_at_all(answers: Asked) -> None:
 
 def test_volumes_come_in_pages_that_fit(answers: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvmeta_server.answers.VOLUMES_BYTES_MAX", 1)
-    numbers = [answers.add_volume(pb.AddVolumeRequest(uri=f"s3://page/{i}")).volume.number for i in range(3)]
+    requests = [pb.AddVolumeRequest(uri=f"s3://page/{i}") for i in range(600)]
+    added = answers.add_volumes(pb.AddVolumesRequest(volumes=requests)).volumes
+    numbers = [volume.number for volume in added]
     names = [pb.VolumeName(number=number) for number in numbers]
     assert len(answers.get_volumes(pb.GetVolumesRequest(volumes=names)).volumes) == 1
-    page = answers.list_volumes(pb.ListVolumesRequest(after=numbers[0]))
-    assert ([volume.number for volume in page.volumes], page.done) == ([numbers[1]], False)
-    assert answers.list_volumes(pb.ListVolumesRequest(after=numbers[1])).done
+    listed: list[int] = []
+    done = False
+    while not done:
+        page = answers.list_volumes(pb.ListVolumesRequest(after=listed[-1] if listed else 100))
+        listed += [volume.number for volume in page.volumes]
+        assert 0 < len(page.volumes) <= 256
+        done = page.done
+    assert listed == [number for number in range(101, numbers[-1] + 1)]
+    assert answers.list_volumes(pb.ListVolumesRequest(after=numbers[-1])).done
+    with pytest.raises(kvmeta.InputError, match="at most 1000"):
+        answers.add_volumes(pb.AddVolumesRequest(volumes=requests * 2))
