@@ -45,7 +45,7 @@ from kvmeta.store import (
     inserted,
     relocated,
 )
-from kvmeta.volumes import Volume, new_volumes
+from kvmeta.volumes import Several, Volume, new_volumes
 
 T = TypeVar("T")
 
@@ -100,15 +100,14 @@ class AsyncStore:
 
     async def dataset(self, name: str = "default") -> AsyncDataset:
         """Return a dataset; NotFoundError if there is none of that name."""
-        await self.run(self._programs.dataset(name))
-        return await self._dataset(name)
+        return await self._dataset(name, await self.run(self._programs.dataset(name)))
 
     async def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> AsyncDataset:
         """Create a dataset; its options are fixed from now on."""
-        await self.run(self._programs.create_dataset(name, ttl_s, bottom_filter), writes=True)
-        return await self._dataset(name)
+        number = await self.run(self._programs.create_dataset(name, ttl_s, bottom_filter), writes=True)
+        return await self._dataset(name, number)
 
     async def drop_dataset(self, name: str) -> None:
         """Remove a dataset and all its entries."""
@@ -138,12 +137,11 @@ class AsyncStore:
         """Close the connection. Idempotent."""
         await self.connection.close()
 
-    async def _dataset(self, name: str) -> AsyncDataset:
-        limits = await self.connection.limits()
-        return AsyncDataset(
-            self,
-            DatasetPrograms(name, self.connection.options, limits.batch_rows_max, self.connection.router),
-        )
+    async def _dataset(self, name: str, number: int) -> AsyncDataset:
+        connection = self.connection
+        rows_max = (await connection.limits()).batch_rows_max
+        programs = DatasetPrograms(name, connection.options, rows_max, connection.router, number)
+        return AsyncDataset(self, programs)
 
 
 class AsyncDataset:
@@ -239,7 +237,7 @@ class AsyncVolumes:
         self._programs = store.connection.programs
 
     @overload
-    async def add(  # noqa: D102 - the last one has it
+    async def add(
         self,
         uri: str | Path,
         *,
@@ -249,13 +247,13 @@ class AsyncVolumes:
     ) -> Volume: ...
 
     @overload
-    async def add(  # noqa: D102
-        self, uri: Sequence[str | Path], *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
+    async def add(
+        self, uri: Several, *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
     ) -> builtins.list[Volume]: ...
 
     async def add(
         self,
-        uri: str | Path | Sequence[str | Path],
+        uri: str | Path | Several,
         *,
         name: str | None = None,
         size_bytes: Any = None,

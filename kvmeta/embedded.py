@@ -74,8 +74,7 @@ class EmbeddedStore(Store):
 
     def dataset(self, name: str = "default") -> EmbeddedDataset:
         """Return a dataset; NotFoundError if there is none of that name."""
-        self.engine.tree(name)
-        return EmbeddedDataset(self, name)
+        return EmbeddedDataset(self, name, self.engine.tree(name).dataset.number)
 
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
@@ -93,6 +92,11 @@ class EmbeddedStore(Store):
         """Return the names of the datasets, sorted."""
         self.engine.check_open()
         return sorted(tree.dataset.name for tree in self.engine.trees.values())
+
+    def dataset_numbers(self) -> dict[str, int]:
+        """Return the numbers of the datasets by name: none has one that another had before."""
+        self.engine.check_open()
+        return {tree.dataset.name: tree.dataset.number for tree in self.engine.trees.values()}
 
     def flush(self) -> None:
         """Write what is in memory to the runs on disk; it was durable before."""
@@ -146,15 +150,16 @@ class EmbeddedStore(Store):
 
 
 class EmbeddedDataset(Dataset):
-    """A dataset of an embedded store; as cheap to make as its name."""
+    """A dataset of an embedded store, by name and, unless 0, by number; as cheap to make as these."""
 
-    def __init__(self, store: EmbeddedStore, name: str) -> None:
+    def __init__(self, store: EmbeddedStore, name: str, number: int = 0) -> None:
         self._store = store
         self._engine = store.engine
         self.name = name
+        self._number = number
 
-    def __reduce__(self) -> tuple[type[EmbeddedDataset], tuple[EmbeddedStore, str]]:
-        return EmbeddedDataset, (self._store, self.name)
+    def __reduce__(self) -> tuple[type[EmbeddedDataset], tuple[EmbeddedStore, str, int]]:
+        return EmbeddedDataset, (self._store, self.name, self._number)
 
     def __repr__(self) -> str:
         return f"<kvmeta dataset {self.name!r} of {self._engine.path}>"
@@ -162,7 +167,7 @@ class EmbeddedDataset(Dataset):
     def _lookup(self, ids: Ids, *, mask: bool = False) -> Hits:
         mixed = np.empty((len(ids), 2), np.uint64)
         hashing.mix(words_of(ids, 2), self._engine.keys, mixed)
-        got = self._engine.tree(self.name).lookup(mixed)
+        got = self._engine.tree(self.name, self._number).lookup(mixed)
         return Hits(
             got.found.view(np.bool_), locations_of(got.locations), got.versions, got.failed.view(np.bool_)
         )
@@ -203,12 +208,12 @@ class EmbeddedDataset(Dataset):
                 column = as_ids(ids)
                 yield words_of(column, 2), words_of(as_locations(locations, len(column)), 3)
 
-        return self._engine.load(self._engine.tree(self.name), columns())
+        return self._engine.load(self._engine.tree(self.name, self._number), columns())
 
     def scan_page(self, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan and whether nothing follows."""
         over = scanning.stretch(scan.shard, scan.sample)
-        tree = self._engine.tree(self.name)
+        tree = self._engine.tree(self.name, self._number)
         page = scanning.page(tree, self._engine.keys, over, scan.after, scan.page_rows, scan.tag)
         ids = page.ids.reshape(-1).view(ID)
         return ScanPage(ids, locations_of(page.locations), page.versions, page.cursor), page.done
@@ -221,7 +226,7 @@ class EmbeddedDataset(Dataset):
 
     def _commit(self, kind: str, distinct: Distinct, expected: Words | None = None) -> list[Write]:
         """Commit the rows chunk by chunk; an error's `.failed` marks every ID not acknowledged."""
-        tree = self._engine.tree(self.name)
+        tree = self._engine.tree(self.name, self._number)
         writes: list[Write] = []
         rows, size = distinct.rows, self._engine.options.batch_rows_max
         if not len(rows):

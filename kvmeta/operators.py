@@ -72,6 +72,10 @@ class Status:
     etcd: bool
     unavailable: int
     members: tuple[Member, ...] = field(default=())
+    refusal: str = ""
+    """Why the node asked does not believe what etcd holds; "" where it does."""
+    fenced: str = ""
+    """Why the node asked takes no part; "" where it does."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,34 @@ class Repaired:
     rows: int
     skipped: int
     datasets: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a recovery of etcd puts back, or put back where it is `done`.
+
+    `reason` says why the node asked does not believe etcd; "" where it does: then there is nothing to do.
+    `epoch` and `serial` are those of the newest map and tables that members remember, `epoch_there` and
+    `serial_there` those in etcd (0: none). `silent` are the members that did not answer. `strangers` are
+    members that only etcd's map has: they have to join anew. `plan` names it for `Cluster.recover`.
+    """
+
+    reason: str
+    epoch: int
+    epoch_there: int
+    serial: int
+    serial_there: int
+    silent: tuple[str, ...]
+    members: tuple[str, ...]
+    strangers: tuple[str, ...]
+    datasets_back: tuple[str, ...]
+    datasets_gone: tuple[str, ...]
+    volumes: int
+    epoch_new: int
+    next_dataset: int
+    next_volume: int
+    plan: int
+    done: bool
 
 
 class Cluster:
@@ -150,6 +182,15 @@ class Cluster:
             partitions, rows = partitions + reply.partitions, rows + reply.rows
             skipped += reply.skipped
         return Repaired(partitions, rows, skipped + first_away * len(datasets), len(datasets))
+
+    def recover(self, plan: int = 0) -> Recovery:
+        """Return what a recovery of etcd would put back; with the `plan` of what was returned then, do it."""
+        told = self._run(ask("Recover", pb.RecoverRequest(plan=plan)), REPAIR_S)
+        fields: dict[str, Any] = {
+            name: value if isinstance(value, (int, str)) else tuple(value)
+            for name, value in _fields(told).items()
+        }
+        return Recovery(**fields)
 
     def owners(self) -> list[list[str]]:
         """Return the names of each partition's owners, in the order in which they are asked."""

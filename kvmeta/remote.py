@@ -60,15 +60,14 @@ class RemoteStore(Store):
 
     def dataset(self, name: str = "default") -> RemoteDataset:
         """Return a dataset; NotFoundError if there is none of that name."""
-        self.run(self._programs.dataset(name))
-        return RemoteDataset(self, name)
+        return RemoteDataset(self, name, self.run(self._programs.dataset(name)))
 
     def create_dataset(
         self, name: str, *, ttl_s: float | None = None, bottom_filter: bool = False
     ) -> RemoteDataset:
         """Create a dataset; its options are fixed from now on."""
-        self.run(self._programs.create_dataset(name, ttl_s, bottom_filter), writes=True)
-        return RemoteDataset(self, name)
+        number = self.run(self._programs.create_dataset(name, ttl_s, bottom_filter), writes=True)
+        return RemoteDataset(self, name, number)
 
     def drop_dataset(self, name: str) -> None:
         """Remove a dataset and all its entries."""
@@ -104,18 +103,19 @@ class RemoteStore(Store):
 
 
 class RemoteDataset(Dataset):
-    """A dataset behind a server."""
+    """A dataset behind a server, by name and, unless 0, by number."""
 
-    def __init__(self, store: RemoteStore, name: str) -> None:
+    def __init__(self, store: RemoteStore, name: str, number: int = 0) -> None:
         self._store = store
         self.name = name
+        self._number = number
         connection = store.connection
         self._programs = DatasetPrograms(
-            name, connection.options, connection.limits().batch_rows_max, connection.router
+            name, connection.options, connection.limits().batch_rows_max, connection.router, number
         )
 
-    def __reduce__(self) -> tuple[type[RemoteDataset], tuple[RemoteStore, str]]:
-        return RemoteDataset, (self._store, self.name)
+    def __reduce__(self) -> tuple[type[RemoteDataset], tuple[RemoteStore, str, int]]:
+        return RemoteDataset, (self._store, self.name, self._number)
 
     def __repr__(self) -> str:
         return f"<kvmeta dataset {self.name!r} of {self._store.connection.target}>"

@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 from kvmeta.errors import InputError, NotFoundError, UnsupportedError
 
 T = TypeVar("T", bound=str)
+Several = list[str] | list[Path] | list[str | Path] | tuple[str | Path, ...]
+"""URIs or paths; a str is a sequence of strings, too, and is meant as one."""
 VOLUME_MAX = (1 << 32) - 1
 State = Literal["online", "offline", "retired"]
 STATES: tuple[State, ...] = ("online", "offline", "retired")
@@ -183,12 +185,12 @@ class Volumes(ABC):
 
     @overload
     def add(
-        self, uri: Sequence[str | Path], *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
+        self, uri: Several, *, size_bytes: Sequence[int | None] | None = None, codec: str = "raw"
     ) -> builtins.list[Volume]: ...
 
     def add(
         self,
-        uri: str | Path | Sequence[str | Path],
+        uri: str | Path | Several,
         *,
         name: str | None = None,
         size_bytes: Any = None,

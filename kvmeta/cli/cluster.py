@@ -15,7 +15,7 @@ from kvmeta.cli.progress import progress_bar
 from kvmeta.errors import InputError
 
 if TYPE_CHECKING:
-    from kvmeta.operators import Changed, Cluster, Status
+    from kvmeta.operators import Changed, Cluster, Recovery, Status
 
 _LOOK_S = 0.5
 
@@ -200,6 +200,53 @@ def repair(store: str, dataset: str, progress: bool | None, as_json: bool) -> No
         each = (done.partitions + done.skipped) // done.datasets
         compared += f" ({render.count(each)} in each of {done.datasets} datasets)"
     click.echo(f"compared {compared}, sent {render.count(done.rows, 'row')}{skipped}")
+
+
+@cluster.command(short_help="Put back what etcd has lost.")
+@options.store_option
+@click.option("--yes", is_flag=True, help="Do what is shown without asking.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be done.")
+@options.json_option
+def recover(store: str, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Put map, datasets and volumes back into an etcd that was emptied or set back to an older state.
+
+    They come from what the nodes remember, the newest of more than half of them. What will be done is shown
+    first; with --json nothing is asked, and nothing is done without --yes.
+    """
+    with _open(store) as opened:
+        told = opened.recover()
+        if told.reason and not as_json:
+            _show_recovery(told)
+        if told.reason and not dry_run and (yes or (not as_json and click.confirm("Do this?"))):
+            told = opened.recover(told.plan)
+    if as_json:
+        render.json_line({**dataclasses.asdict(told), "plan": f"{told.plan:016x}"})
+    elif not told.reason:
+        click.echo(f"etcd has lost nothing that is known here (epoch {told.epoch}); there is nothing to do")
+    elif told.done:
+        click.echo(f"done: epoch {told.epoch_new}")
+
+
+def _show_recovery(told: Recovery) -> None:
+    click.echo(told.reason)
+    click.echo()
+    silent = f", {', '.join(told.silent)} did not answer" if told.silent else ""
+    there = f"epoch {told.epoch_there}" if told.epoch_there else "none"
+    tables = f"serial {told.serial_there}" if told.serial_there else "none"
+    render.pairs({
+        "map": f"epoch {told.epoch}, as epoch {told.epoch_new}; in etcd: {there}",
+        "members": f"{', '.join(told.members)}{silent}",
+        "tables": f"serial {told.serial}; in etcd: {tables}",
+        "datasets that come back": ", ".join(told.datasets_back) or "-",
+        "datasets that only etcd has": ", ".join(told.datasets_gone) or "-",
+        "volumes": render.count(told.volumes),
+        "next numbers": f"dataset {told.next_dataset}, volume {told.next_volume}",
+    })  # fmt: skip
+    if told.strangers:
+        click.echo(
+            f"\nMembers that only etcd's map has: {', '.join(told.strangers)}. Stop them; they join anew with "
+            "empty data directories."
+        )
 
 
 @cluster.command(short_help="What moves.")

@@ -35,24 +35,26 @@ class StorePrograms:
         self._options = options
         self._router = router
 
-    def dataset(self, name: str) -> Program[None]:
-        """Raise NotFoundError where there is no dataset `name`."""
-        known = yield from self.datasets()
+    def dataset(self, name: str) -> Program[int]:
+        """Return the number of a dataset, 0 where the server tells none; NotFoundError where there is none."""
+        reply = yield from ask("ListDatasets", pb.ListDatasetsRequest())
+        known = list(reply.names)
         if name not in known:
             has = ", ".join(known)
             raise NotFoundError(f"no dataset {name!r} (there are: {has}); create_dataset makes one")
+        return int(reply.numbers[known.index(name)]) if len(reply.numbers) == len(known) else 0
 
     def datasets(self) -> Program[list[str]]:
         """List the datasets."""
         reply = yield from ask("ListDatasets", pb.ListDatasetsRequest())
         return list(reply.names)
 
-    def create_dataset(self, name: str, ttl_s: float | None, bottom_filter: bool) -> Program[None]:
-        """Create a dataset."""
+    def create_dataset(self, name: str, ttl_s: float | None, bottom_filter: bool) -> Program[int]:
+        """Create a dataset; return its number."""
         request = pb.CreateDatasetRequest(
             name=check_dataset_name(name), ttl_s=check_ttl(ttl_s), bottom_filter=bool(bottom_filter)
         )
-        yield from ask("CreateDataset", request)
+        return int((yield from ask("CreateDataset", request)).number)
 
     def drop_dataset(self, name: str) -> Program[None]:
         """Remove a dataset."""

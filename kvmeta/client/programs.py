@@ -37,10 +37,18 @@ _NO_ANSWER = (UnavailableError, DeadlineError)
 
 
 class DatasetPrograms:
-    """What a dataset asks, all columns checked before; `rows_max` is the server's limit for a message."""
+    """What a dataset asks, all columns checked before; `rows_max` is the server's limit for a message.
+
+    `number` is the dataset's, 0 where it is not known: then its name alone says which is meant.
+    """
 
     def __init__(
-        self, name: str, options: ClientOptions, rows_max: int, router: Router | None = None
+        self,
+        name: str,
+        options: ClientOptions,
+        rows_max: int,
+        router: Router | None = None,
+        number: int = 0,
     ) -> None:
         self.name = name
         self.options = options
@@ -49,9 +57,23 @@ class DatasetPrograms:
         fast = options.consistency == "fast"
         consistency = pb.CONSISTENCY_FAST if fast else pb.CONSISTENCY_UNSPECIFIED
         self._packing = LZ4 if options.compression == "lz4" else PLAIN
-        self._lookup_head = pb.LookupRequest(
-            dataset=name, reply_compression=self._packing, consistency=consistency
-        )
+        self._number = number
+        self._consistency = consistency
+        self._meant: tuple[bytes, pb.Meant] = b"", pb.Meant(dataset=number)
+        self._lookup_head = self._head_of_lookups()
+
+    def _head_of_lookups(self) -> pb.LookupRequest:
+        return pb.LookupRequest(
+            dataset=self.name, meant=self._meant[1], reply_compression=self._packing,
+            consistency=self._consistency,
+        )  # fmt: skip
+
+    def _note_cluster(self) -> None:
+        """Say from now on of which cluster the dataset is, where that is known."""
+        cluster = self._router.cluster
+        if cluster != self._meant[0]:
+            self._meant = cluster, pb.Meant(dataset=self._number, cluster=cluster)
+            self._lookup_head = self._head_of_lookups()
 
     def lookup(self, ids: Ids, *, mask: bool = False) -> Program[Hits]:
         """Look up ID[n]; damage is told in `failed`, with `mask` also what no server answers."""
@@ -93,8 +115,9 @@ class DatasetPrograms:
         yield from self._find_ways()
         request = pb.GetRequest(
             dataset=self.name,
+            meant=self._meant[1],
             entry=pb.EntryName(id=one_id.tobytes()),
-            consistency=self._lookup_head.consistency,
+            consistency=self._consistency,
         )
         ((to, _),) = self._router.split(one_id)
         reply: pb.GetResponse = yield from ask("Get", request, to=to)
@@ -173,6 +196,7 @@ class DatasetPrograms:
         rows_max = min(scan.page_rows, self.rows_max)
         request = pb.ScanRequest(
             dataset=self.name,
+            meant=self._meant[1],
             page_rows=rows_max,
             sample=float(scan.sample),
             tag=scan.tag,
@@ -244,6 +268,7 @@ class DatasetPrograms:
             return
         try:
             yield from send(call_of("GetMap", pb.GetMapRequest(), self._router.take))
+            self._note_cluster()
         except KvmetaError:  # an old map does; nodes know better
             if self._router.route is None:
                 raise
@@ -273,7 +298,9 @@ class DatasetPrograms:
         take: Callable[[bytes], None],
         to: tuple[str, ...],
     ) -> Call:
-        head = pb.WriteRequest(dataset=self.name, operation=operation, reply_compression=self._packing)
+        head = pb.WriteRequest(
+            dataset=self.name, meant=self._meant[1], operation=operation, reply_compression=self._packing
+        )
         message = ColumnMessage.of(head, self._packing, ids=ids, locations=locations, versions=versions)
         return call_of("Write", message, take, to)
 

@@ -39,7 +39,8 @@ class Route:
     owners: NDArray[np.uint16]
     addresses: dict[int, str]
     away: frozenset[int]
-    """Nodes that the others miss."""
+    """Nodes that the others miss, or that have no address."""
+    cluster: bytes = b""
 
     @staticmethod
     def of(raw: bytes) -> Route:
@@ -51,13 +52,14 @@ class Route:
                 f"a map of {partitions} partitions with {replicas} replicas at epoch {reply.epoch}"
             )
         owners = unpack(reply.owners, _SLOT, partitions * replicas, "owners").reshape(partitions, replicas)
-        addresses = {node.slot: node.address for node in reply.nodes}
-        return Route(reply.epoch, owners, addresses, frozenset(n.slot for n in reply.nodes if not n.live))
+        addresses = {node.slot: node.address for node in reply.nodes if node.address}
+        away = frozenset(node.slot for node in reply.nodes if not node.live or not node.address)
+        return Route(reply.epoch, owners, addresses, away, reply.cluster)
 
     def first(self, down: frozenset[str]) -> NDArray[np.uint16]:
         """Return u2[partitions]: of each the first owner that is neither away nor down, else the first."""
         out = self.owners[:, 0].copy()
-        bad = [slot for slot, address in self.addresses.items() if slot in self.away or address in down]
+        bad = [*self.away, *(slot for slot, address in self.addresses.items() if address in down)]
         if not bad:
             return out
         open_ = np.isin(out, bad)
@@ -94,6 +96,11 @@ class Router:
         self.routes, self._seed = epoch != 0, seed
 
     @property
+    def cluster(self) -> bytes:
+        """Return the ID of the cluster; b"" where none is known."""
+        return b"" if self.route is None else self.route.cluster
+
+    @property
     def needs_map(self) -> bool:
         """Return whether the map is to be asked for now."""
         if not self.routes:
@@ -103,8 +110,13 @@ class Router:
         return bool(self.route.away) and self._clock() - self._taken > AWAY_S
 
     def take(self, raw: bytes) -> None:
-        """Take over a GetMap reply."""
+        """Take over a GetMap reply; InputError where it is of another cluster than the one before."""
         route = Route.of(raw)
+        if self.route is not None and route.cluster != self.route.cluster:
+            raise InputError(
+                f"the map of another cluster ({route.cluster.hex()}) than the one before "
+                f"({self.route.cluster.hex()}); do two clusters share an address?"
+            )
         if self.route is None or route.epoch >= self.route.epoch:
             self.route = route
         self._newest = self.route.epoch
@@ -131,7 +143,7 @@ class Router:
             return addresses
         down = self._down_now()
         if self.route is not None and self.route.away:
-            down |= {self.route.addresses[slot] for slot in self.route.away}
+            down |= {self.route.addresses.get(slot, "") for slot in self.route.away}
         return tuple(sorted(addresses, key=lambda address: address in down))
 
     def split(self, ids: Ids) -> list[tuple[tuple[str, ...], Rows | None]]:

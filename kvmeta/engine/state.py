@@ -82,6 +82,13 @@ class Work(Protocol):
         """Write a segment anew without what is lost of it; return False where that has to wait."""
 
 
+def another_dataset(name: str) -> NotFoundError:
+    """Return the error for a dataset that was dropped, where there is another of its name."""
+    return NotFoundError(
+        f"dataset {name!r} was dropped, and the one of that name now is another; ask the store for it"
+    )
+
+
 class State(ABC):
     """An open store. Whoever opens it sets what is declared here and not set."""
 
@@ -226,11 +233,13 @@ class State(ABC):
 
     # Datasets
 
-    def tree(self, name: str) -> Tree:
-        """Return the tree of dataset `name`."""
+    def tree(self, name: str, number: int = 0) -> Tree:
+        """Return the tree of dataset `name`, of that of a number where one is given."""
         self.check_open()
         for tree in self.trees.values():
             if tree.dataset.name == name:
+                if number not in (0, tree.dataset.number):
+                    raise another_dataset(name)
                 return tree
         known = ", ".join(sorted(tree.dataset.name for tree in self.trees.values()))
         raise NotFoundError(f"no dataset {name!r} in {self.path} (it has: {known}); create_dataset makes one")

@@ -107,6 +107,7 @@ CLUSTER_ROWS = (
     Row("GetStatus", "the cluster as the node sees it", _LOOP),
     Row("ChangeMembers", "change the members", _LOOP, repeatable=False, changes=True),
     Row("Repair", "compare all replicas now and bring each what it lacks", _LOOP),
+    Row("Recover", "put back what etcd lost", _LOOP, repeatable=False, changes=True),
 )
 """What operators ask of a cluster: ClusterService."""
 PEER_ROWS = (
@@ -117,6 +118,8 @@ PEER_ROWS = (
     Row("Digest", "digests of partitions", _LOOP),
     Row("Agree", "all owners agreed up to a version", _LOOP, changes=True),
     Row("State", "how the node is", _LOOP),
+    Row("Tell", "there are newer tables", _LOOP, changes=True),
+    Row("Remembered", "what it remembers of map, tables and volumes", _LOOP),
     Row("Seen", "when a node answered this one last", _LOOP),
 )
 """What the nodes of a cluster ask of each other: PeerService."""

@@ -71,7 +71,7 @@ class Member(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., zone: _Optional[str] = ..., weight: _Optional[float] = ..., state: _Optional[str] = ..., live: bool = ..., answered: bool = ..., epoch: _Optional[int] = ..., owned: _Optional[int] = ..., incoming: _Optional[int] = ..., hinted: _Optional[int] = ..., leftover: _Optional[int] = ..., clock_ms: _Optional[int] = ..., rows_copied: _Optional[int] = ..., agreed: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., waiting: _Optional[int] = ..., hints_dropped: _Optional[int] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("name", "cluster", "epoch", "partitions", "replicas", "write_quorum", "members", "moving", "etcd", "unavailable")
+    __slots__ = ("name", "cluster", "epoch", "partitions", "replicas", "write_quorum", "members", "moving", "etcd", "unavailable", "refusal", "fenced")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,8 @@ class GetStatusResponse(_message.Message):
     MOVING_FIELD_NUMBER: _ClassVar[int]
     ETCD_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    FENCED_FIELD_NUMBER: _ClassVar[int]
     name: str
     cluster: bytes
     epoch: int
@@ -92,7 +94,9 @@ class GetStatusResponse(_message.Message):
     moving: int
     etcd: bool
     unavailable: int
-    def __init__(self, name: _Optional[str] = ..., cluster: _Optional[bytes] = ..., epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., moving: _Optional[int] = ..., etcd: bool = ..., unavailable: _Optional[int] = ...) -> None: ...
+    refusal: str
+    fenced: str
+    def __init__(self, name: _Optional[str] = ..., cluster: _Optional[bytes] = ..., epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., moving: _Optional[int] = ..., etcd: bool = ..., unavailable: _Optional[int] = ..., refusal: _Optional[str] = ..., fenced: _Optional[str] = ...) -> None: ...
 
 class ChangeMembersRequest(_message.Message):
     __slots__ = ("change", "node", "weight", "force")
@@ -129,3 +133,45 @@ class RepairResponse(_message.Message):
     rows: int
     skipped: int
     def __init__(self, partitions: _Optional[int] = ..., rows: _Optional[int] = ..., skipped: _Optional[int] = ...) -> None: ...
+
+class RecoverRequest(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: int
+    def __init__(self, plan: _Optional[int] = ...) -> None: ...
+
+class RecoverResponse(_message.Message):
+    __slots__ = ("reason", "epoch", "epoch_there", "serial", "serial_there", "silent", "members", "strangers", "datasets_back", "datasets_gone", "volumes", "epoch_new", "next_dataset", "next_volume", "plan", "done")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_THERE_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_THERE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    STRANGERS_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_BACK_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_GONE_FIELD_NUMBER: _ClassVar[int]
+    VOLUMES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_NEW_FIELD_NUMBER: _ClassVar[int]
+    NEXT_DATASET_FIELD_NUMBER: _ClassVar[int]
+    NEXT_VOLUME_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    epoch: int
+    epoch_there: int
+    serial: int
+    serial_there: int
+    silent: _containers.RepeatedScalarFieldContainer[str]
+    members: _containers.RepeatedScalarFieldContainer[str]
+    strangers: _containers.RepeatedScalarFieldContainer[str]
+    datasets_back: _containers.RepeatedScalarFieldContainer[str]
+    datasets_gone: _containers.RepeatedScalarFieldContainer[str]
+    volumes: int
+    epoch_new: int
+    next_dataset: int
+    next_volume: int
+    plan: int
+    done: bool
+    def __init__(self, reason: _Optional[str] = ..., epoch: _Optional[int] = ..., epoch_there: _Optional[int] = ..., serial: _Optional[int] = ..., serial_there: _Optional[int] = ..., silent: _Optional[_Iterable[str]] = ..., members: _Optional[_Iterable[str]] = ..., strangers: _Optional[_Iterable[str]] = ..., datasets_back: _Optional[_Iterable[str]] = ..., datasets_gone: _Optional[_Iterable[str]] = ..., volumes: _Optional[int] = ..., epoch_new: _Optional[int] = ..., next_dataset: _Optional[int] = ..., next_volume: _Optional[int] = ..., plan: _Optional[int] = ..., done: bool = ...) -> None: ...

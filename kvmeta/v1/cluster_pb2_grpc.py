@@ -50,6 +50,11 @@ class ClusterServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_cluster__pb2.RepairRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_cluster__pb2.RepairResponse.FromString,
                 _registered_method=True)
+        self.Recover = channel.unary_unary(
+                '/kvmeta.v1.ClusterService/Recover',
+                request_serializer=kvmeta_dot_v1_dot_cluster__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_cluster__pb2.RecoverResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServiceServicer(object):
@@ -77,6 +82,14 @@ class ClusterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recover(self, request, context):
+        """Says what a recovery of etcd would put back from what the nodes remember; with `plan`, does what was said then.
+        Errors: UNAVAILABLE (too few members answer, or they do not agree, or etcd changed since).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_ClusterServiceServicer_to_server(servicer, server):
                     servicer.Repair,
                     request_deserializer=kvmeta_dot_v1_dot_cluster__pb2.RepairRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_cluster__pb2.RepairResponse.SerializeToString,
+            ),
+            'Recover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=kvmeta_dot_v1_dot_cluster__pb2.RecoverRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_cluster__pb2.RecoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class ClusterService(object):
             '/kvmeta.v1.ClusterService/Repair',
             kvmeta_dot_v1_dot_cluster__pb2.RepairRequest.SerializeToString,
             kvmeta_dot_v1_dot_cluster__pb2.RepairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.ClusterService/Recover',
+            kvmeta_dot_v1_dot_cluster__pb2.RecoverRequest.SerializeToString,
+            kvmeta_dot_v1_dot_cluster__pb2.RecoverResponse.FromString,
             options,
             channel_credentials,
             insecure,

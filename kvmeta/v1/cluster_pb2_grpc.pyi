@@ -39,6 +39,10 @@ class ClusterServiceStub:
     """Changes the members. Moves follow by themselves. Errors: INPUT, NOT_FOUND, UNAVAILABLE (etcd does not answer)."""
     Repair: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RepairRequest, _cluster_pb2.RepairResponse]
     """Compares all replicas now and brings each what it lacks; returns when it is done."""
+    Recover: _grpc.UnaryUnaryMultiCallable[_cluster_pb2.RecoverRequest, _cluster_pb2.RecoverResponse]
+    """Says what a recovery of etcd would put back from what the nodes remember; with `plan`, does what was said then.
+    Errors: UNAVAILABLE (too few members answer, or they do not agree, or etcd changed since).
+    """
 
 @_typing.type_check_only
 class ClusterServiceAsyncStub(ClusterServiceStub):
@@ -51,6 +55,10 @@ class ClusterServiceAsyncStub(ClusterServiceStub):
     """Changes the members. Moves follow by themselves. Errors: INPUT, NOT_FOUND, UNAVAILABLE (etcd does not answer)."""
     Repair: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RepairRequest, _cluster_pb2.RepairResponse]  # type: ignore[assignment]
     """Compares all replicas now and brings each what it lacks; returns when it is done."""
+    Recover: _aio.UnaryUnaryMultiCallable[_cluster_pb2.RecoverRequest, _cluster_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Says what a recovery of etcd would put back from what the nodes remember; with `plan`, does what was said then.
+    Errors: UNAVAILABLE (too few members answer, or they do not agree, or etcd changed since).
+    """
 
 class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
     """A cluster's members and moves, asked of any node."""
@@ -78,5 +86,15 @@ class ClusterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cluster_pb2.RepairResponse, _abc.Awaitable[_cluster_pb2.RepairResponse]]:
         """Compares all replicas now and brings each what it lacks; returns when it is done."""
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _cluster_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cluster_pb2.RecoverResponse, _abc.Awaitable[_cluster_pb2.RecoverResponse]]:
+        """Says what a recovery of etcd would put back from what the nodes remember; with `plan`, does what was said then.
+        Errors: UNAVAILABLE (too few members answer, or they do not agree, or etcd changed since).
+        """
 
 def add_ClusterServiceServicer_to_server(servicer: ClusterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

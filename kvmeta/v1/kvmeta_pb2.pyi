@@ -106,17 +106,27 @@ class DescribeResponse(_message.Message):
     epoch: int
     def __init__(self, version: _Optional[str] = ..., store_id: _Optional[bytes] = ..., seed: _Optional[int] = ..., batch_rows_max: _Optional[int] = ..., message_bytes_max: _Optional[int] = ..., read_only: bool = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class Meant(_message.Message):
+    __slots__ = ("dataset", "cluster")
+    DATASET_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    dataset: int
+    cluster: bytes
+    def __init__(self, dataset: _Optional[int] = ..., cluster: _Optional[bytes] = ...) -> None: ...
+
 class LookupRequest(_message.Message):
-    __slots__ = ("dataset", "ids", "reply_compression", "consistency")
+    __slots__ = ("dataset", "ids", "reply_compression", "consistency", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     ids: Packed
     reply_compression: Compression
     consistency: Consistency
-    def __init__(self, dataset: _Optional[str] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
     __slots__ = ("states", "locations", "versions", "epoch")
@@ -131,20 +141,22 @@ class LookupResponse(_message.Message):
     def __init__(self, states: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("dataset", "operation", "ids", "locations", "versions", "reply_compression")
+    __slots__ = ("dataset", "operation", "ids", "locations", "versions", "reply_compression", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     LOCATIONS_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     operation: Operation
     ids: Packed
     locations: Packed
     versions: Packed
     reply_compression: Compression
-    def __init__(self, dataset: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., operation: _Optional[_Union[Operation, str]] = ..., ids: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., reply_compression: _Optional[_Union[Compression, str]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class WriteResponse(_message.Message):
     __slots__ = ("outcomes", "locations", "versions", "epoch")
@@ -159,7 +171,7 @@ class WriteResponse(_message.Message):
     def __init__(self, outcomes: _Optional[_Union[Packed, _Mapping]] = ..., locations: _Optional[_Union[Packed, _Mapping]] = ..., versions: _Optional[_Union[Packed, _Mapping]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ScanRequest(_message.Message):
-    __slots__ = ("dataset", "page_rows", "sample", "tag", "after", "shard_index", "shard_count", "reply_compression")
+    __slots__ = ("dataset", "page_rows", "sample", "tag", "after", "shard_index", "shard_count", "reply_compression", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     PAGE_ROWS_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +180,7 @@ class ScanRequest(_message.Message):
     SHARD_INDEX_FIELD_NUMBER: _ClassVar[int]
     SHARD_COUNT_FIELD_NUMBER: _ClassVar[int]
     REPLY_COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     page_rows: int
     sample: float
@@ -176,7 +189,8 @@ class ScanRequest(_message.Message):
     shard_index: int
     shard_count: int
     reply_compression: Compression
-    def __init__(self, dataset: _Optional[str] = ..., page_rows: _Optional[int] = ..., sample: _Optional[float] = ..., tag: _Optional[int] = ..., after: _Optional[bytes] = ..., shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., reply_compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., page_rows: _Optional[int] = ..., sample: _Optional[float] = ..., tag: _Optional[int] = ..., after: _Optional[bytes] = ..., shard_index: _Optional[int] = ..., shard_count: _Optional[int] = ..., reply_compression: _Optional[_Union[Compression, str]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class ScanResponse(_message.Message):
     __slots__ = ("ids", "locations", "versions", "cursor", "done")
@@ -215,14 +229,16 @@ class EntryName(_message.Message):
     def __init__(self, id: _Optional[bytes] = ..., key: _Optional[str] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("dataset", "entry", "consistency")
+    __slots__ = ("dataset", "entry", "consistency", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     entry: EntryName
     consistency: Consistency
-    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., consistency: _Optional[_Union[Consistency, str]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., consistency: _Optional[_Union[Consistency, str]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("location", "version")
@@ -233,26 +249,30 @@ class GetResponse(_message.Message):
     def __init__(self, location: _Optional[_Union[Location, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("dataset", "entry", "location")
+    __slots__ = ("dataset", "entry", "location", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
     LOCATION_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     entry: EntryName
     location: Location
-    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., location: _Optional[_Union[Location, _Mapping]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DeleteRequest(_message.Message):
-    __slots__ = ("dataset", "entry")
+    __slots__ = ("dataset", "entry", "meant")
     DATASET_FIELD_NUMBER: _ClassVar[int]
     ENTRY_FIELD_NUMBER: _ClassVar[int]
+    MEANT_FIELD_NUMBER: _ClassVar[int]
     dataset: str
     entry: EntryName
-    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ...) -> None: ...
+    meant: Meant
+    def __init__(self, dataset: _Optional[str] = ..., entry: _Optional[_Union[EntryName, _Mapping]] = ..., meant: _Optional[_Union[Meant, _Mapping]] = ...) -> None: ...
 
 class DeleteResponse(_message.Message):
     __slots__ = ()
@@ -269,8 +289,10 @@ class CreateDatasetRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., ttl_s: _Optional[float] = ..., bottom_filter: bool = ...) -> None: ...
 
 class CreateDatasetResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class DropDatasetRequest(_message.Message):
     __slots__ = ("name",)
@@ -287,10 +309,12 @@ class ListDatasetsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListDatasetsResponse(_message.Message):
-    __slots__ = ("names",)
+    __slots__ = ("names", "numbers")
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+    numbers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., numbers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Volume(_message.Message):
     __slots__ = ("number", "uri", "name", "state", "size_bytes", "codec")
@@ -508,20 +532,22 @@ class Node(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., live: bool = ...) -> None: ...
 
 class GetMapResponse(_message.Message):
-    __slots__ = ("epoch", "partitions", "replicas", "write_quorum", "nodes", "owners")
+    __slots__ = ("epoch", "partitions", "replicas", "write_quorum", "nodes", "owners", "cluster")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     WRITE_QUORUM_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     OWNERS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     partitions: int
     replicas: int
     write_quorum: int
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
     owners: Packed
-    def __init__(self, epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., owners: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+    cluster: bytes
+    def __init__(self, epoch: _Optional[int] = ..., partitions: _Optional[int] = ..., replicas: _Optional[int] = ..., write_quorum: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., owners: _Optional[_Union[Packed, _Mapping]] = ..., cluster: _Optional[bytes] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -222,6 +222,49 @@ class StateResponse(_message.Message):
     life: int
     def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., copied: _Optional[_Iterable[int]] = ..., hints: _Optional[_Mapping[str, int]] = ..., leftover: _Optional[int] = ..., unix_ms: _Optional[int] = ..., agreed: _Optional[int] = ..., rows_copied: _Optional[int] = ..., damaged: _Optional[int] = ..., mended: _Optional[int] = ..., hints_dropped: _Optional[int] = ..., life: _Optional[int] = ...) -> None: ...
 
+class RememberedRequest(_message.Message):
+    __slots__ = ("parties", "pages_from")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FROM_FIELD_NUMBER: _ClassVar[int]
+    parties: Parties
+    pages_from: int
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., pages_from: _Optional[int] = ...) -> None: ...
+
+class RememberedResponse(_message.Message):
+    __slots__ = ("map", "tables", "pages_serial", "pages", "done")
+    class PagesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: bytes
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_SERIAL_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    map: bytes
+    tables: bytes
+    pages_serial: int
+    pages: _containers.ScalarMap[int, bytes]
+    done: bool
+    def __init__(self, map: _Optional[bytes] = ..., tables: _Optional[bytes] = ..., pages_serial: _Optional[int] = ..., pages: _Optional[_Mapping[int, bytes]] = ..., done: bool = ...) -> None: ...
+
+class TellRequest(_message.Message):
+    __slots__ = ("parties", "tables")
+    PARTIES_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    parties: Parties
+    tables: bytes
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., tables: _Optional[bytes] = ...) -> None: ...
+
+class TellResponse(_message.Message):
+    __slots__ = ("serial",)
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    serial: int
+    def __init__(self, serial: _Optional[int] = ...) -> None: ...
+
 class SeenRequest(_message.Message):
     __slots__ = ("cluster", "to_slot", "to_store", "slot")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]

@@ -70,6 +70,16 @@ class PeerServiceStub(object):
                 request_serializer=kvmeta_dot_v1_dot_peer__pb2.StateRequest.SerializeToString,
                 response_deserializer=kvmeta_dot_v1_dot_peer__pb2.StateResponse.FromString,
                 _registered_method=True)
+        self.Tell = channel.unary_unary(
+                '/kvmeta.v1.PeerService/Tell',
+                request_serializer=kvmeta_dot_v1_dot_peer__pb2.TellRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_peer__pb2.TellResponse.FromString,
+                _registered_method=True)
+        self.Remembered = channel.unary_unary(
+                '/kvmeta.v1.PeerService/Remembered',
+                request_serializer=kvmeta_dot_v1_dot_peer__pb2.RememberedRequest.SerializeToString,
+                response_deserializer=kvmeta_dot_v1_dot_peer__pb2.RememberedResponse.FromString,
+                _registered_method=True)
         self.Seen = channel.unary_unary(
                 '/kvmeta.v1.PeerService/Seen',
                 request_serializer=kvmeta_dot_v1_dot_peer__pb2.SeenRequest.SerializeToString,
@@ -130,6 +140,20 @@ class PeerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tell(self, request, context):
+        """Tells of the cluster's tables: who has older ones takes these over, where they go on from its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remembered(self, request, context):
+        """Returns what the node remembers of the map, the tables and the volumes, for a recovery of etcd.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Seen(self, request, context):
         """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy.
         """
@@ -174,6 +198,16 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.State,
                     request_deserializer=kvmeta_dot_v1_dot_peer__pb2.StateRequest.FromString,
                     response_serializer=kvmeta_dot_v1_dot_peer__pb2.StateResponse.SerializeToString,
+            ),
+            'Tell': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tell,
+                    request_deserializer=kvmeta_dot_v1_dot_peer__pb2.TellRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_peer__pb2.TellResponse.SerializeToString,
+            ),
+            'Remembered': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remembered,
+                    request_deserializer=kvmeta_dot_v1_dot_peer__pb2.RememberedRequest.FromString,
+                    response_serializer=kvmeta_dot_v1_dot_peer__pb2.RememberedResponse.SerializeToString,
             ),
             'Seen': grpc.unary_unary_rpc_method_handler(
                     servicer.Seen,
@@ -371,6 +405,60 @@ class PeerService(object):
             '/kvmeta.v1.PeerService/State',
             kvmeta_dot_v1_dot_peer__pb2.StateRequest.SerializeToString,
             kvmeta_dot_v1_dot_peer__pb2.StateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tell(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.PeerService/Tell',
+            kvmeta_dot_v1_dot_peer__pb2.TellRequest.SerializeToString,
+            kvmeta_dot_v1_dot_peer__pb2.TellResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remembered(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvmeta.v1.PeerService/Remembered',
+            kvmeta_dot_v1_dot_peer__pb2.RememberedRequest.SerializeToString,
+            kvmeta_dot_v1_dot_peer__pb2.RememberedResponse.FromString,
             options,
             channel_credentials,
             insecure,

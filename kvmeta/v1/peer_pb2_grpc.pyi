@@ -56,6 +56,10 @@ class PeerServiceStub:
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _grpc.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
+    Tell: _grpc.UnaryUnaryMultiCallable[_peer_pb2.TellRequest, _peer_pb2.TellResponse]
+    """Tells of the cluster's tables: who has older ones takes these over, where they go on from its own."""
+    Remembered: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RememberedRequest, _peer_pb2.RememberedResponse]
+    """Returns what the node remembers of the map, the tables and the volumes, for a recovery of etcd."""
     Seen: _grpc.UnaryUnaryMultiCallable[_peer_pb2.SeenRequest, _peer_pb2.SeenResponse]
     """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy."""
 
@@ -78,6 +82,10 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """Tells that all owners agreed on partitions up to a version: tombstones up to it may go."""
     State: _aio.UnaryUnaryMultiCallable[_peer_pb2.StateRequest, _peer_pb2.StateResponse]  # type: ignore[assignment]
     """Says how the node is: which map it has, what it has copied, what waits for others."""
+    Tell: _aio.UnaryUnaryMultiCallable[_peer_pb2.TellRequest, _peer_pb2.TellResponse]  # type: ignore[assignment]
+    """Tells of the cluster's tables: who has older ones takes these over, where they go on from its own."""
+    Remembered: _aio.UnaryUnaryMultiCallable[_peer_pb2.RememberedRequest, _peer_pb2.RememberedResponse]  # type: ignore[assignment]
+    """Returns what the node remembers of the map, the tables and the volumes, for a recovery of etcd."""
     Seen: _aio.UnaryUnaryMultiCallable[_peer_pb2.SeenRequest, _peer_pb2.SeenResponse]  # type: ignore[assignment]
     """Says when a node answered this one last: asked by whoever starts without etcd, with data that may be a copy."""
 
@@ -139,6 +147,22 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.StateResponse, _abc.Awaitable[_peer_pb2.StateResponse]]:
         """Says how the node is: which map it has, what it has copied, what waits for others."""
+
+    @_abc_1.abstractmethod
+    def Tell(
+        self,
+        request: _peer_pb2.TellRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.TellResponse, _abc.Awaitable[_peer_pb2.TellResponse]]:
+        """Tells of the cluster's tables: who has older ones takes these over, where they go on from its own."""
+
+    @_abc_1.abstractmethod
+    def Remembered(
+        self,
+        request: _peer_pb2.RememberedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.RememberedResponse, _abc.Awaitable[_peer_pb2.RememberedResponse]]:
+        """Returns what the node remembers of the map, the tables and the volumes, for a recovery of etcd."""
 
     @_abc_1.abstractmethod
     def Seen(

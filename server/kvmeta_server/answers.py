@@ -30,7 +30,7 @@ from kvmeta.protocol.messages import ColumnMessage, MessageBytes
 from kvmeta.store import Scan
 from kvmeta.v1 import kvmeta_pb2 as pb
 from kvmeta.volumes import NewVolume, Volume, check_codec, normal_uri
-from kvmeta_server.backend import Backend
+from kvmeta_server.backend import Backend, Named
 from kvmeta_server.config import Limits
 
 TEXT_BYTES_MAX = 4096
@@ -69,7 +69,7 @@ class Answers:
     async def lookup(self, request: Any) -> ColumnMessage:
         """Look up a batch; damage is a state, not an error."""
         fast = request.consistency == pb.CONSISTENCY_FAST
-        hits, states = await self._backend.lookup(_name(request), self._ids(request.ids), fast=fast)
+        hits, states = await self._backend.lookup(self._named(request), self._ids(request.ids), fast=fast)
         head, packing = pb.LookupResponse(epoch=self._backend.epoch), request.reply_compression
         return ColumnMessage.of(
             head, packing, states=states, locations=hits.locations, versions=hits.versions
@@ -77,7 +77,7 @@ class Answers:
 
     async def write(self, request: Any) -> pb.WriteResponse | ColumnMessage:
         """Write a batch, which is atomic: it is one chunk of the engine."""
-        dataset, ids = _name(request), self._ids(request.ids)
+        dataset, ids = self._named(request), self._ids(request.ids)
         operation, packing = request.operation, request.reply_compression
         if operation == pb.OPERATION_DELETE:
             return await self._all_or_some(self._backend.delete(dataset, ids))
@@ -103,7 +103,7 @@ class Answers:
             after=request.after or None,
             shard=(request.shard_index, request.shard_count or 1),
         )
-        page, done = await self._backend.scan_page(_name(request), scan)
+        page, done = await self._backend.scan_page(self._named(request), scan)
         packing = request.reply_compression
         head = pb.ScanResponse(cursor=page.cursor, done=done)
         return ColumnMessage.of(head, packing, ids=page.ids, locations=page.locations, versions=page.versions)
@@ -111,7 +111,7 @@ class Answers:
     async def get(self, request: pb.GetRequest) -> pb.GetResponse:
         """Return one entry."""
         fast = request.consistency == pb.CONSISTENCY_FAST
-        hits, states = await self._backend.lookup(_name(request), _entry_id(request.entry), fast=fast)
+        hits, states = await self._backend.lookup(self._named(request), _entry_id(request.entry), fast=fast)
         state = int(states[0])
         if state == State.UNAVAILABLE:
             raise UnavailableError("too few replicas of the entry answered; try again")
@@ -129,12 +129,12 @@ class Answers:
             raise InputError("location: missing")
         given = request.location
         row = Location(given.volume, given.length, given.offset, given.checksum, given.tag)
-        await self._backend.put(_name(request), _entry_id(request.entry), as_locations(row, 1))
+        await self._backend.put(self._named(request), _entry_id(request.entry), as_locations(row, 1))
         return pb.PutResponse()
 
     async def delete(self, request: pb.DeleteRequest) -> pb.DeleteResponse:
         """Remove one entry."""
-        await self._backend.delete(_name(request), _entry_id(request.entry))
+        await self._backend.delete(self._named(request), _entry_id(request.entry))
         return pb.DeleteResponse()
 
     async def create_dataset(self, request: pb.CreateDatasetRequest) -> pb.CreateDatasetResponse:
@@ -143,7 +143,8 @@ class Answers:
         await self._backend.store.create_dataset(
             request.name, ttl_s=ttl_s, bottom_filter=request.bottom_filter
         )
-        return pb.CreateDatasetResponse()
+        numbers = await self._backend.store.dataset_numbers()
+        return pb.CreateDatasetResponse(number=numbers.get(request.name, 0))
 
     async def drop_dataset(self, request: pb.DropDatasetRequest) -> pb.DropDatasetResponse:
         """Remove a dataset."""
@@ -152,7 +153,9 @@ class Answers:
 
     async def list_datasets(self, _: pb.ListDatasetsRequest) -> pb.ListDatasetsResponse:
         """Return the datasets' names."""
-        return pb.ListDatasetsResponse(names=await self._backend.store.datasets())
+        numbers = await self._backend.store.dataset_numbers()
+        names = sorted(numbers)
+        return pb.ListDatasetsResponse(names=names, numbers=[numbers[name] for name in names])
 
     async def add_volume(self, request: pb.AddVolumeRequest) -> pb.AddVolumeResponse:
         """Register a volume."""
@@ -217,6 +220,13 @@ class Answers:
     def _ids(self, packed: Column) -> NDArray[np.void]:
         return unpack_up_to(packed, ID, self._limits.batch_rows_max, "ids")
 
+    def _named(self, request: Any) -> Named:
+        """Return the dataset that a request is about; raise where it means another cluster than this."""
+        meant = request.meant
+        if meant.cluster:
+            self._backend.check_cluster(meant.cluster)
+        return Named(request.dataset or DEFAULT_DATASET, meant.dataset)
+
     async def _volume(self, name: pb.VolumeName) -> Volume:
         which = name.WhichOneof("name")
         if which is None:
@@ -225,11 +235,6 @@ class Answers:
             name.number if which == "number" else _absolute_uri(name.uri)
         )
         return volume
-
-
-def _name(request: Any) -> str:
-    """Return the dataset that a request is about."""
-    return request.dataset or DEFAULT_DATASET
 
 
 async def _inserted(insert: Awaitable[Inserted]) -> dict[str, NDArray[Any]]:

@@ -7,7 +7,7 @@ beginning to its end. Those of a cluster wait for other nodes, so they run on th
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,22 @@ from kvmeta.embedded import EmbeddedDataset, EmbeddedStore
 from kvmeta.errors import UnsupportedError
 from kvmeta.protocol.codes import State
 from kvmeta.protocol.messages import ColumnMessage
+from kvmeta.protocol.status import WRONG_NODE
 from kvmeta.store import Scan
+from kvmeta_server.refusal import Refused
 
 Ids = NDArray[np.void]
 Locations = NDArray[np.void]
 Versions = NDArray[np.uint64]
 States = NDArray[np.uint8]
 T = TypeVar("T")
+
+
+class Named(NamedTuple):
+    """The dataset that a call is about: its name and, unless 0, its number, which is never another's."""
+
+    name: str
+    number: int = 0
 
 
 class Backend(Protocol):
@@ -48,22 +57,25 @@ class Backend(Protocol):
     def get_map(self) -> ColumnMessage:
         """Return the cluster's map as a GetMapResponse."""
 
-    async def lookup(self, dataset: str, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
+    def check_cluster(self, cluster: bytes) -> None:
+        """Raise Refused where this is not a node of a cluster, by its ID."""
+
+    async def lookup(self, dataset: Named, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
         """Return hits, and the state of each ID; `fast`: what one replica has does."""
 
-    async def put(self, dataset: str, ids: Ids, locations: Locations) -> None:
+    async def put(self, dataset: Named, ids: Ids, locations: Locations) -> None:
         """Set locations."""
 
-    async def insert(self, dataset: str, ids: Ids, locations: Locations) -> Inserted:
+    async def insert(self, dataset: Named, ids: Ids, locations: Locations) -> Inserted:
         """Set locations of absent IDs."""
 
-    async def delete(self, dataset: str, ids: Ids) -> None:
+    async def delete(self, dataset: Named, ids: Ids) -> None:
         """Remove IDs."""
 
-    async def relocate(self, dataset: str, ids: Ids, locations: Locations, versions: Versions) -> Relocated:
+    async def relocate(self, dataset: Named, ids: Ids, locations: Locations, versions: Versions) -> Relocated:
         """Set locations of IDs that are still of the versions seen."""
 
-    async def scan_page(self, dataset: str, scan: Scan) -> tuple[ScanPage, bool]:
+    async def scan_page(self, dataset: Named, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan and whether nothing follows."""
 
 
@@ -106,29 +118,33 @@ class LocalBackend:
         """Raise UnsupportedError."""
         raise UnsupportedError("this is a single server; there is no map")
 
-    async def lookup(self, dataset: str, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
+    def check_cluster(self, cluster: bytes) -> None:
+        """Raise Refused: this is no node of a cluster."""
+        raise Refused(WRONG_NODE, f"this is a single server, and a node of cluster {cluster.hex()} was meant")
+
+    async def lookup(self, dataset: Named, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
         """Look up IDs."""
-        return _Columns(self.local, dataset).lookup_checked(ids)
+        return _Columns(self.local, *dataset).lookup_checked(ids)
 
-    async def put(self, dataset: str, ids: Ids, locations: Locations) -> None:
+    async def put(self, dataset: Named, ids: Ids, locations: Locations) -> None:
         """Set locations."""
-        self.local.dataset(dataset).put(ids, locations)
+        EmbeddedDataset(self.local, *dataset).put(ids, locations)
 
-    async def insert(self, dataset: str, ids: Ids, locations: Locations) -> Inserted:
+    async def insert(self, dataset: Named, ids: Ids, locations: Locations) -> Inserted:
         """Set locations of absent IDs."""
-        return self.local.dataset(dataset).insert(ids, locations)
+        return EmbeddedDataset(self.local, *dataset).insert(ids, locations)
 
-    async def delete(self, dataset: str, ids: Ids) -> None:
+    async def delete(self, dataset: Named, ids: Ids) -> None:
         """Remove IDs."""
-        self.local.dataset(dataset).delete(ids)
+        EmbeddedDataset(self.local, *dataset).delete(ids)
 
-    async def relocate(self, dataset: str, ids: Ids, locations: Locations, versions: Versions) -> Relocated:
+    async def relocate(self, dataset: Named, ids: Ids, locations: Locations, versions: Versions) -> Relocated:
         """Set locations of IDs that are still of the versions seen."""
-        return self.local.dataset(dataset).relocate(ids, locations, versions)
+        return EmbeddedDataset(self.local, *dataset).relocate(ids, locations, versions)
 
-    async def scan_page(self, dataset: str, scan: Scan) -> tuple[ScanPage, bool]:
+    async def scan_page(self, dataset: Named, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan."""
-        return self.local.dataset(dataset).scan_page(scan)
+        return EmbeddedDataset(self.local, *dataset).scan_page(scan)
 
 
 def at_once(answer: Awaitable[T]) -> T:

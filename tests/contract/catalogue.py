@@ -78,7 +78,9 @@ class CatalogueContract:
         assert [int(volume) for volume in some] == [2, 1, 2]
         assert [volume.name for volume in some] == ["c.tar", "b.tar", "c.tar"]
         many = [f"s3://many/{number}" for number in range(1200)]
-        assert [int(volume) for volume in store.volumes.add(many, size_bytes=range(1200))] == [*range(3, 1203)]
+        assert [int(volume) for volume in store.volumes.add(many, size_bytes=range(1200))] == [
+            *range(3, 1203)
+        ]
         known = store.volumes.list()
         assert [volume.uri for volume in known] == ["s3://one/b.tar", "s3://one/c.tar", *many]
         assert [volume.size_bytes for volume in known] == [10, None, *range(1200)]

@@ -14,7 +14,6 @@ import kvmeta
 import kvmeta.operators
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import (
-    FormatError,
     InputError,
     OutcomeUnknownError,
     StoreLockedError,
@@ -75,7 +74,8 @@ def test_a_store_with_entries_cannot_join_a_cluster(three: LocalCluster, tmp_pat
         three.start("single")
 
 
-def test_a_node_refuses_another_cluster_with_the_same_name(tmp_path: Path, etcd: DevEtcd) -> None:
+def test_a_node_believes_nothing_of_another_cluster_with_the_same_name(tmp_path: Path, etcd: DevEtcd) -> None:
+    """It goes on with what it knows, as without etcd, and says so."""
     with local_cluster(tmp_path / "a", etcd, 1) as cluster:
         cluster.stop("n1")
         other = DevEtcd(tmp_path / "etcd")
@@ -84,8 +84,15 @@ def test_a_node_refuses_another_cluster_with_the_same_name(tmp_path: Path, etcd:
             stranger.name = cluster.name
             stranger.start("m1")
             stranger.path, stranger.nodes["n1"] = tmp_path / "a", cluster.nodes["n1"]
-            with pytest.raises(FormatError, match="another cluster of the name"):
-                stranger.start("n1")
+            node = stranger.start("n1").node
+            assert "another cluster of the name" in node.membership.refusal
+            assert [member.name for member in node.membership.current.members] == ["n1"]
+            with open_at(stranger, "n1") as store:
+                store.dataset().put(["a"], places(1))
+                with pytest.raises(kvmeta.UnavailableError, match="cluster recover"):
+                    store.create_dataset("new")
+            assert [member.name for member in stranger.nodes["m1"].node.membership.current.members] == ["m1"]
+            stranger.stop("n1")
             stranger.nodes.pop("n1")
             stranger.close()
         finally:

@@ -22,17 +22,21 @@ from kvmeta.embedded import EmbeddedStore, locations_of, words_of
 from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.kernels import hashing
 from kvmeta.engine.kernels.layout import VERSION, WORD3
+from kvmeta.engine.state import DEFAULT_DATASET
 from kvmeta.errors import DeadlineError, OutcomeUnknownError
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta.protocol.columns import PLAIN
 from kvmeta.protocol.messages import ColumnMessage
+from kvmeta.protocol.status import WRONG_NODE
 from kvmeta.store import Scan, StoreStats, inserted, relocated
 from kvmeta.v1 import kvmeta_pb2 as pb
+from kvmeta_server.backend import Named
 from kvmeta_server.cluster.dataset_table import DatasetTable
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.scanning import Scanning
 from kvmeta_server.cluster.seams import Lane
 from kvmeta_server.cluster.volumes import VolumeTable
+from kvmeta_server.refusal import Refused
 
 CALL_S = 30.0
 """How long coordination may take in all."""
@@ -76,13 +80,23 @@ class ClusterBackend:
         ]
         head = pb.GetMapResponse(
             epoch=cluster_map.epoch, partitions=cluster_map.partitions, replicas=cluster_map.replicas,
-            write_quorum=cluster_map.write_quorum, nodes=nodes,
+            write_quorum=cluster_map.write_quorum, nodes=nodes, cluster=cluster_map.cluster_id,
         )  # fmt: skip
         return ColumnMessage.of(head, PLAIN, owners=np.ascontiguousarray(cluster_map.readers))
 
+    def check_cluster(self, cluster: bytes) -> None:
+        """Raise Refused where this node is of another cluster."""
+        ours = self._maps.current
+        if cluster != ours.cluster_id:
+            raise Refused(
+                WRONG_NODE,
+                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and {cluster.hex()} was "
+                "meant; do two clusters share an address?",
+            )
+
     # Reads
 
-    async def lookup(self, dataset: str, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
+    async def lookup(self, dataset: Named, ids: Ids, *, fast: bool) -> tuple[Hits, States]:
         """Look up IDs, at this node's replica where that is all that has to be asked."""
         async with _in_time():
             name = await self.store.local_name(dataset)
@@ -125,22 +139,22 @@ class ClusterBackend:
         hits = Hits(got.found.view(np.bool_), locations_of(got.locations), got.versions, failed)
         return hits, np.where(failed, np.uint8(State.FAILED), got.found)
 
-    async def scan_page(self, dataset: str, scan: Scan) -> tuple[ScanPage, bool]:
+    async def scan_page(self, dataset: Named, scan: Scan) -> tuple[ScanPage, bool]:
         """Return the next page of a scan, as quorums of each partition's replicas have it."""
         async with _in_time():
-            return await self._scanning.page(dataset, await self.store.local_name(dataset), scan)
+            return await self._scanning.page(dataset.name, await self.store.local_name(dataset), scan)
 
     # Writes
 
-    async def put(self, dataset: str, ids: Ids, locations: Locations) -> None:
+    async def put(self, dataset: Named, ids: Ids, locations: Locations) -> None:
         """Set locations; OutcomeUnknownError says in `.failed` which IDs are not acknowledged."""
         await self._write(dataset, ids, words_of(locations, 3), delete=False)
 
-    async def delete(self, dataset: str, ids: Ids) -> None:
+    async def delete(self, dataset: Named, ids: Ids) -> None:
         """Remove IDs, as `put` sets them."""
         await self._write(dataset, ids, np.zeros((len(ids), 3), np.uint64), delete=True)
 
-    async def _write(self, dataset: str, ids: Ids, words: Words, *, delete: bool) -> None:
+    async def _write(self, dataset: Named, ids: Ids, words: Words, *, delete: bool) -> None:
         async with _in_time():
             name = await self.store.local_name(dataset)
             distinct = await self._distinct(ids, words, last=True)
@@ -150,7 +164,7 @@ class ClusterBackend:
             if not written.acknowledged.all():
                 raise _unacknowledged(distinct.spread(~written.acknowledged), written.reason)
 
-    async def insert(self, dataset: str, ids: Ids, locations: Locations) -> Inserted:
+    async def insert(self, dataset: Named, ids: Ids, locations: Locations) -> Inserted:
         """Set locations of absent IDs; an error's `.partial` has what was decided."""
         async with _in_time():
             name = await self.store.local_name(dataset)
@@ -165,10 +179,10 @@ class ClusterBackend:
             )
             if unknown.any():
                 raise _unacknowledged(distinct.spread(unknown), reason, result)
-            return inserted(dataset, result)
+            return inserted(dataset.name, result)
 
     async def relocate(
-        self, dataset: str, ids: Ids, locations: Locations, versions: NDArray[np.uint64]
+        self, dataset: Named, ids: Ids, locations: Locations, versions: NDArray[np.uint64]
     ) -> Relocated:
         """Set locations of IDs that are still of the versions seen, as `insert` does of absent ones."""
         async with _in_time():
@@ -182,7 +196,7 @@ class ClusterBackend:
             result = Relocated(outcomes == Relocation.RELOCATED, outcomes)
             if unknown.any():
                 raise _unacknowledged(unknown, reason, result)
-            return relocated(dataset, result)
+            return relocated(dataset.name, result)
 
     async def _distinct(self, ids: Ids, words: Words, *, last: bool) -> Distinct:
         make = partial(Distinct.of, words_of(ids, 2), words, self._keys, last=last)
@@ -193,10 +207,14 @@ class ClusterStore(DatasetTable):
     """What a store is asked besides batches: datasets are the cluster's, flush and figures this node's."""
 
     def __init__(self, local: EmbeddedStore, node: Node, volumes: VolumeTable, lane: Lane) -> None:
-        super().__init__(node.membership, node.datasets.make)
+        super().__init__(node.slot, node.membership, node.peers, node.datasets.make)
         self._local = local
         self._volumes = volumes
         self._lane = lane
+
+    async def dataset_numbers(self) -> dict[str, int]:
+        """Return the numbers of the datasets by name."""
+        return {DEFAULT_DATASET: 0} | {name: row.id for name, row in (await self._datasets_now()).items()}
 
     async def flush(self) -> None:
         """Write what is in this node's memory to runs."""

@@ -290,6 +290,12 @@ class ClusterMap:
         phase = np.where(mask, STABLE, self.phase).astype(np.uint8)
         return self._with(owners=owners, phase=phase, touched=mask)._without_idle()
 
+    def recovered(self, epoch: int) -> ClusterMap:
+        """Return the map as its own continuation, with an epoch above one: it is put back in place of that."""
+        gap = max(0, epoch - self.epoch)
+        history = self.history.with_next(self.digest).with_gap(gap)
+        return replace(self, epoch=self.epoch + gap + 1, history=history)
+
     def _without_idle(self) -> ClusterMap:
         """Return the map without the nodes that are to go and own nothing any more."""
         members = tuple(

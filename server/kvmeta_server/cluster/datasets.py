@@ -33,10 +33,10 @@ class Datasets:
             with suppress(KvmetaError):
                 await self._lane.run(lambda: self._make(tables))
 
-    async def make(self) -> None:
-        """Have here what datasets etcd says there are, now."""
-        tables = await self._membership.tables_now()
-        await self._lane.run(lambda: self._make(tables))
+    async def make(self, tables: Tables | None = None) -> None:
+        """Have here what datasets tables say there are, by default those that etcd has now."""
+        known = await self._membership.tables_now() if tables is None else tables
+        await self._lane.run(lambda: self._make(known))
 
     def _make(self, tables: Tables) -> None:
         """Make what is listed and missing; drop what was listed once and is not any more.

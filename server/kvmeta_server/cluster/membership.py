@@ -64,8 +64,11 @@ class Membership:
         self._tables: Tables | None = None
         self.volumes = VolumePages()
         """The volumes, as they were when etcd was believed last."""
+        self.pages_serial = 0
+        """Up to which serial of the tables all changes of volumes are known."""
         self._looked_at = (-1, -1)  # the revisions of etcd's map and tables that were judged
         self._news = asyncio.Condition()
+        self._judging = asyncio.Lock()
         self._revision = 0
         self._lease = Lease(authority, LEASE_S)
         self._slot = -1
@@ -130,17 +133,26 @@ class Membership:
     ) -> None:
         """Start from a map, tables and pages of volumes that were remembered."""
         self.volumes = VolumePages(volumes)
+        self.pages_serial = 0 if tables is None else tables.serial
         self._map = cluster_map if self._map is None else self._map
         self._tables = tables if self._tables is None else self._tables
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
+        async with self._judging:
+            await self._load()
+
+    async def _load(self) -> None:
         values, revision = await self._authority.below(f"{self._prefix}/")
         pages = {value.key: value.data for value in values if value.key.startswith(self._volumes_at)}
         self._values = {value.key: value for value in values if value.key not in pages}
         self.answers = True
-        self._looked_at = (-1, -1)
-        await self._look()
+        for _ in range(2):  # what was read may have been overtaken by what was learned meanwhile
+            self._looked_at = (-1, -1)
+            await self._look(fresh=True)
+            if not self.refusal:
+                break
+            await self._read_again()
         if not self.refusal:
             self._take_pages(pages)
         self._revision = revision
@@ -221,6 +233,19 @@ class Membership:
                 return
         raise UnavailableError(f"{full} changes all the time; try again")
 
+    def learn(self, tables: Tables) -> int:
+        """Take over tables that another node tells of, where they go on from those known here.
+
+        Returns the serial of those that are known then.
+        """
+        if (
+            self._tables is not None
+            and tables.serial > self._tables.serial
+            and tables.descends_from(self._tables)
+        ):
+            self._tables = tables
+        return 0 if self._tables is None else self._tables.serial
+
     async def catch_up(self) -> None:
         """Wait a moment until what etcd's tables tell of now is known here."""
         with suppress(UnavailableError):
@@ -232,7 +257,7 @@ class Membership:
         """Return the tables as etcd has them now; UnavailableError where it does not answer or is not believed."""
         return self._believed_tables(await self.read("tables"))
 
-    async def change_all(self, writes: dict[str, bytes | None], held: dict[str, int]) -> bool:
+    async def change_all(self, writes: Mapping[str, bytes | None], held: Mapping[str, int]) -> bool:
         """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
         revision = await self._authority.txn(
             [Put(f"{self._prefix}/{key}", data) for key, data in writes.items()],
@@ -244,6 +269,13 @@ class Membership:
     async def read(self, key: str) -> Value | None:
         """Read a key from etcd itself."""
         return await self._authority.get(f"{self._prefix}/{key}")
+
+    async def raw(self) -> tuple[dict[str, Value], set[int]]:
+        """Return what etcd holds, believed or not: its map and tables, and the numbers of its pages."""
+        values, _ = await self._authority.below(f"{self._prefix}/")
+        held = {value.key.removeprefix(f"{self._prefix}/"): value for value in values}
+        pages = {int(key.partition("/")[2]) for key in held if key.startswith("volumes/")}
+        return {key: held[key] for key in ("map", "tables") if key in held}, pages
 
     async def is_driver(self) -> bool:
         """Return whether this node drives moves: it holds the key, or takes it where nobody does."""
@@ -292,6 +324,10 @@ class Membership:
                 raise Compacted
 
     async def _take(self, changes: list[Changed]) -> None:
+        async with self._judging:
+            await self._take_in_turn(changes)
+
+    async def _take_in_turn(self, changes: list[Changed]) -> None:
         pages: dict[str, bytes] = {}
         for change in changes:
             if change.data is None:
@@ -312,8 +348,20 @@ class Membership:
         async with self._news:
             self._news.notify_all()
 
-    async def _look(self) -> None:
-        """Judge etcd's map and tables, and go on with them where they go on from those known here."""
+    async def _read_again(self) -> None:
+        for key in (f"{self._prefix}/map", f"{self._prefix}/tables"):
+            held = await self._authority.get(key)
+            if held is None:
+                self._values.pop(key, None)
+            else:
+                self._values[key] = held
+
+    async def _look(self, *, fresh: bool = False) -> None:
+        """Judge etcd's map and tables, and go on with them where they go on from those known here.
+
+        A watch brings each change on its way, which may lie behind what another node told: only what was read
+        just now (`fresh`) can be told from a past that is gone.
+        """
         held_map, held_tables = (self._values.get(f"{self._prefix}/{key}") for key in ("map", "tables"))
         looked_at = tuple(0 if held is None else held.revision for held in (held_map, held_tables))
         if looked_at == self._looked_at:
@@ -326,6 +374,8 @@ class Membership:
         except CorruptionError:  # of a newer version: it will not be read
             return
         except UnavailableError as error:
+            if not fresh and not self.refusal:
+                raise Compacted from None  # read all anew
             if str(error) != self.refusal:
                 self._log.warning("etcd is not believed", reason=str(error))
             self.refusal = str(error)
@@ -394,6 +444,9 @@ class Membership:
         return f"{self._prefix}/volumes/"
 
     def _take_pages(self, pages: Mapping[str, bytes]) -> None:
+        held = self._values.get(f"{self._prefix}/tables")
+        if held is not None:
+            self.pages_serial = decode_tables(held.data).serial
         for key, raw in pages.items():
             page = int(key.removeprefix(self._volumes_at))
             if self.volumes.pages.get(page) != raw:

@@ -11,16 +11,18 @@ import numpy as np
 from kvmeta.errors import InputError, UnavailableError
 from kvmeta.v1 import cluster_pb2 as pb
 from kvmeta.v1 import peer_pb2 as peer
+from kvmeta_server.backend import Named
 from kvmeta_server.cluster.cluster_map import ClusterMap, copies
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.placement import NOBODY
+from kvmeta_server.cluster.recovery import Recovery
 from kvmeta_server.cluster.seams import PeerError
 
 
 class Operators:
     """The answers of one node. `local_name` returns under which name nodes hold a dataset."""
 
-    def __init__(self, node: Node, local_name: Callable[[str], Awaitable[str]]) -> None:
+    def __init__(self, node: Node, local_name: Callable[[Named], Awaitable[str]]) -> None:
         self._node = node
         self._local_name = local_name
 
@@ -54,10 +56,13 @@ class Operators:
             partitions=cluster_map.partitions, replicas=cluster_map.replicas,
             write_quorum=cluster_map.write_quorum, members=members, moving=int(cluster_map.unplaced.sum()),
             etcd=node.membership.answers, unavailable=self._unavailable(cluster_map),
+            refusal=node.membership.refusal, fenced=node.parties.fenced,
         )  # fmt: skip
 
     async def change_members(self, request: pb.ChangeMembersRequest) -> pb.ChangeMembersResponse:
         """Change the members."""
+        if self._node.membership.refusal:
+            raise UnavailableError(self._node.membership.refusal)
         if self._node.membership.lease_left_s() <= 0:
             raise UnavailableError(
                 "etcd does not answer, and the map is changed only there; reads and writes go on. Try again "
@@ -68,9 +73,23 @@ class Operators:
 
     async def repair(self, request: pb.RepairRequest) -> pb.RepairResponse:
         """Compare what this node is the first owner of, now."""
-        name = await self._local_name(request.dataset) if request.dataset else ""
+        name = await self._local_name(Named(request.dataset)) if request.dataset else ""
         report = await self._node.compare(name)
         return pb.RepairResponse(partitions=report.partitions, rows=report.rows, skipped=report.skipped)
+
+    async def recover(self, request: pb.RecoverRequest) -> pb.RecoverResponse:
+        """Say what a recovery does, or do it."""
+        node = self._node
+        recovery = Recovery(node.slot, node.membership, node.peers)
+        plan = await recovery.plan()
+        if plan is None:
+            return pb.RecoverResponse(epoch=node.membership.current.epoch)
+        if request.plan:
+            if request.plan != plan.told.plan:
+                raise UnavailableError("what is to be done has changed since it was shown; look again")
+            await recovery.apply(plan)
+            plan.told.done = True
+        return plan.told
 
     def _changed(self, held: ClusterMap, request: pb.ChangeMembersRequest) -> ClusterMap:
         if request.change == pb.CHANGE_REBALANCE:

@@ -19,8 +19,10 @@ from kvmeta_server.cluster.peers import MIXED, OPERATIONS, ROWS_MAX, rows_of
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.rows import Bound
 from kvmeta_server.cluster.seams import World
+from kvmeta_server.cluster.tables import Tables, decode_tables
 
 MAP_WAIT_S = 1.0
+PAGES_BYTES_MAX = 2 << 20
 _OPERATIONS = {number: name for name, number in OPERATIONS.items()}
 
 
@@ -35,7 +37,7 @@ class PeerAnswers:
         parties: Parties,
         world: World,
         state: Callable[[], peer.StateResponse],
-        make_datasets: Callable[[], Any],
+        make_datasets: Callable[[Tables | None], Any],
         ago_s: Callable[[int], float | None],
     ) -> None:
         self._replica = replica
@@ -122,6 +124,34 @@ class PeerAnswers:
             self._parties.check_sender(request.parties)
         return self._state()
 
+    async def tell(self, request: Any) -> peer.TellResponse:
+        """Learn of tables."""
+        self._parties.check_receiver(request.parties)
+        self._parties.check_sender(request.parties)
+        serial = self._membership.learn(decode_tables(request.tables))
+        await self._make_datasets(self._membership.tables)
+        return peer.TellResponse(serial=serial)
+
+    async def remembered(self, request: Any) -> peer.RememberedResponse:
+        """Say what is remembered here."""
+        self._parties.check_receiver(request.parties)
+        membership = self._membership
+        assert membership.tables is not None
+        told = peer.RememberedResponse(
+            map=membership.current.encode(), tables=membership.tables.encode(),
+            pages_serial=membership.pages_serial, done=True,
+        )  # fmt: skip
+        size = 0
+        for page, raw in sorted(membership.volumes.pages.items()):
+            if page < request.pages_from:
+                continue
+            if size and size + len(raw) > PAGES_BYTES_MAX:
+                told.done = False
+                break
+            told.pages[page] = raw
+            size += len(raw)
+        return told
+
     async def seen(self, request: Any) -> peer.SeenResponse:
         """Say when a node answered last."""
         self._parties.check_receiver(request)
@@ -140,4 +170,4 @@ class PeerAnswers:
         try:
             self._replica.tree(request.dataset)
         except NotFoundError:
-            await self._make_datasets()
+            await self._make_datasets(None)

@@ -208,6 +208,17 @@ class NodePeers:
         held = rows_of(reply.rows)
         return outcomes, held if len(held) else np.zeros_like(rows)
 
+    async def tell(self, slot: int, tables: bytes) -> int:
+        """Tell another node of the cluster's tables."""
+        reply = await self._call(slot, "Tell", APPLY_S, peer.TellRequest(tables=tables), even_gone=True)
+        return int(reply.serial)
+
+    async def remembered(self, slot: int, pages_from: int) -> peer.RememberedResponse:
+        """Ask another node what it remembers."""
+        request = peer.RememberedRequest(pages_from=pages_from)
+        reply = await self._call(slot, "Remembered", APPLY_S, request, even_gone=True)
+        return cast("peer.RememberedResponse", reply)
+
     async def state(self, slot: int) -> peer.StateResponse:
         """Ask a node how it is."""
         request = peer.StateRequest()

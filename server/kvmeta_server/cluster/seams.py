@@ -81,6 +81,12 @@ class Peers(Protocol):
     ) -> tuple[NDArray[np.uint8], Rows]:
         """Let a node decide inserts or relocates, as their first live owner."""
 
+    async def remembered(self, slot: int, pages_from: int) -> Any:
+        """Ask a node what it remembers of map, tables and volumes (peer.RememberedResponse)."""
+
+    async def tell(self, slot: int, tables: bytes) -> int:
+        """Tell a node of the cluster's tables; return the serial of those that it knows then."""
+
     def likely(self, slot: int) -> bool:
         """Return whether a peer will probably answer."""
 

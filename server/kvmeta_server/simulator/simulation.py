@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from kvmeta.errors import KvmetaError
 from kvmeta.v1 import cluster_pb2 as pb
+from kvmeta_server.backend import Named
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.membership import prefix_of
 from kvmeta_server.cluster.operators import Operators
@@ -297,8 +298,8 @@ def simulate(seed: int, mix: Mix = OWN_MIX, *, keep_events: bool = False) -> Res
     return Simulation(seed, mix, keep_events=keep_events).run()
 
 
-async def _as_it_is(dataset: str) -> str:
-    return dataset
+async def _as_it_is(dataset: Named) -> str:
+    return dataset.name
 
 
 def _memory() -> str | None:

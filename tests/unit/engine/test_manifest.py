@@ -40,7 +40,11 @@ def filled() -> tuple[Manifest, dict[bytes, bytes]]:
     apply(manifest, rows, Change())
     apply(manifest, rows, Change(datasets={1: DatasetRecord(1, "default")}, trees={1: TreeRecord()}))
     apply(manifest, rows, Change(volumes={n: VolumeRow(n, f"file:///{n}", "n") for n in range(1, 5)}))
-    apply(manifest, rows, Change(trees={1: TREE}, volumes={2: VolumeRow(2, "s3://2", "two", "offline")}, anchor=Position(5, 9)))
+    apply(
+        manifest,
+        rows,
+        Change(trees={1: TREE}, volumes={2: VolumeRow(2, "s3://2", "two", "offline")}, anchor=Position(5, 9)),
+    )
     return manifest, rows
 
 

@@ -91,6 +91,14 @@ class Replicas:
         """Return whether a node answers."""
         return slot not in self.down
 
+    async def remembered(self, slot: int, pages_from: int) -> Any:
+        """Remember nothing."""
+        raise PeerError("remembers nothing")
+
+    async def tell(self, slot: int, tables: bytes) -> int:
+        """Know of no tables."""
+        return 0
+
     def long_gone(self, slot: int) -> bool:
         """Return whether nobody waits for a node: these may come back at any time."""
         return False
