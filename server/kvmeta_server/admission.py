@@ -23,21 +23,25 @@ class Admission:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._draining = False
+        self._refused: Refused | None = None
         self._calls: Counter[str] = Counter()  # by connection
         self._bytes: Counter[str] = Counter()
         self.calls = 0
         self.bytes = 0
 
     def drain(self) -> None:
-        """Refuse every call from now on."""
-        self._draining = True
+        """Refuse every call from now on: the server is shutting down."""
+        self.refuse(DRAINING, "the server is shutting down")
+
+    def refuse(self, reason: str, message: str) -> None:
+        """Refuse every call from now on, with a reason of `status.NOT_STARTED`."""
+        self._refused = Refused(reason, message)
 
     def admit(self, peer: str, size: int, *, while_draining: bool = False) -> None:
         """Count a call of `size` bytes of connection `peer`; raise Refused where there is no room."""
         limits = self._limits
-        if self._draining and not while_draining:
-            raise Refused(DRAINING, "the server is shutting down")
+        if self._refused is not None and not while_draining:
+            raise Refused(self._refused.reason, str(self._refused))
         self._refuse_beyond("calls", self.calls, self._calls[peer], limits.calls_max)
         self._refuse_beyond("bytes", self.bytes, self._bytes[peer], limits.bytes_in_flight_max)
         self.calls += 1

@@ -11,6 +11,7 @@ import resource
 import signal
 import socket
 import time
+from functools import partial
 
 import uvloop
 
@@ -18,6 +19,7 @@ from kvmeta import __version__
 from kvmeta.embedded import EmbeddedStore
 from kvmeta.engine.options import EngineOptions
 from kvmeta.errors import UnavailableError
+from kvmeta.protocol.status import TWIN
 from kvmeta_server.admission import Admission
 from kvmeta_server.answers import Answers
 from kvmeta_server.backend import Backend, LocalBackend
@@ -55,6 +57,7 @@ class Server:
             Answers(backend, limits, __version__), self._jobs, waits=backend.waits
         )
         if node is not None:
+            node.parties.when_fenced = partial(self.admission.refuse, TWIN)
             operators = Operators(node, node.backend.store.local_name)
             endpoints += service.of_node(node.answers, operators)
         self._listener = GrpcListener(config, endpoints)

@@ -8,6 +8,7 @@ processes live with one node's data at once (a copied directory), whoever sees b
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from kvmeta.protocol.status import NO_MEMBER, OTHER_HISTORY, OTHER_LIFE, TWIN, WRONG_NODE
@@ -43,6 +44,8 @@ class Parties:
         """Slots of which two processes live at once, and how that was seen."""
         self.fenced = ""
         """Why this node takes no part any more; "" where it does."""
+        self.when_fenced: Callable[[str], None] = lambda reason: None
+        """Called with that once it is so."""
 
     # As the one who asks
 
@@ -113,9 +116,11 @@ class Parties:
 
     def fence(self, reason: str) -> bool:
         """Take no part any more; return whether that is new."""
-        new = not self.fenced
-        self.fenced = self.fenced or f"{reason}; stop both, and start the one whose data is right"
-        return new
+        if self.fenced:
+            return False
+        self.fenced = f"{reason}; stop both, and start the one whose data is right"
+        self.when_fenced(self.fenced)
+        return True
 
     def _check_life(self, slot: int, life: int) -> None:
         known, _ = self._lives.get(slot, (0, 0.0))

@@ -82,8 +82,7 @@ class Recovery:
         tables, pages = _newest_tables(copies), _newest_pages(copies)
         held, pages_there = await membership.raw()
         there_map, there_tables = _there(held.get("map"), decode), _there(held.get("tables"), decode_tables)
-        apart = (T = TypeVar("T")
-DATASETS_APART, VOLUMES_APART) if silent else (0, 0)
+        apart = (DATASETS_APART, VOLUMES_APART) if silent else (0, 0)
         known = [copy.tables for copy in copies] + ([there_tables] if there_tables is not None else [])
         raised = tables.raised(
             serial=max(each.serial for each in known),
