@@ -221,7 +221,7 @@ def test_an_emptied_etcd_is_an_outage_and_founds_no_second_cluster(
     etcd.empty()
     nodes = [node.node for node in cluster.nodes.values()]
     until(lambda: all(node.membership.refusal for node in nodes), "all notice")
-    until(lambda: nodes[0].membership.live(), "signs of life in the empty etcd")
+    until(lambda: cluster.run(nodes[0].membership.read("id")), "the cluster's ID in the empty etcd")
     with open_at(cluster) as store:
         with pytest.raises(UnavailableError, match="no map of cluster"):
             store.create_dataset("other")

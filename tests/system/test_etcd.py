@@ -31,7 +31,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 async def first(watch: AsyncIterator[list[Changed]]) -> list[Changed]:
     async with asyncio.timeout(20):
-        return await anext(watch)
+        return await anext(changes async for changes in watch if changes)  # none: it is connected anew
 
 
 def test_a_transaction_writes_only_if_its_conditions_hold(etcd: DevEtcd) -> None:

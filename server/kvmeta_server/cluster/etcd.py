@@ -109,7 +109,6 @@ class Etcd:
         Where a connection breaks it goes on at the next member, without a gap; it says so by no changes.
         Raises Compacted where that cannot be: also where etcd has not come so far, for it was set back.
         """
-        connected = False
         while True:
             asked = await self._connected(CALL_S)
             method = self._channels[asked].stream_stream(
@@ -131,9 +130,7 @@ class Etcd:
                     if reply.created:
                         if reply.header.revision < revision:
                             raise Compacted
-                        if connected:
-                            yield []
-                        connected = True
+                        yield []
                     changes = [_changed(event) for event in reply.events]
                     if changes:
                         revision = max(revision, changes[-1].revision)

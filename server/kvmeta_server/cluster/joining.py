@@ -288,13 +288,18 @@ class Joining:
         """Wait for the lease of our last life to end; StoreLockedError where somebody keeps it alive."""
         loop = asyncio.get_running_loop()
         end = loop.time() + LEASE_S + 2
-        while await self._membership.read(f"live/{slot}") is not None:
+        while await self._lives(slot):
             if loop.time() > end:
                 raise StoreLockedError(
                     f"node {self.name!r} of cluster {self._settings.name!r} is up elsewhere: was its data "
                     "copied?"
                 )
             await asyncio.sleep(0.2)
+
+    async def _lives(self, slot: int) -> bool:
+        """Return whether etcd has a sign of life of a node with this one's store."""
+        held = await self._membership.read(f"live/{slot}")
+        return held is not None and held.data.startswith(self._engine.identity.store_id.hex().encode())
 
     async def _ask_for_twins(self, remembered: ClusterMap) -> None:
         """Ask the others, without etcd, whether a node with this one's data takes part already.

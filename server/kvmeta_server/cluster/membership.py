@@ -43,6 +43,15 @@ def prefix_of(cluster: str) -> str:
     return f"/kvmeta/{cluster}"
 
 
+def sign_of_life(store_id: bytes, life: int) -> bytes:
+    """Return what a node has in etcd while it lives: its store's ID and its life (parties.py), in hex."""
+    return f"{store_id.hex()}/{life:x}".encode()
+
+
+def _store_of(sign: bytes) -> bytes:
+    return sign.partition(b"/")[0]
+
+
 class Membership:
     """The cluster as etcd has it. `adopt` makes the node work under a new map before others hear of it."""
 
@@ -72,7 +81,7 @@ class Membership:
         self._revision = 0
         self._lease = Lease(authority, LEASE_S)
         self._slot = -1
-        self._life = 0
+        self._sign = b""
         self._met = 0.0  # since when another life has this node's place
         self._on_twin: Callable[[str], None] = lambda reason: None
         self._tasks: list[asyncio.Task[None]] = []
@@ -160,12 +169,13 @@ class Membership:
         async with self._news:
             self._news.notify_all()
 
-    def start(self, slot: int, life: int, on_twin: Callable[[str], None]) -> None:
+    def start(self, slot: int, store_id: bytes, life: int, on_twin: Callable[[str], None]) -> None:
         """Follow etcd, and keep this node's lease, from now on.
 
         `on_twin` is told where another life of this node takes part.
         """
-        self._slot, self._life, self._on_twin = slot, life, on_twin
+        self._slot, self._on_twin = slot, on_twin
+        self._sign = sign_of_life(store_id, life)
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._keep_lease())]
 
     async def stop(self) -> None:
@@ -182,7 +192,7 @@ class Membership:
     async def found(self, founded: ClusterMap) -> bool:
         """Make the first map of a cluster and its tables, where there is nothing; return whether it did."""
         tables = Tables(founded.cluster_id)
-        writes = {"map": founded.encode(), "tables": tables.encode(), "id": founded.cluster_id.hex().encode()}
+        writes = {"tables": tables.encode(), "id": founded.cluster_id.hex().encode(), "map": founded.encode()}
         return await self.change_all(writes, dict.fromkeys(writes, 0))
 
     async def change_map(self, change: Changes) -> ClusterMap:
@@ -303,7 +313,7 @@ class Membership:
                 async for changes in self._authority.watch(f"{self._prefix}/", self._revision):
                     if changes:
                         await self._take(changes)
-                    else:  # it is connected anew, maybe to an etcd that was set back
+                    else:  # it is connected, maybe to an etcd that was set back meanwhile
                         await self._check_unchanged()
             except Compacted:
                 pass
@@ -311,11 +321,18 @@ class Membership:
                 self._log.fault("membership", error)
             try:
                 await self.load()
+                await self._mark()
             except UnavailableError:
                 pass
             except Exception as error:  # noqa: BLE001
                 self._log.fault("membership", error)
             await asyncio.sleep(_RETRY_S)
+
+    async def _mark(self) -> None:
+        """Leave the cluster's ID where etcd has lost all else, so that nobody founds another in its place."""
+        if self.refusal and self.value("map") is None and self.value("id") is None:
+            writes = {"id": self.current.cluster_id.hex().encode()}
+            await self.change_all(writes, {"map": 0, "id": 0})
 
     async def _check_unchanged(self) -> None:
         """Raise Compacted where etcd's map or tables are not those that were seen last."""
@@ -473,9 +490,11 @@ class Membership:
 
     async def _say_alive(self) -> bool:
         """Put this node's life where its slot's belongs, unless another life is there; return whether it did."""
-        key, mine = f"{self._prefix}/live/{self._slot}", str(self._life).encode()
+        if self.refusal:
+            return False  # what is there may be of another cluster
+        key, mine = f"{self._prefix}/live/{self._slot}", self._sign
         held = self._values.get(key)
-        if held is not None and held.data != mine:
+        if held is not None and held.data != mine and _store_of(held.data) == _store_of(mine):
             now = asyncio.get_running_loop().time()
             self._met = self._met or now
             if now > self._met + LEASE_S + 2:  # longer than a lease of our last life may last
@@ -489,5 +508,5 @@ class Membership:
 
     def _look_at_twins(self) -> None:
         held = self._values.get(f"{self._prefix}/twin/{self._slot}")
-        if held is not None and str(self._life).encode() in held.data.split():
+        if held is not None and not self.refusal and self._sign in held.data.split():
             self._on_twin(f"node {self._slot} lives twice: its data directory was copied")

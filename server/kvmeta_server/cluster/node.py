@@ -71,7 +71,7 @@ class Node:
     def start(self) -> None:
         """Take part: other nodes are asked from now on, and may ask."""
         self.membership.listen(self._follow_datasets)
-        self.membership.start(self.slot, self.parties.life, self._fence)
+        self.membership.start(self.slot, self._engine.identity.store_id, self.parties.life, self._fence)
         self._node_peers.start()
         work = (
             self.moves.run(),

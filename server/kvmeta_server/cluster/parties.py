@@ -8,10 +8,11 @@ processes live with one node's data at once (a copied directory), whoever sees b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from kvmeta.protocol.status import NO_MEMBER, OTHER_HISTORY, OTHER_LIFE, TWIN, WRONG_NODE
+from kvmeta.errors import UnavailableError
+from kvmeta.protocol.status import NO_MEMBER, OTHER_HISTORY, OTHER_LIFE, TWIN, UNPROVEN, WRONG_NODE
 from kvmeta.v1 import peer_pb2 as peer
 from kvmeta_server.cluster.cluster_map import ClusterMap, Member
 from kvmeta_server.cluster.seams import Maps
@@ -40,6 +41,8 @@ class Parties:
         self._maps = maps
         self._to: tuple[ClusterMap, dict[int, peer.Parties]] | None = None
         self._lives: dict[int, tuple[int, float]] = {}  # the last known of others, and since when
+        self.ask: Callable[[int], Awaitable[Any]] = _nobody
+        """Asks a node how it is, at its address; UnavailableError where it does not answer."""
         self.twins: dict[int, str] = {}
         """Slots of which two processes live at once, and how that was seen."""
         self.fenced = ""
@@ -91,8 +94,8 @@ class Parties:
                 f"{parties.to_slot} with store {parties.to_store.hex()}; do two nodes share an address?",
             )
 
-    def check_sender(self, parties: peer.Parties) -> None:
-        """Raise Refused where a request comes from no member, or from another history or life of one."""
+    def check_member(self, parties: peer.Parties) -> None:
+        """Raise Refused where a request comes from no member, or from another history or a past life of one."""
         ours, slot = self._maps.current, parties.from_slot
         if parties.from_epoch <= ours.epoch and not ours.descends_from(
             parties.from_epoch, parties.from_digest
@@ -107,7 +110,28 @@ class Parties:
             raise Refused(
                 NO_MEMBER, f"node {slot} with store {parties.from_store.hex()} is no member of {ours.name!r}"
             )
-        self._check_life(slot, parties.from_life)
+        if slot in self.twins or starts_of(parties.from_life) < starts_of(self._life_of(slot)):
+            again = f"node {slot} was started again since, with its own data or with a copy of it"
+            raise Refused(OTHER_LIFE, self.twins.get(slot, again))
+
+    async def check_sender(self, parties: peer.Parties) -> None:
+        """Raise Refused as `check_member` does, and where nobody knows in which life a node asks.
+
+        A life that is new here is believed once it answers at the node's address: while a copy of its data is
+        used elsewhere, the one that does answer there gives it away.
+        """
+        self.check_member(parties)
+        slot, life = parties.from_slot, parties.from_life
+        if self._life_of(slot) == life:
+            return
+        try:
+            await self.ask(slot)  # which tells `answered`
+        except UnavailableError as error:
+            raise Refused(UNPROVEN, f"node {slot} is not known here in its new life: {error}") from None
+        self.check_member(parties)
+        if self._life_of(slot) != life:
+            self._saw_twins(slot, self._life_of(slot), life)
+            raise Refused(OTHER_LIFE, self.twins[slot])
 
     def check_alone(self) -> None:
         """Raise Refused where this node takes no part any more."""
@@ -122,25 +146,18 @@ class Parties:
         self.when_fenced(self.fenced)
         return True
 
-    def _check_life(self, slot: int, life: int) -> None:
-        known, _ = self._lives.get(slot, (0, 0.0))
-        if starts_of(life) > starts_of(known):
-            self._lives[slot] = life, asyncio.get_running_loop().time()
-            self.twins.pop(slot, None)  # started since by somebody
-        elif starts_of(life) == starts_of(known) and life != known:
-            self._saw_twins(slot, known, life)
-        if slot in self.twins or starts_of(life) < starts_of(known):
-            raise Refused(
-                OTHER_LIFE,
-                self.twins.get(slot, "")
-                or f"node {slot} was started again since, with a copy of its data or with its own",
-            )
+    def _life_of(self, slot: int) -> int:
+        return self._lives.get(slot, (0, 0.0))[0]
 
     def _saw_twins(self, slot: int, one: int, other: int) -> None:
         self.twins[slot] = (
             f"node {slot} lives twice, started {starts_of(one)} and {starts_of(other)} times: its data "
             "directory was copied"
         )
+
+
+async def _nobody(slot: int) -> None:
+    raise UnavailableError(f"node {slot} is not asked yet")
 
 
 def life_told(reply: Any) -> int:

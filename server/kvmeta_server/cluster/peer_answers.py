@@ -121,13 +121,13 @@ class PeerAnswers:
         """Say how this node is."""
         self._parties.check_receiver(request.parties)
         if request.parties.from_epoch <= self._membership.current.epoch:  # else it may be a new member
-            self._parties.check_sender(request.parties)
+            self._parties.check_member(request.parties)
         return self._state()
 
     async def tell(self, request: Any) -> peer.TellResponse:
         """Learn of tables."""
         self._parties.check_receiver(request.parties)
-        self._parties.check_sender(request.parties)
+        await self._parties.check_sender(request.parties)
         serial = self._membership.learn(decode_tables(request.tables))
         await self._make_datasets(self._membership.tables)
         return peer.TellResponse(serial=serial)
@@ -166,7 +166,7 @@ class PeerAnswers:
             await self._membership.newer_than(epoch - 1, MAP_WAIT_S)
             if epoch > self._membership.current.epoch:
                 raise UnavailableError(f"this node has not seen the map of epoch {epoch} yet")
-        self._parties.check_sender(request.parties)
+        await self._parties.check_sender(request.parties)
         try:
             self._replica.tree(request.dataset)
         except NotFoundError:

@@ -62,6 +62,7 @@ class NodePeers:
         self._replica = replica
         self._maps = maps
         self._parties = parties
+        parties.ask = self.state
         self._reads, self._writes = world.reads, world.writes
         self._wire = world.wire
         self._log = world.log

@@ -104,8 +104,8 @@ class Recovery:
         for some in _chunks(list(pages), _PUTS):
             await membership.change_all({key: pages[key] for key in some}, {})
         writes: dict[str, bytes | None] = {
-            "map": plan.map.encode(), "tables": plan.tables.encode(),
-            "id": plan.map.cluster_id.hex().encode(),
+            "tables": plan.tables.encode(), "id": plan.map.cluster_id.hex().encode(),
+            "map": plan.map.encode(),
         }  # fmt: skip
         if not await membership.change_all(writes, plan.held):
             raise UnavailableError("etcd holds something else by now; look again at what is to be done")

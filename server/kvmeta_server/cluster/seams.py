@@ -155,7 +155,7 @@ class Authority(Protocol):
     def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
         """Yield all changes below a prefix after `revision`, as they come, for ever; or raise Compacted.
 
-        No changes say that it is connected anew.
+        No changes say that it is connected, or connected anew.
         """
 
     async def grant(self, ttl_s: int) -> int:

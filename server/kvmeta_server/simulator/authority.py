@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from kvmeta.errors import UnavailableError
 from kvmeta_server.cluster.seams import Changed, Compacted, Put, Value
@@ -15,6 +15,13 @@ from kvmeta_server.simulator.network import Network
 T = TypeVar("T")
 HOST = "etcd"
 CALL_S = 3.0
+
+
+class Snapshot(NamedTuple):
+    """What etcd held at a revision."""
+
+    revision: int
+    values: dict[str, Value]
 
 
 @dataclass
@@ -89,13 +96,19 @@ class KeySpace:
         self.history.clear()
         self.compacted = self.revision
 
-    def snapshot(self) -> tuple[int, dict[str, Value]]:
-        """Return what it holds now."""
-        return self.revision, dict(self.values)
+    def snapshot(self) -> Snapshot:
+        """Return what it holds now, without what hangs on a lease."""
+        return Snapshot(
+            self.revision, {key: value for key, value in self.values.items() if key not in self._held}
+        )
 
-    def restore(self, snapshot: tuple[int, dict[str, Value]] | None) -> None:
+    def is_as(self, snapshot: Snapshot) -> bool:
+        """Return whether it holds what it held then, but for what hangs on a lease."""
+        return self.snapshot().values == snapshot.values
+
+    def restore(self, snapshot: Snapshot | None) -> None:
         """Go back to a snapshot, or begin with nothing: all leases end, and nothing of it can be noticed here."""
-        revision, values = snapshot or (0, {})
+        revision, values = snapshot or Snapshot(0, {})
         self.lives += 1
         self._leases.clear()
         self._held.clear()
@@ -159,9 +172,12 @@ class SimulatedEtcd:
         await self._ask(lambda: self._space.revoke(lease))
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
-        """Yield all changes below a prefix after `revision`; or raise Compacted."""
+        """Yield all changes below a prefix after `revision`, none at first; or raise Compacted."""
         space = self._space
         life = space.lives
+        if space.revision < revision:
+            raise Compacted
+        yield []
         while True:
             if space.lives != life:
                 raise Compacted

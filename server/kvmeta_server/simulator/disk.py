@@ -21,6 +21,12 @@ class SimulatedDisk:
         self._files: dict[str, bytes] = {}
         self._synced: dict[str, int] = {}
 
+    def copied(self) -> SimulatedDisk:
+        """Return a copy of what is there."""
+        twin = SimulatedDisk(self._rng, self._fail)
+        twin._files, twin._synced = dict(self._files), dict(self._synced)
+        return twin
+
     def where(self, name: str) -> str:
         """Return what to call a file in messages."""
         return name

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -67,7 +67,9 @@ class Scene(Protocol):
 class Faults:
     """Makes faults, one after another; each ends by itself after a while, or by another."""
 
-    def __init__(self, scene: Scene, rng: random.Random, mix: Mix) -> None:
+    def __init__(
+        self, scene: Scene, rng: random.Random, mix: Mix, more: Mapping[str, Callable[[], bool]]
+    ) -> None:
         self._sim = scene
         self._rng = rng
         self._count = mix.faults
@@ -96,6 +98,7 @@ class Faults:
             "etcd out of reach": self._etcd_out_of_reach,
             "compaction": self._compaction,
             "purge": self._purge,
+            **more,
         }
         weights = [rng.choice([0, 1, 1, 3, 8]) for _ in self.kinds]
         if rng.random() < FEW_KINDS_SHARE:  # some meet seldom in a mix of all

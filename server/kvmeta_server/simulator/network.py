@@ -38,11 +38,15 @@ class Network:
     rng: random.Random
     conditions: Conditions = field(default_factory=Conditions)
     cut: set[tuple[str, str]] = field(default_factory=set)
-    _listening: dict[str, tuple[Process, Serve]] = field(default_factory=dict)
+    _listening: dict[str, list[tuple[Process, Serve]]] = field(default_factory=dict)
 
     def listen(self, address: str, process: Process, serve: Serve) -> None:
-        """Let a process answer the calls to an address; its name is its host's."""
-        self._listening[address] = (process, serve)
+        """Let a process answer the calls to an address; its name is its host's.
+
+        Of several at one address the last that lives is reached.
+        """
+        alive = [each for each in self._listening.get(address, []) if each[0].alive]
+        self._listening[address] = [*alive, (process, serve)]
 
     def passes(self, source: str, target: str) -> bool:
         """Return whether a message passes, this time."""
@@ -72,10 +76,11 @@ class Network:
                 loop.call_later(self.delay(), settle, result, error, context=caller.context)
 
         def arrive() -> None:
-            process, serve = self._listening.get(address, (None, None))
-            if process is None or serve is None or not process.alive:
+            alive = [each for each in self._listening.get(address, []) if each[0].alive]
+            if not alive:
                 back(address, None, CallFailed(Kind.NOT_REACHED, "connection refused"))
                 return
+            process, serve = alive[-1]
             process.soon(begin, process, serve)
 
         def begin(process: Process, serve: Serve) -> None:

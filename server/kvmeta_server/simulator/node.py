@@ -16,11 +16,13 @@ from kvmeta.engine.state import State
 from kvmeta.errors import KvmetaError, StorageFullError, UnavailableError
 from kvmeta.protocol.messages import parse
 from kvmeta.protocol.methods import PEER_METHODS
+from kvmeta.protocol.status import WRONG_NODE
 from kvmeta.version import EPOCH_MS
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.seams import Hint, Pace, World
 from kvmeta_server.config import ClusterSettings
+from kvmeta_server.refusal import Refused
 from kvmeta_server.simulator.authority import KeySpace, SimulatedEtcd
 from kvmeta_server.simulator.disk import SimulatedDisk, SimulatedLane
 from kvmeta_server.simulator.loop import Process
@@ -65,6 +67,8 @@ class Shared:
     """How often an owner that a write can do without never hears of it, so that quorums are minimal."""
     lonely: int = 0
     """From how many more owners writes are kept: then they are not acknowledged."""
+    cluster_id: bytes = b""
+    """Of the cluster that clients mean."""
     purges_at_once: bool = False
     """Whether tombstones go as soon as they may."""
     faults: list[str] = field(default_factory=list)
@@ -77,9 +81,13 @@ class Shared:
 class SimulatedNode:
     """A node by name. `life` is its production node while it takes part; `engine` what its last life had."""
 
-    def __init__(self, shared: Shared, name: str, zone: str) -> None:
+    def __init__(self, shared: Shared, name: str, zone: str, host: str = "") -> None:
         self.shared = shared
         self.name = name
+        self.host = host or name
+        """What its process is called in the network."""
+        self.address = self.host
+        """Where it listens, when it is started next."""
         self.zone = zone
         self.skew_ms = 0
         self.stamped = 0
@@ -88,6 +96,9 @@ class SimulatedNode:
         """The share of syncs and writes that fail."""
         self.process: Process | None = None
         self.life: Node | None = None
+        self.is_copy = False
+        self.twin: SimulatedNode | None = None
+        """A copy that lives beside this node."""
         self._gone = False
         self._removed = False
         self._left_out: dict[int, int] = {}  # owners that a write, by its version, was not sent to
@@ -116,11 +127,16 @@ class SimulatedNode:
     def start(self) -> None:
         """Begin a life, unless one lasts or there is to be none any more."""
         if not self._gone and (self.process is None or not self.process.alive):
-            self.process = Process(self.name)
+            self.process = Process(self.host)
             self.process.start(self._live(self.process))
 
     def kill(self) -> None:
-        """End without a word; what was not synced may be lost."""
+        """End without a word; what was not synced may be lost.
+
+        A copy that lives beside it ends, too: alone it would be taken for this node started again.
+        """
+        if self.twin is not None:
+            self.twin.retire()
         if self.process is not None:
             self.process.kill()
             self.life = None
@@ -137,6 +153,17 @@ class SimulatedNode:
         self._gone, self._removed = False, True
         self.start()
 
+    def copied(self) -> SimulatedNode | None:
+        """Return a node over a copy of this one's data; None where that is not in memory."""
+        if not isinstance(self._storage, MemoryStorage):
+            return None
+        twin = SimulatedNode(self.shared, self.name, self.zone, f"{self.name}-copy")
+        twin._storage = self._storage.copied()
+        twin._disk = self._disk.copied()
+        twin.stamped, twin.is_copy = 0, True
+        self.twin = twin
+        return twin
+
     async def _live(self, process: Process) -> None:
         shared = self.shared
         world = World(
@@ -151,10 +178,10 @@ class SimulatedNode:
             hints=lambda hints: WatchedHints(hints, self._hinted, keeps=shared.repairs.hints),
             brings_reads=shared.repairs.read,
         )  # fmt: skip
-        settings = ClusterSettings(
-            name="sim", node=self.name, advertise=self.name, zone=self.zone, **shared.settings
-        )
         while True:
+            settings = ClusterSettings(
+                name="sim", node=self.name, advertise=self.address, zone=self.zone, **shared.settings
+            )
             try:
                 clock = WatchedClock(self._unix_ms, self._note_stamp)
                 self.engine = self._storage.open(clock)
@@ -168,14 +195,14 @@ class SimulatedNode:
                 await asyncio.sleep(RETRY_S)
         if self._removed and node.membership.answers:
             shared.tell(self.name, "was removed, and is a member again")
-        shared.network.listen(self.name, process, self._serve)
+        shared.network.listen(settings.advertise, process, self._serve)
         self.life = node
         node.start()
         shared.note("up", self.name)
 
     def _note_stamp(self, stamp: int) -> None:
         """Tell of a fault where a stamp is not above all that this node stamped before, in all its lives."""
-        if stamp <= self.stamped:
+        if stamp <= self.stamped and not self.is_copy:
             self.shared.tell(self.name, f"{stamp} is stamped after {self.stamped}")
         self.stamped = stamp
 
@@ -207,6 +234,8 @@ class SimulatedNode:
             except Exception as error:
                 self.shared.tell(f"{self.name}, {method}", repr(error))
                 raise UnavailableError("a fault of the server") from error
+        if life.membership.current.cluster_id != self.shared.cluster_id:  # as the SDK has it checked
+            raise Refused(WRONG_NODE, "another cluster was meant")
         return await request(life)
 
     def _unix_ms(self) -> int:

@@ -22,17 +22,21 @@ from kvmeta_server.backend import Named
 from kvmeta_server.cluster.cluster_map import ClusterMap, decode
 from kvmeta_server.cluster.membership import prefix_of
 from kvmeta_server.cluster.operators import Operators
-from kvmeta_server.simulator.authority import KeySpace
+from kvmeta_server.cluster.tables import decode_tables
+from kvmeta_server.simulator import mistaking
+from kvmeta_server.simulator.authority import KeySpace, Snapshot
 from kvmeta_server.simulator.checks import Checks
 from kvmeta_server.simulator.faults import SKEW_MS_MAX, Faults, Mix
 from kvmeta_server.simulator.history import History, Violation
 from kvmeta_server.simulator.loop import Process, SimulatedLoop
+from kvmeta_server.simulator.mistaking import Mistakes
 from kvmeta_server.simulator.network import Conditions, Network
 from kvmeta_server.simulator.node import Repairs, Shared, SimulatedNode
+from kvmeta_server.simulator.recreating import Recreated
 from kvmeta_server.simulator.workload import Clients
 
 Rows = NDArray[np.uint64]
-MAP_KEY = f"{prefix_of('sim')}/map"
+MAP_KEY, TABLES_KEY = f"{prefix_of('sim')}/map", f"{prefix_of('sim')}/tables"
 SETTLE_S = 600.0
 LOOK_S = 0.3
 REPAIR_S = 2.0
@@ -102,11 +106,26 @@ class Simulation:
         self.operator = Process("operator")
         self._known: set[str] = set()
         self._numbers = 0
+        keys = _some_keys(rng)
+        self.addresses: set[str] = set()
+        """Where else clients ask: at copies of nodes."""
         self.clients = Clients(
-            rng, self.network, self.history, lambda: list(self.nodes), _some_keys(rng),
+            rng, self.network, self.history, self._asked, keys,
             reads_settle=repairs.read and replicas != 2, acknowledged=self._checks.acknowledged,
         )  # fmt: skip
-        self.faults = Faults(self, rng, mix)
+        self.snapshots: list[Snapshot] = []
+        """What etcd held under earlier maps."""
+        self.lost = False
+        """Whether etcd has lost what the nodes know."""
+        self.twins: list[SimulatedNode] = []
+        """Copies of nodes that live beside them."""
+        self.recreated = Recreated(rng, self.network, self._asked, keys)
+        mistakes = Mistakes(self, rng).kinds
+        mistaken = set(mix.kinds) & mistakes.keys() or (not mix.kinds and not seed % mistaking.EVERY)
+        self.faults = Faults(self, rng, mix, mistakes if mistaken else {})
+        self._recreates = (
+            bool(self.faults.weights[list(self.faults.kinds).index("recreate")]) if mistaken else False
+        )
         self._crowd = mix.crowd
 
     @property
@@ -136,15 +155,17 @@ class Simulation:
     async def _live(self) -> None:
         for _ in range(self._nodes_first):
             self.add_node()
-        await self._wait(self._settled, "does not come up")
+        await self._wait(self.settled, "does not come up")
         clients = self._rng.randint(1, 4)
         pause_s = clients * self.faults.last_s / self._operations
         work = [self.clients.process.start(self.clients.run(pause_s)) for _ in range(clients * self._crowd)]
+        if self._recreates:
+            work += [self.recreated.process.start(self.recreated.run()) for _ in range(2)]
         await self._watched(self.faults.run(), work)
         for task in work:
             task.cancel()
         self._heal()
-        await self._wait(self._settled, "does not settle")
+        await self._wait(self.settled, "does not settle")
         await self._compare()
         await self._read_everything()
 
@@ -160,7 +181,7 @@ class Simulation:
 
     def may_lose_a_node(self) -> bool:
         """Return whether what one node holds may be lost now: all else is there and in place."""
-        return self.replicas > 1 and len(self.nodes) > self.replicas and self._settled()
+        return self.replicas > 1 and len(self.nodes) > self.replicas and self.settled()
 
     async def operate(self, change: pb.Change, name: str, *, again: bool) -> None:
         """Ask some node for a change of members, `again` until it is made."""
@@ -178,12 +199,56 @@ class Simulation:
                 return
             await asyncio.sleep(3.0)
 
+    async def recover(self) -> None:
+        """Recover etcd from what the nodes remember, again until it is done."""
+        while True:
+            lives = [node.life for node in self.nodes.values() if node.life is not None and node.up]
+            refusing = [life for life in lives if life.membership.refusal]
+            if not refusing and (not self.lost or self.map is None or self._goes_on_in_etcd(self.map)):
+                self._found_again()
+                return
+            if refusing:
+                try:
+                    operators = Operators(self._rng.choice(refusing), _as_it_is)
+                    told = await operators.recover(pb.RecoverRequest())
+                    if told.reason:
+                        told = await operators.recover(pb.RecoverRequest(plan=told.plan))
+                        for name in told.strangers:
+                            if name in self.nodes:
+                                self.nodes.pop(name).retire()
+                        self._found_again()
+                        return
+                except KvmetaError as error:
+                    self.note("not recovered", str(error))
+            await asyncio.sleep(3.0)
+
+    def _found_again(self) -> None:
+        """Look again at what etcd holds."""
+        held = self.space.values.get(MAP_KEY)
+        if self.lost and held is not None:
+            self.lost = False
+            self._changed(MAP_KEY, held.data)
+
+    def _goes_on_in_etcd(self, cluster_map: ClusterMap) -> bool:
+        """Return whether etcd's map goes on from one."""
+        held = self.space.values.get(MAP_KEY)
+        there = None if held is None else decode(held.data)
+        return there is not None and there.descends_from(cluster_map.epoch, cluster_map.digest)
+
+    def _asked(self) -> list[str]:
+        """Return where clients ask."""
+        return [*(node.address for node in self.nodes.values()), *sorted(self.addresses)]
+
     def _changed(self, key: str, data: bytes | None) -> None:
         """Look at each new map: whatever was acknowledged must be seen by every read quorum of it."""
         if key != MAP_KEY or data is None:
             return
         cluster_map = decode(data)
         self.note("map", cluster_map.epoch)
+        if self.lost:
+            return  # by who knows nothing of what is lost
+        self.shared.cluster_id = cluster_map.cluster_id
+        self.snapshots = [*self.snapshots[-7:], self.space.snapshot()]
         self._checks.adopt(cluster_map)
         members = {node.name for node in cluster_map.members}
         self._known |= members
@@ -195,7 +260,8 @@ class Simulation:
             self.loop.call_later(self._rng.expovariate(1 / COME_BACK_S), come_back)
         self._checks.held(self.history.floors)
 
-    def _settled(self) -> bool:
+    def settled(self) -> bool:
+        """Return whether all is there and in place, and every node knows it."""
         cluster_map = self.map
         if cluster_map is None or cluster_map.unplaced.any():
             return False
@@ -209,21 +275,38 @@ class Simulation:
                 return False
             if life.hints.waiting() or life.state.leftover(self.partitions).any():
                 return False
+            tables = self.space.values.get(TABLES_KEY)
+            if tables is None or life.membership.refusal or life.parties.fenced:
+                return False
+            if life.membership.tables != decode_tables(tables.data):
+                return False
         return True
 
     # The end
 
     def _heal(self) -> None:
         self.note("heal")
+        for twin in self.twins:
+            twin.retire()
+        self.twins.clear()
+        self.addresses.clear()
+        self.operator.start(self.recover())
         self.network.cut.clear()
         self.network.conditions = Conditions()
         self.removed.clear()
+        free = sorted({node.host for node in self.nodes.values()} - {n.address for n in self.nodes.values()})
+        taken: set[str] = set()
         for node in self.nodes.values():
+            if node.address in taken:
+                node.address = free.pop()
+                node.kill()
+            taken.add(node.address)
             node.skew_ms = SKEW_MS_MAX  # all clocks agree again, and nothing is stamped ahead of them
             node.syncs_fail = 0.0
             if node.process is not None and node.process.paused:
                 node.process.resume()
-            if node.engine is not None and not node.engine.may_write:
+            fenced = node.life is not None and node.life.parties.fenced
+            if fenced or (node.engine is not None and not node.engine.may_write):
                 node.kill()
             node.start()
         if self.map is not None:

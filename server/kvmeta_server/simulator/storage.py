@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +61,12 @@ class MemoryStorage:
     def open(self, clock: HybridClock) -> State:
         """Open the store again."""
         return self._kind(self._disk, clock, _OPTIONS)
+
+    def copied(self) -> MemoryStorage:
+        """Return a copy of it as it would be after a crash."""
+        twin = copy(self)
+        twin._disk = replace(self._disk, manifest=dict(self._disk.manifest), records=list(self._disk.records))
+        return twin
 
     def crash(self) -> None:
         """Do nothing: what was not synced was never on the disk."""

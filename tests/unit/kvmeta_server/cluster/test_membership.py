@@ -11,10 +11,10 @@ import pytest
 
 from kvmeta.errors import UnavailableError
 from kvmeta_server.cluster.cluster_map import ClusterMap, Member, found
-from kvmeta_server.cluster.membership import LEASE_S, Membership, Writes
+from kvmeta_server.cluster.membership import LEASE_S, Membership, Writes, sign_of_life
 from kvmeta_server.cluster.seams import Changed, Compacted, Pace
 from kvmeta_server.cluster.tables import Tables
-from kvmeta_server.simulator.authority import KeySpace, SimulatedEtcd
+from kvmeta_server.simulator.authority import KeySpace, SimulatedEtcd, Snapshot
 from kvmeta_server.simulator.loop import Process, SimulatedLoop
 from kvmeta_server.simulator.network import Network
 
@@ -35,8 +35,11 @@ class Prompt(SimulatedEtcd):
     """An etcd whose watch brings a change before the answer to who made it."""
 
     async def watch(self, prefix: str, revision: int) -> AsyncIterator[list[Changed]]:
-        lives = self._space.lives
+        lives, revision_seen = self._space.lives, False
         while True:
+            if not revision_seen:
+                revision_seen = True
+                yield []
             await asyncio.sleep(0.0005)
             if self._space.lives != lives:
                 raise Compacted
@@ -72,7 +75,7 @@ async def member(space: KeySpace, log: Told, *, slot: int = 0, takes_s: float = 
     made = Membership(etcd, "test", adopt, log, Pace())
     await made.found(FOUNDED)
     await made.load()
-    made.start(slot, 1 + slot, log.faults.append)  # type: ignore[arg-type]
+    made.start(slot, bytes(16), 1 + slot, log.faults.append)  # type: ignore[arg-type]
     return made
 
 
@@ -145,7 +148,7 @@ def test_an_etcd_that_was_set_back_is_not_believed() -> None:
         assert await membership.change_map(heavier(7))
         await membership.change_tables(with_dataset("third"))
         epoch, serial = membership.current.epoch, membership.tables.serial  # type: ignore[union-attr]
-        space.restore((before[0], {**space.values, TABLES: before[1][TABLES]}))
+        space.restore(Snapshot(before.revision, {**space.values, TABLES: before.values[TABLES]}))
         await refused("tables")
         assert not log.faults
         for each in (membership, stranger):
@@ -179,7 +182,7 @@ def test_two_lives_of_one_node_are_noticed() -> None:
     async def work() -> None:
         space, told = a_space(), (Told(), Told())
         one, other = [await member(space, log, takes_s=0) for log in told]
-        other._life = 7
+        other._sign = sign_of_life(bytes(16), 7)
         await asyncio.sleep(LEASE_S + 10)
         assert all("lives twice" in str(log.faults[0]) for log in told)
         await one.stop()
@@ -196,9 +199,9 @@ def test_a_restarted_node_takes_the_place_of_its_last_life() -> None:
         for task in one._tasks:  # as if it was killed: its lease lasts
             task.cancel()
         again = await member(space, told[1], takes_s=0)
-        again._life = 7
+        again._sign = sign_of_life(bytes(16), 7)
         await asyncio.sleep(LEASE_S + 10)
-        assert space.values["/kvmeta/test/live/0"].data == b"7"
+        assert space.values["/kvmeta/test/live/0"].data == again._sign
         assert not told[1].faults
         await again.stop()
 
