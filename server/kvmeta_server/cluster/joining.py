@@ -309,7 +309,8 @@ class Joining:
         identity = self._state.identity
         assert identity is not None
         loop, silence = asyncio.get_running_loop(), math.inf
-        end = loop.time() + max(LEASE_S, self._up_s) + 2
+        started = loop.time()
+        end = started + max(LEASE_S, self._up_s) + 2
         others = [
             node
             for node in remembered.members
@@ -319,7 +320,7 @@ class Joining:
             asked = await asyncio.gather(*(self._seen_by(node, remembered, identity.slot) for node in others))
             told = [seen for seen in asked if seen is not None]
             silence = min(told, default=math.inf)
-            if silence > self._up_s:
+            if silence > self._up_s and (told or loop.time() > started + self._up_s):
                 return
             await asyncio.sleep(0.5)
         if silence <= self._up_s:

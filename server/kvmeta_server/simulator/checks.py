@@ -36,6 +36,9 @@ class Checks:
     def adopt(self, now: ClusterMap) -> None:
         """Take a new map over, and look at the step to it."""
         before, self.map = self.map, now
+        addresses = [member.address for member in now.members if member.address]
+        if len(addresses) != len(set(addresses)):
+            self.violations.append(f"epoch {now.epoch}: two members have one address: {addresses}")
         if before is not None:
             self.step(before, now)
 

@@ -46,6 +46,7 @@ class Scene(Protocol):
     operator: Process
     replicas: int
     wiped: str
+    twins: list[SimulatedNode]
 
     @property
     def map(self) -> ClusterMap | None:
@@ -114,6 +115,8 @@ class Faults:
         names = list(self.kinds)
         while self.made < self._count:
             await asyncio.sleep(self._rng.expovariate(1 / self._pause_s))
+            if self._sim.twins:
+                continue  # see Mistakes
             for name in self._rng.choices(names, self.weights, k=len(names)):
                 if self.kinds[name]():  # else it cannot happen now: the next one
                     self.made += 1

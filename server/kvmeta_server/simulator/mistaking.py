@@ -15,11 +15,13 @@ from kvmeta.errors import KvmetaError
 from kvmeta.version import EPOCH_MS, MS_SHIFT
 from kvmeta_server.simulator.authority import HOST, KeySpace, Snapshot
 from kvmeta_server.simulator.loop import Process
-from kvmeta_server.simulator.network import Network
-from kvmeta_server.simulator.node import SimulatedNode
+from kvmeta_server.simulator.network import Conditions, Network
+from kvmeta_server.simulator.node import Shared, SimulatedNode
 from kvmeta_server.simulator.recreating import Recreated
 from kvmeta_server.simulator.workload import DATASET
 
+SEEN_S = 20.0
+"""After so long others have seen two lives of one node that both answer them."""
 EVERY = 5
 """Of so many seeds one has these faults in its mix."""
 
@@ -29,12 +31,14 @@ class Scene(Protocol):
 
     nodes: dict[str, SimulatedNode]
     network: Network
+    shared: Shared
     space: KeySpace
     operator: Process
     replicas: int
     partitions: int
     snapshots: list[Snapshot]
     lost: bool
+    marked: bool
     recreated: Recreated
     twins: list[SimulatedNode]
     addresses: set[str]
@@ -77,8 +81,8 @@ class Mistakes:
     def _swap_addresses(self) -> bool:
         """Let two nodes be started again at each other's addresses, one after the other."""
         nodes = self._up()
-        if len(nodes) < 2:
-            return False
+        if len(nodes) < 2 or self._sim.lost:
+            return False  # who recovers etcd has to find the nodes where their map has them
         one, other = self._rng.sample(nodes, 2)
         for node in (one, other):
             node.kill()
@@ -90,7 +94,7 @@ class Mistakes:
     def _take_address(self) -> bool:
         """Start a node at the address of one that is up, or died just now; it is put right after a while."""
         nodes = self._up()
-        if len(nodes) < 2:
+        if len(nodes) < 2 or self._sim.lost:
             return False
         one, other = self._rng.sample(nodes, 2)
         own, one.address = one.address, other.address
@@ -137,7 +141,7 @@ class Mistakes:
             return False  # who knows less than was lost goes on from there, and a person must choose
         if snapshot is not None and sim.space.is_as(snapshot):
             return False
-        sim.lost = True
+        sim.lost, sim.marked = True, False
         sim.space.restore(snapshot)
         if self._rng.random() < 0.4:
             sim.add_node()
@@ -165,9 +169,15 @@ class Mistakes:
     # Twins
 
     def _twin(self) -> bool:
-        """Start a copy of a node's data beside it, with etcd or without, where others answer it or do not."""
+        """Start a copy of a node's data beside it, with etcd or without, where others answer it or do not.
+
+        Nothing else goes wrong meanwhile: while the node itself seems to be dead, its copy would be taken for
+        it, started again.
+        """
         sim, nodes = self._sim, self._up()
-        if sim.twins or not nodes or sim.replicas < 3 or not sim.settled():
+        quiet = not sim.network.cut and sim.network.conditions == Conditions()
+        quiet = quiet and not any(each.process and each.process.paused for each in nodes)
+        if sim.twins or not nodes or sim.replicas < 3 or not quiet or not sim.settled():
             return False
         node = self._rng.choice(nodes)
         twin = node.copied()
@@ -189,7 +199,11 @@ class Mistakes:
         def end() -> None:
             if twin not in sim.twins:
                 return  # all is healed already
+            away = network.cut - cut
             network.cut.difference_update(cut | lonely)
+            lives = [each.life for each in (twin, node) if each.up and each.life is not None]
+            if len(lives) == 2 and not away and not all(life.parties.fenced for life in lives):
+                sim.shared.tell(node.name, "lives twice, and takes part all the same")
             twin.retire()
             sim.addresses.discard(twin.address)
             sim.twins.remove(twin)
@@ -197,9 +211,11 @@ class Mistakes:
                 node.kill()
                 node.start()
 
+        twin.must_be_refused = not cut or not lonely
         twin.start()
-        self._after(lambda: network.cut.difference_update(lonely), 8.0)
-        self._after(end, 25.0)
+        loop, alone_s = asyncio.get_running_loop(), self._rng.uniform(2.0, 12.0)
+        loop.call_later(alone_s, network.cut.difference_update, lonely)
+        loop.call_later(alone_s + SEEN_S, end)
         return True
 
     # Datasets

@@ -18,6 +18,7 @@ from kvmeta.protocol.messages import parse
 from kvmeta.protocol.methods import PEER_METHODS
 from kvmeta.protocol.status import WRONG_NODE
 from kvmeta.version import EPOCH_MS
+from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.node import Node
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.seams import Hint, Pace, World
@@ -97,6 +98,8 @@ class SimulatedNode:
         self.process: Process | None = None
         self.life: Node | None = None
         self.is_copy = False
+        self.must_be_refused = False
+        """Whether etcd or other nodes can tell that another life of it lasts."""
         self.twin: SimulatedNode | None = None
         """A copy that lives beside this node."""
         self._gone = False
@@ -121,8 +124,13 @@ class SimulatedNode:
         """Return the epoch of the map that it works under, or will when it starts again without etcd."""
         if self.life is not None:
             return self.life.replica.persisted
-        remembered = NodeState(self._disk).map()
+        remembered = self.map
         return 0 if remembered is None else remembered.epoch
+
+    @property
+    def map(self) -> ClusterMap | None:
+        """Return the map on its disk; None where there is none."""
+        return NodeState(self._disk).map()
 
     def start(self) -> None:
         """Begin a life, unless one lasts or there is to be none any more."""
@@ -193,6 +201,8 @@ class SimulatedNode:
                 if self._removed:
                     return
                 await asyncio.sleep(RETRY_S)
+        if self.must_be_refused:
+            shared.tell(self.name, "a copy of its data takes part beside it")
         if self._removed and node.membership.answers:
             shared.tell(self.name, "was removed, and is a member again")
         shared.network.listen(settings.advertise, process, self._serve)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import LOW, ROW_WORDS, VERSION
-from kvmeta.errors import KvmetaError
+from kvmeta.errors import KvmetaError, NotFoundError
 from kvmeta.protocol.codes import State
 from kvmeta.transport.failures import CallFailed
 from kvmeta_server.backend import Named
@@ -39,13 +39,20 @@ class Recreated:
     """The dataset NAME, its clients and what they know. `process` is theirs."""
 
     def __init__(
-        self, rng: random.Random, network: Network, addresses: Callable[[], Sequence[str]], keys: Rows
+        self,
+        rng: random.Random,
+        network: Network,
+        addresses: Callable[[], Sequence[str]],
+        keys: Rows,
+        tell: Callable[[str, object], None],
     ) -> None:
         self._rng = rng
         self._network = network
         self._addresses = addresses
         self._keys = keys
+        self._tell = tell
         self._dropped: set[int] = set()
+        self._tried: defaultdict[int, set[bytes]] = defaultdict(set)
         self._floors: defaultdict[int, dict[bytes, int]] = defaultdict(dict)
         self.process = Process("client of datasets")
         self.written = 0
@@ -60,6 +67,8 @@ class Recreated:
                 await table.drop_dataset(NAME)
                 self._dropped.add(number)
             await table.create_dataset(NAME)
+            if node.membership.refusal:
+                self._tell(node.name, "changed datasets in an etcd that it does not believe")
 
     async def run(self) -> None:
         """Write and read, one thing after another, for ever."""
@@ -77,7 +86,8 @@ class Recreated:
 
         async def write(node: Node) -> tuple[int, NDArray[np.bool_]]:
             name = await _table_of(node).local_name(Named(NAME))
-            return number_of(name), (
+            self._tried[_number(node, name)].update(row[: LOW + 1].tobytes() for row in rows)
+            return _number(node, name), (
                 await sending(node.coordinator.write(name, rows.copy(), delete=False), sent)
             ).acknowledged
 
@@ -97,12 +107,14 @@ class Recreated:
 
         async def read(node: Node) -> tuple[int, Any]:
             name = await _table_of(node).local_name(Named(NAME))
-            return number_of(name), await node.coordinator.read(name, rows[:, : LOW + 1].copy())
+            return _number(node, name), await node.coordinator.read(name, rows[:, : LOW + 1].copy())
 
         number, got = await self._ask(read)
         if number in dropped:
             return  # a name alone was known here; whoever holds a number is told
         for row, state in zip(got.rows, got.states.tolist(), strict=True):
+            if row[VERSION] and row[: LOW + 1].tobytes() not in self._tried[number]:
+                raise Violation(f"dataset {number} has an entry that nobody has written to it")
             floor = floors.get(number, {}).get(row[: LOW + 1].tobytes(), 0)
             if state == State.ANSWERED and int(row[VERSION]) < floor and number not in self._dropped:
                 raise Violation(
@@ -116,3 +128,11 @@ class Recreated:
 
 def _table_of(node: Node) -> DatasetTable:
     return DatasetTable(node.slot, node.membership, node.peers, node.datasets.make)
+
+
+def _number(node: Node, name: str) -> int:
+    """Return the number of the dataset that a node means now by a name of the nodes."""
+    known = node.membership.datasets()
+    if not number_of(name) and NAME not in known:
+        raise NotFoundError("dropped meanwhile")
+    return number_of(name) or known[NAME].id

@@ -36,7 +36,7 @@ from kvmeta_server.simulator.recreating import Recreated
 from kvmeta_server.simulator.workload import Clients
 
 Rows = NDArray[np.uint64]
-MAP_KEY, TABLES_KEY = f"{prefix_of('sim')}/map", f"{prefix_of('sim')}/tables"
+MAP_KEY, TABLES_KEY, ID_KEY = (f"{prefix_of('sim')}/{key}" for key in ("map", "tables", "id"))
 SETTLE_S = 600.0
 LOOK_S = 0.3
 REPAIR_S = 2.0
@@ -115,11 +115,13 @@ class Simulation:
         )  # fmt: skip
         self.snapshots: list[Snapshot] = []
         """What etcd held under earlier maps."""
+        self.marked = False
+        """Whether etcd, since it lost all else, has this cluster's ID again."""
         self.lost = False
         """Whether etcd has lost what the nodes know."""
         self.twins: list[SimulatedNode] = []
         """Copies of nodes that live beside them."""
-        self.recreated = Recreated(rng, self.network, self._asked, keys)
+        self.recreated = Recreated(rng, self.network, self._asked, keys, self.shared.tell)
         mistakes = Mistakes(self, rng).kinds
         mistaken = set(mix.kinds) & mistakes.keys() or (not mix.kinds and not seed % mistaking.EVERY)
         self.faults = Faults(self, rng, mix, mistakes if mistaken else {})
@@ -192,6 +194,8 @@ class Simulation:
                 request = pb.ChangeMembersRequest(change=change, node=name)
                 try:
                     await Operators(life, _as_it_is).change_members(request)
+                    if life.membership.refusal:
+                        self.shared.tell(life.name, "changed members in an etcd that it does not believe")
                     return
                 except KvmetaError as error:
                     self.note("refused", name, str(error))
@@ -213,9 +217,6 @@ class Simulation:
                     told = await operators.recover(pb.RecoverRequest())
                     if told.reason:
                         told = await operators.recover(pb.RecoverRequest(plan=told.plan))
-                        for name in told.strangers:
-                            if name in self.nodes:
-                                self.nodes.pop(name).retire()
                         self._found_again()
                         return
                 except KvmetaError as error:
@@ -228,6 +229,11 @@ class Simulation:
         if self.lost and held is not None:
             self.lost = False
             self._changed(MAP_KEY, held.data)
+            assert self.map is not None
+            for name, node in list(self.nodes.items()):  # those that joined what was there meanwhile
+                known = node.map
+                if known is not None and not self.map.descends_from(known.epoch, known.digest):
+                    self.nodes.pop(name).retire()
 
     def _goes_on_in_etcd(self, cluster_map: ClusterMap) -> bool:
         """Return whether etcd's map goes on from one."""
@@ -241,10 +247,15 @@ class Simulation:
 
     def _changed(self, key: str, data: bytes | None) -> None:
         """Look at each new map: whatever was acknowledged must be seen by every read quorum of it."""
+        if key == ID_KEY and data == self.shared.cluster_id.hex().encode():
+            self.marked = True
         if key != MAP_KEY or data is None:
             return
         cluster_map = decode(data)
         self.note("map", cluster_map.epoch)
+        ours = self.shared.cluster_id
+        if ours and ours != cluster_map.cluster_id and self.marked:
+            self.shared.tell("etcd", "another cluster is founded where this one was lost")
         if self.lost:
             return  # by who knows nothing of what is lost
         self.shared.cluster_id = cluster_map.cluster_id
