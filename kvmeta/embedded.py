@@ -20,13 +20,14 @@ from kvmeta.engine.commit import Write
 from kvmeta.engine.distinct import Distinct
 from kvmeta.engine.engine import Engine
 from kvmeta.engine.kernels import hashing
-from kvmeta.engine.manifest import Change
+from kvmeta.engine.manifest import Change, Manifest
 from kvmeta.engine.options import EngineOptions
 from kvmeta.engine.state import State
 from kvmeta.engine.tree import Tree
 from kvmeta.errors import KvmetaError, UnsupportedError
 from kvmeta.ids import ID, as_ids
 from kvmeta.location import LOCATION, as_locations
+from kvmeta.protocol.volume_pages import VolumePages
 from kvmeta.store import (
     Dataset,
     DatasetStats,
@@ -60,7 +61,7 @@ class EmbeddedStore(Store):
         self, path: str | os.PathLike[str], mode: str = "a", options: EngineOptions | None = None
     ) -> None:
         self.engine: State = Engine(path, mode, options)
-        self.volumes = EmbeddedVolumes(self.engine)
+        self.volumes: EmbeddedVolumes = EmbeddedVolumes(self.engine)
 
     def __reduce__(self) -> tuple[type[EmbeddedStore], tuple[str, str, EngineOptions]]:
         if not self.engine.read_only:
@@ -135,7 +136,7 @@ class EmbeddedStore(Store):
             read_only=self.engine.read_only,
             wal_sequence=self.engine.position().sequence,
             log_bytes=self.engine.log_bytes(),
-            volumes=len(self.engine.manifest.volumes),
+            volumes=len(self.volumes),
             datasets=tuple(_dataset_stats(tree) for tree in self.engine.trees.values()),
         )
 
@@ -258,20 +259,25 @@ def _with_failed(error: KvmetaError, failed: NDArray[np.bool_]) -> KvmetaError:
 
 
 class EmbeddedVolumes(Volumes):
-    """The table of volumes in the manifest."""
+    """The table of volumes, whose pages the manifest keeps; they are read when somebody asks."""
 
     def __init__(self, engine: State) -> None:
         self._engine = engine
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._pages = VolumePages()
+        self._read: Manifest | None = None  # whose pages these are
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def register(self, wanted: builtins.list[NewVolume]) -> builtins.list[Volume]:
         """Register volumes that are checked already."""
         with self._lock:
             self._engine.check_writable()
-            known = self._engine.manifest.volumes
-            rows, new = registered(wanted, known.of_uri, self._engine.manifest.head.next_volume)
+            next_volume = self._engine.manifest.head.next_volume
+            rows, new = registered(wanted, self._known.of_uri, next_volume)
             if new:
-                self._engine.change(lambda _: Change(volumes={row.number: row for row in new}))
+                self._set(new, next_volume + len(new))
             return [row.volume() for row in rows]
 
     def get(self, volume: int | str | Path) -> Volume:
@@ -282,19 +288,19 @@ class EmbeddedVolumes(Volumes):
     def list(self) -> list[Volume]:
         """Return all volumes, by number."""
         self._engine.check_open()
-        return [row.volume() for row in self._engine.manifest.volumes]
+        return [row.volume() for row in self._known]
 
     def messages(self, after: int, bytes_max: int) -> tuple[bytes, bool]:
         """Return volumes above a number as the bytes of a ListVolumesResponse, and whether they are all."""
         self._engine.check_open()
-        return self._engine.manifest.volumes.messages(after, bytes_max)
+        return self._known.messages(after, bytes_max)
 
     def move(self, volume: int | str | Path, uri: str | Path) -> Volume:
         """Let `volume` stand for another URI from now on; every entry in it follows."""
         text = normal_uri(uri)
 
         def moved(row: VolumeRow) -> VolumeRow:
-            owner = self._engine.manifest.volumes.of_uri(text)
+            owner = self._known.of_uri(text)
             return row.moved(text, None if owner is None else owner.number)
 
         return self._replace(volume, moved)
@@ -307,13 +313,30 @@ class EmbeddedVolumes(Volumes):
         with self._lock:
             self._engine.check_open()
             row = change(self._row(volume))
-            self._engine.change(lambda _: Change(volumes={row.number: row}))
+            self._set([row], 0)
             return row.volume()
 
+    def _set(self, rows: builtins.list[VolumeRow], next_volume: int) -> None:
+        pages = self._known.pages_with(rows)
+        self._engine.change(lambda _: Change(volume_pages=pages, next_volume=next_volume))
+        for page, raw in pages.items():
+            self._pages.take(page, raw)
+
+    @property
+    def _known(self) -> VolumePages:
+        """Return the volumes as the manifest has them now: another handle's changes come with a new one."""
+        manifest = self._engine.manifest
+        if self._read is not manifest:
+            with self._lock:
+                for page, raw in manifest.volume_pages.items():
+                    if self._pages.pages.get(page) != raw:
+                        self._pages.take(page, raw)
+                self._read = manifest
+        return self._pages
+
     def _row(self, volume: int | str | Path) -> VolumeRow:
-        volumes = self._engine.manifest.volumes
         name: str | int = normal_uri(volume) if isinstance(volume, (str, Path)) else int(volume)
-        row = volumes.of_uri(name) if isinstance(name, str) else volumes.get(name)
+        row = self._known.of_uri(name) if isinstance(name, str) else self._known.get(name)
         if row is None:
             raise unregistered(name)
         return row

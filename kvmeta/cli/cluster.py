@@ -244,8 +244,8 @@ def _show_recovery(told: Recovery) -> None:
     })  # fmt: skip
     if told.strangers:
         click.echo(
-            f"\nMembers that only etcd's map has: {', '.join(told.strangers)}. Stop them; they join anew with "
-            "empty data directories."
+            f"\nMembers that only etcd's map has: {', '.join(told.strangers)}. Stop them; they join anew "
+            "with empty data directories."
         )
 
 

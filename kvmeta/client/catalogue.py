@@ -36,7 +36,7 @@ class StorePrograms:
         self._router = router
 
     def dataset(self, name: str) -> Program[int]:
-        """Return the number of a dataset, 0 where the server tells none; NotFoundError where there is none."""
+        """Return a dataset's number, 0 where the server tells none; NotFoundError if there is none."""
         reply = yield from ask("ListDatasets", pb.ListDatasetsRequest())
         known = list(reply.names)
         if name not in known:

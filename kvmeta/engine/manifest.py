@@ -23,11 +23,8 @@ from kvmeta.engine.rocks import Batch
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import WAL_START, Position
 from kvmeta.errors import MALFORMED, CorruptionError
-from kvmeta.protocol.volume_pages import VolumePages
-from kvmeta.volumes import VolumeRow
 
 _HEAD = b"head"
-_VOLUMES = b"volumes/"
 _MASK = (1 << 64) - 1
 
 
@@ -103,7 +100,9 @@ class Change:
 
     datasets: dict[int, DatasetRecord | None] = field(default_factory=dict)
     trees: dict[int, TreeRecord | None] = field(default_factory=dict)
-    volumes: dict[int, VolumeRow] = field(default_factory=dict)
+    volume_pages: dict[int, bytes] = field(default_factory=dict)
+    next_volume: int = 0
+    """The next volume's number where it rises."""
     anchor: Position | None = None
 
 
@@ -127,7 +126,8 @@ class Manifest:
         self.head = Head()
         self.datasets: dict[int, DatasetRecord] = {}
         self.trees: dict[int, TreeRecord] = {}
-        self.volumes = VolumePages()
+        self.volume_pages: dict[int, bytes] = {}
+        """Pages of volumes, which are for whoever stores them to read."""
         self.next_file = 1  # may run ahead of the head's: numbers taken by files not installed yet
         self._rows: dict[bytes, bytes] = {}
 
@@ -141,7 +141,7 @@ class Manifest:
             for key, value in rows.items():
                 if key != _HEAD:
                     manifest._enter(key, value)
-        except (*MALFORMED, CorruptionError) as error:
+        except MALFORMED as error:
             raise CorruptionError(f"{path}: the manifest is damaged ({error!r})", path) from error
         digest = sum(_digest(key, value) for key, value in rows.items() if key != _HEAD) & _MASK
         if digest != manifest.head.digest:
@@ -161,10 +161,7 @@ class Manifest:
 
     def prepare(self, change: Change) -> Prepared:
         """Return what makes `change`: its batch and the head after it."""
-        rows = _encode(change) | {
-            f"volumes/{page:08x}".encode(): raw
-            for page, raw in self.volumes.pages_with(change.volumes.values()).items()
-        }
+        rows = _encode(change)
         digest = self.head.digest
         for key, value in rows.items():
             if key in self._rows:
@@ -178,7 +175,7 @@ class Manifest:
             digest=digest & _MASK,
             next_file=self.next_file,
             next_dataset=max(self.head.next_dataset, max(change.datasets, default=0) + 1),
-            next_volume=max(self.head.next_volume, max(change.volumes, default=0) + 1),
+            next_volume=max(self.head.next_volume, change.next_volume),
             anchor=anchor,
         )
         batch = Batch(manifest={**rows, _HEAD: _json(head)})
@@ -194,10 +191,9 @@ class Manifest:
                 self._rows.pop(key, None)
             elif key != _HEAD:
                 self._rows[key] = value
-                if key.startswith(_VOLUMES):
-                    self.volumes.take(int(key.removeprefix(_VOLUMES), 16), value)
         _update(self.datasets, prepared.change.datasets)
         _update(self.trees, prepared.change.trees)
+        self.volume_pages.update(prepared.change.volume_pages)
 
     def _enter(self, key: bytes, value: bytes) -> None:
         kind, number = key.split(b"/")
@@ -207,21 +203,19 @@ class Manifest:
         elif kind == b"tree":
             self.trees[int(number, 16)] = _tree(json.loads(value))
         elif kind == b"volumes":
-            self.volumes.take(int(number, 16), value)
+            self.volume_pages[int(number, 16)] = value
         else:
             raise ValueError(f"a row of no kind that is known: {key!r}")
 
 
 def _encode(change: Change) -> dict[bytes, bytes | None]:
-    tables: list[tuple[str, Mapping[int, Any]]] = [
-        ("dataset", change.datasets),
-        ("tree", change.trees),
-    ]
-    return {
+    tables: list[tuple[str, Mapping[int, Any]]] = [("dataset", change.datasets), ("tree", change.trees)]
+    rows: dict[bytes, bytes | None] = {
         f"{kind}/{number:08x}".encode(): None if record is None else _json(record)
         for kind, records in tables
         for number, record in records.items()
     }
+    return rows | {f"volumes/{page:08x}".encode(): raw for page, raw in change.volume_pages.items()}
 
 
 def _json(record: Any) -> bytes:

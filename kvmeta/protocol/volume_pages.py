@@ -1,8 +1,8 @@
-"""Volumes by number and by URI, a page of them at a time: small in memory, quick to send, few writes for many.
+"""Volumes by number and by URI, a page at a time: small in memory, quick to send, few writes for many.
 
-Page p has the volumes of numbers 256 p + 1 to 256 p + 256 that there are, in order. Its bytes are what a store
-keeps and what the nodes of a cluster share: their size (u4, little-endian), then an LZ4 block, which holds
-a `ListVolumesResponse` of kvmeta.proto. So pages one after the other are the answer to who lists them.
+Page p has the volumes of numbers 256 p + 1 to 256 p + 256 that there are, in order. Its bytes are what a
+store keeps and what the nodes of a cluster share: their size (u4, little-endian), then an LZ4 block of a
+`ListVolumesResponse` of kvmeta.proto. So pages one after the other are the answer to who lists them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from kvmeta.engine.manifest import (
     MergeRecord,
     RunRecord,
     TreeRecord,
-    VolumeRow,
 )
 from kvmeta.engine.mark import SLOT_BYTES, Mark, MarkFile
 from kvmeta.engine.page import PAGE_BYTES, PAYLOAD_BYTES, Bounds
@@ -32,6 +31,8 @@ from kvmeta.engine.segment_writer import SegmentWriter
 from kvmeta.engine.view import ColdReads, View
 from kvmeta.engine.wal import RECORD, WAL_START, Position
 from kvmeta.engine.window import HASH_MAX, merged_rows
+from kvmeta.protocol.volume_pages import VolumePages
+from kvmeta.volumes import VolumeRow
 from tests.fuzz import checked_memory
 from tests.fuzz.target import Target, scratch
 from tests.unit.engine.rows import by_id, random_rows
@@ -136,7 +137,10 @@ def _manifest_seeds() -> list[bytes]:
     full = Change(
         datasets={1: DatasetRecord(1, "default"), 2: DatasetRecord(2, "other", 60.0, True)},
         trees={1: TreeRecord(7, (run, RunRecord(4, False, 1 << 60, ())), (merge,)), 2: TreeRecord()},
-        volumes={1: VolumeRow(1, "file:///a.tar", "a"), 2: VolumeRow(2, "x://y", "y", "offline", 9)},
+        volume_pages=VolumePages().pages_with(
+            [VolumeRow(1, "file:///a.tar", "a"), VolumeRow(2, "x://y", "y", "offline", 9)]
+        ),
+        next_volume=3,
         anchor=Position(7, 1234),
     )
     seeds = []

@@ -6,11 +6,9 @@ docs/reliability.md.
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -22,37 +20,24 @@ from kvmeta.engine.state import State as Store
 from kvmeta.errors import KvmetaError
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
-from kvmeta_server.cluster import (
-    anti_entropy,
-    cluster_map,
-    dataset_table,
-    moves,
-    quorum_rows,
-    reading,
-    replica,
-    tables,
-    writing,
-)
+from kvmeta_server.cluster import anti_entropy, moves, quorum_rows, reading, replica, writing
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
-from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap, decode
-from kvmeta_server.cluster.dataset_table import DatasetTable
+from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.deciding import Decider
 from kvmeta_server.cluster.handoff import Handoff
-from kvmeta_server.cluster.history import History
 from kvmeta_server.cluster.joining import Joining
 from kvmeta_server.cluster.membership import Membership
 from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
-from kvmeta_server.cluster.parties import Parties
 from kvmeta_server.cluster.reading import Read, Reader
 from kvmeta_server.cluster.replica import Replica
 from kvmeta_server.cluster.rows import Applied, Bound
 from kvmeta_server.cluster.seams import Put
-from kvmeta_server.cluster.tables import Tables, decode_tables
 from kvmeta_server.cluster.tally import Tally
 from kvmeta_server.cluster.writing import Writer
 from kvmeta_server.simulator.faults import Mix
 from kvmeta_server.simulator.simulation import OWN_MIX, simulate
+from tests.simulation.mistaken import MISTAKEN
 
 SEEDS_MAX = 400
 Patch = Callable[[Any, str, Any], None]
@@ -67,13 +52,6 @@ LONELY = Mix(30, ("join", "drain", "undrain"), 2.0, lonely=1)
 """So that much is written which is not acknowledged."""
 SLOWLY = Mix(12, ("join", "drain", "undrain"), 12.0)
 """So that what moves arrives, and is compared, before it moves again."""
-ADDRESSES = Mix(25, ("swapped addresses", "another's address", "crash", "etcd out of reach"), 2.0)
-STRAY = Mix(25, ("stray agreement", "isolate", "crash", "purge"), 1.0)
-SET_BACK = Mix(15, ("etcd set back", "join", "drain", "recreate", "crash"), 3.0)
-EMPTIED = Mix(15, ("etcd emptied", "join", "recreate", "crash"), 3.0)
-TWINS = Mix(8, ("twin", "recreate", "crash"), 8.0)
-RECREATED = Mix(25, ("recreate", "deaf", "isolate"), 1.5)
-"""So that one thing is taken for another."""
 CROWDED = Mix(40, ("loss", "skew", "lateness"), 1.0, crowd=8)
 """So that writes of one ID meet."""
 
@@ -319,14 +297,18 @@ def acknowledged_without_a_sync(patch: Patch) -> None:
 
 
 def map_changed_without_comparing(patch: Patch) -> None:
-    async def change_map(self: Any, change: Any) -> Any:
+    change_map = Membership.change_map
+
+    async def at_once(self: Any, change: Any) -> Any:
+        if self.belief.map is None:
+            return await change_map(self, change)
         changed = change(self.current)
         if changed is not self.current:
             key = f"{self._prefix}/map"
             await self._seen(await self._authority.txn([Put(key, changed.encode())], held={}))
         return changed
 
-    patch(Membership, "change_map", change_map)
+    patch(Membership, "change_map", at_once)
 
 
 def removed_nodes_come_back(patch: Patch) -> None:
@@ -397,139 +379,6 @@ def writes_not_stamped_again(patch: Patch) -> None:
     patch(HybridClock, "stamp", still)
 
 
-# Who is who
-
-
-def a_request_does_not_name_its_node(patch: Patch) -> None:
-    patch(Parties, "check_receiver", lambda self, parties: self.check_alone())
-
-
-def two_members_keep_one_address(patch: Patch) -> None:
-    patch(cluster_map, "_without_address", lambda members, address: members)
-
-
-def an_address_is_not_taken_back(patch: Patch) -> None:
-    async def never(self: Any) -> None:
-        await asyncio.Event().wait()
-
-    patch(Joining, "keep_address", never)
-
-
-def any_agreement_is_believed(patch: Patch) -> None:
-    def agree(self: Any, dataset: str, partitions: Any, version: int) -> None:
-        ranges = self.state.ranges(dataset, self._map.partitions)
-        ranges.agree(np.fromiter(partitions, np.int64), version)
-        self.allow_purge(dataset)
-
-    patch(Replica, "agree", agree)
-
-
-def histories_are_not_compared(patch: Patch) -> None:
-    patch(ClusterMap, "descends_from", lambda self, epoch, digest: True)
-
-
-def tables_are_not_compared(patch: Patch) -> None:
-    patch(Tables, "descends_from", lambda self, other: True)
-
-
-def an_empty_etcd_is_believed(patch: Patch) -> None:
-    believed_map, believed_tables = Membership._believed_map, Membership._believed_tables
-
-    def the_map(self: Any, held: Any, *, cached: bool = True) -> Any:
-        if held is None and self._map is not None and not cached:
-            return self._map
-        return believed_map(self, held, cached=cached)
-
-    def the_tables(self: Any, held: Any, *, cached: bool = True) -> Any:
-        if held is None and self._map is not None and not cached:
-            return Tables(self._map.cluster_id, 1 << 40, 1 << 40)
-        return believed_tables(self, held, cached=cached)
-
-    patch(Membership, "_believed_map", the_map)
-    patch(Membership, "_believed_tables", the_tables)
-
-
-def members_change_in_an_etcd_that_is_not_believed(patch: Patch) -> None:
-    believed = Membership._believed_map
-
-    def anyway(self: Any, held: Any, *, cached: bool = True) -> Any:
-        return decode(held.data) if cached and held is not None else believed(self, held, cached=cached)
-
-    patch(Membership, "_believed_map", anyway)
-
-
-def datasets_change_in_an_etcd_that_is_not_believed(patch: Patch) -> None:
-    members_change_in_an_etcd_that_is_not_believed(patch)
-    believed = Membership._believed_tables
-
-    def anyway(self: Any, held: Any, *, cached: bool = True) -> Any:
-        return (
-            decode_tables(held.data) if cached and held is not None else believed(self, held, cached=cached)
-        )
-
-    patch(Membership, "_believed_tables", anyway)
-
-
-def a_lost_cluster_is_founded_anew(patch: Patch) -> None:
-    async def may_found(self: Any) -> bool:
-        return self._membership.value("map") is None
-
-    async def found(self: Any, founded: Any) -> bool:
-        writes = {"tables": Tables(founded.cluster_id).encode(), "map": founded.encode()}
-        return await self.change_all(writes, {"map": 0})
-
-    patch(Joining, "_may_found", may_found)
-    patch(Membership, "found", found)
-
-
-def what_is_recovered_names_no_ancestors(patch: Patch) -> None:
-    recovered = ClusterMap.recovered
-    patch(
-        ClusterMap,
-        "recovered",
-        lambda self, epoch: replace(recovered(self, epoch), history=History(bytes(8))),
-    )
-
-
-def lives_are_not_compared(patch: Patch) -> None:
-    async def check_sender(self: Any, parties: Any) -> None: ...
-
-    patch(Parties, "check_sender", check_sender)
-    patch(Parties, "check_member", lambda self, parties: None)
-    patch(Parties, "answered", lambda self, slot, life, asked_at: None)
-
-
-def twins_go_on(patch: Patch) -> None:
-    patch(Parties, "fence", lambda self, reason: False)
-
-
-def nobody_is_asked_for_twins_without_etcd(patch: Patch) -> None:
-    async def nobody(self: Any, remembered: Any) -> None: ...
-
-    patch(Joining, "_ask_for_twins", nobody)
-
-
-def a_lease_of_another_life_is_not_waited_for(patch: Patch) -> None:
-    async def at_once(self: Any, slot: int) -> None: ...
-
-    patch(Joining, "_refuse_twin", at_once)
-
-
-def datasets_are_held_by_name(patch: Patch) -> None:
-    def by_name(name: str, number: int) -> str:
-        return name
-
-    patch(tables, "local_name", by_name)
-    patch(dataset_table, "local_name", by_name)
-
-
-def a_drop_is_told_to_nobody(patch: Patch) -> None:
-    async def nobody(self: Any, tables: Any, until_s: float) -> bool:
-        return True
-
-    patch(DatasetTable, "_tell", nobody)
-
-
 MUTANTS = {
     plant.__name__: Mutant(rule, plant, seed, *mix)
     for rule, plant, seed, *mix in (
@@ -568,38 +417,7 @@ MUTANTS = {
         ("what was agreed does not travel with a move", agreement_does_not_travel, 113, MOVING),
         ("a restart forgets the end of the log", the_log_loses_its_end, 2),
         ("stamps follow the wall clock alone", writes_not_stamped_again, 4),
-        ("a request does not say which node is meant", a_request_does_not_name_its_node, 1, ADDRESSES),
-        ("two members keep one address", two_members_keep_one_address, 1, ADDRESSES),
-        ("a node does not take its address back", an_address_is_not_taken_back, 1, ADDRESSES),
-        ("an agreement that was not compared is believed", any_agreement_is_believed, 1, STRAY),
-        ("maps are compared by their epochs alone", histories_are_not_compared, 1, SET_BACK),
-        ("tables are not compared with those known", tables_are_not_compared, 1, SET_BACK),
-        ("an empty etcd is believed", an_empty_etcd_is_believed, 1, EMPTIED),
-        (
-            "members change in an etcd that is not believed",
-            members_change_in_an_etcd_that_is_not_believed,
-            1,
-            SET_BACK,
-        ),
-        (
-            "datasets change in an etcd that is not believed",
-            datasets_change_in_an_etcd_that_is_not_believed,
-            1,
-            SET_BACK,
-        ),
-        ("a cluster that etcd lost is founded anew", a_lost_cluster_is_founded_anew, 1, EMPTIED),
-        ("what is recovered does not name its ancestors", what_is_recovered_names_no_ancestors, 1, SET_BACK),
-        ("lives of a node are not compared", lives_are_not_compared, 1, TWINS),
-        ("twins go on", twins_go_on, 1, TWINS),
-        ("a start without etcd asks nobody", nobody_is_asked_for_twins_without_etcd, 1, TWINS),
-        (
-            "a start does not wait for another life's lease",
-            a_lease_of_another_life_is_not_waited_for,
-            1,
-            TWINS,
-        ),
-        ("nodes hold datasets by their names", datasets_are_held_by_name, 1, RECREATED),
-        ("a drop is done before others know of it", a_drop_is_told_to_nobody, 1, RECREATED),
+        *MISTAKEN,
     )
 }
 """By name."""

@@ -291,7 +291,7 @@ class ClusterMap:
         return self._with(owners=owners, phase=phase, touched=mask)._without_idle()
 
     def recovered(self, epoch: int) -> ClusterMap:
-        """Return the map as its own continuation, with an epoch above one: it is put back in place of that."""
+        """Return the map as its own continuation, with an epoch above one that it is put in the place of."""
         gap = max(0, epoch - self.epoch)
         history = self.history.with_next(self.digest).with_gap(gap)
         return replace(self, epoch=self.epoch + gap + 1, history=history)

@@ -22,7 +22,7 @@ _PAUSE_S = 0.2
 
 
 class DatasetTable:
-    """The table as `membership` knows it, changed in etcd; `made` makes what tables say on this node, `slot`."""
+    """The table as `membership` knows it, changed in etcd; `made` makes what it says on this node, `slot`."""
 
     def __init__(
         self, slot: int, membership: Membership, peers: Peers, made: Callable[[Tables], Awaitable[None]]

@@ -1,8 +1,8 @@
 """Histories: which documents one came from, as the digests of its last ancestors. Pure.
 
-Whoever replaces a document by the next one adds the digest of the one that it replaces, which covers the digests
-before. So two documents of one number are told apart, and so are the continuations of each: a store that was
-set back to an older state and went on from there has another history.
+Whoever replaces a document by the next one adds the digest of the one that it replaces, which covers the
+digests before. So two documents of one number are told apart, and so are the continuations of each: a store
+that was set back to an older state and went on from there has another history.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class History:
         return History((self.digests + bytes(_BYTES * min(count, LENGTH)))[-LENGTH * _BYTES :])
 
     def has(self, back: int, digest: int) -> bool:
-        """Return whether the ancestor so many changes back has a digest; True where it is not named any more."""
+        """Return whether the ancestor so many changes back has a digest; True where it is named no more."""
         start = len(self.digests) - back * _BYTES
         if start < 0:
             return True

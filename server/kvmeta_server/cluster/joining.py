@@ -67,7 +67,7 @@ class Joining:
         """
         self._check_identity()
         remembered = self._state.map()
-        self._membership.go_on_with(remembered, self._state.tables(), self._state.volumes())
+        self._membership.belief.go_on_with(remembered, self._state.tables(), self._state.volumes())
         try:
             await self._load()
             if self._membership.refusal:
@@ -222,8 +222,8 @@ class Joining:
         left = self._membership.value("id")
         if left is not None or self._membership.live():
             raise UnavailableError(
-                f"etcd at {self._world.authority.url} has lost cluster {self._settings.name!r}: its nodes are "
-                "there, its map is not. kvmeta cluster recover, asked of one of them, puts it back"
+                f"etcd at {self._world.authority.url} has lost cluster {self._settings.name!r}: its nodes "
+                "are there, its map is not. kvmeta cluster recover, asked of one of them, puts it back"
             )
         return True
 
@@ -236,8 +236,8 @@ class Joining:
         while (other := await self._other_at(us.address)) is not None:
             if loop.time() > end:
                 raise InputError(
-                    f"cluster {self._settings.name!r} knows {us.address} as node {other.name!r}, which is up; "
-                    "two nodes need two addresses (--advertise)"
+                    f"cluster {self._settings.name!r} knows {us.address} as node {other.name!r}, which is "
+                    "up; two nodes need two addresses (--advertise)"
                 )
             await asyncio.sleep(0.2)
 

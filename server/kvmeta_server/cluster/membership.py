@@ -9,8 +9,7 @@
     PREFIX/twin/SLOT    two lives of one node that were seen at once
 
 Without etcd the node goes on with what it knows. Only changes need it, and they say so. So it does where etcd
-has lost what this node knows: an etcd that was set back to an older state cannot know it, but its map and its
-tables do not go on from those seen here (history.py). Nothing of it is believed then (`refusal`), and nothing is
+has lost what this node knows (believing.py): nothing of it is believed then (`refusal`), and nothing is
 changed through this node, until `kvmeta cluster recover` has put things right.
 """
 
@@ -22,7 +21,8 @@ from contextlib import suppress
 
 from kvmeta.errors import CorruptionError, KvmetaError, UnavailableError
 from kvmeta.protocol.volume_pages import VolumePages
-from kvmeta_server.cluster.cluster_map import ClusterMap, decode
+from kvmeta_server.cluster.believing import Belief
+from kvmeta_server.cluster.cluster_map import ClusterMap
 from kvmeta_server.cluster.lease import Lease
 from kvmeta_server.cluster.seams import Authority, Changed, Compacted, Events, Pace, Put, Value
 from kvmeta_server.cluster.tables import DatasetRow, Tables, decode_tables
@@ -69,12 +69,7 @@ class Membership:
         self._log = log
         self._pace = pace
         self._values: dict[str, Value] = {}
-        self._map: ClusterMap | None = None
-        self._tables: Tables | None = None
-        self.volumes = VolumePages()
-        """The volumes, as they were when etcd was believed last."""
-        self.pages_serial = 0
-        """Up to which serial of the tables all changes of volumes are known."""
+        self.belief = Belief(authority.url, self._prefix)
         self._looked_at = (-1, -1)  # the revisions of etcd's map and tables that were judged
         self._news = asyncio.Condition()
         self._judging = asyncio.Lock()
@@ -88,16 +83,19 @@ class Membership:
         self._listeners: list[Callable[[], None]] = []
         self.answers = False
         """Whether etcd answered lately."""
-        self.refusal = ""
-        """Why nothing that etcd holds is believed; "" where it is."""
 
     # What is known
 
     @property
     def current(self) -> ClusterMap:
         """Return the newest map."""
-        assert self._map is not None
-        return self._map
+        assert self.belief.map is not None
+        return self.belief.map
+
+    @property
+    def refusal(self) -> str:
+        """Return why nothing that etcd holds is believed; "" where it is."""
+        return self.belief.refusal
 
     async def newer_than(self, epoch: int, timeout_s: float) -> None:
         """Return when there is a map newer than `epoch`, or after the timeout."""
@@ -118,11 +116,16 @@ class Membership:
     @property
     def tables(self) -> Tables | None:
         """Return the newest tables; None where none are known."""
-        return self._tables
+        return self.belief.tables
+
+    @property
+    def volumes(self) -> VolumePages:
+        """Return the volumes, as they were when etcd was believed last."""
+        return self.belief.volumes
 
     def datasets(self) -> Mapping[str, DatasetRow]:
         """Return the datasets by name, as far as they are known."""
-        return {} if self._tables is None else self._tables.datasets
+        return {} if self.tables is None else self.tables.datasets
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after each change that is seen."""
@@ -133,18 +136,6 @@ class Membership:
         return 0.0 if self.refusal else self._lease.left_s()
 
     # Life
-
-    def go_on_with(
-        self,
-        cluster_map: ClusterMap | None,
-        tables: Tables | None,
-        volumes: Mapping[int, bytes] | None = None,
-    ) -> None:
-        """Start from a map, tables and pages of volumes that were remembered."""
-        self.volumes = VolumePages(volumes)
-        self.pages_serial = 0 if tables is None else tables.serial
-        self._map = cluster_map if self._map is None else self._map
-        self._tables = tables if self._tables is None else self._tables
 
     async def load(self) -> None:
         """Read everything; UnavailableError where etcd does not answer."""
@@ -198,12 +189,12 @@ class Membership:
     async def change_map(self, change: Changes) -> ClusterMap:
         """Make a change of the map, again on what others made of it meanwhile; return the map with it.
 
-        What `change` raises ends it. UnavailableError where etcd's map does not go on from the one known here.
+        What `change` raises ends it. UnavailableError where etcd's map does not go on from the known one.
         """
         full = f"{self._prefix}/map"
         for _ in range(_CAS_TRIES):
             held = await self._authority.get(full)
-            now = self._believed_map(held)
+            now = self.belief.map_in(held)
             changed = change(now)
             if held is None or changed is now:
                 return now
@@ -222,13 +213,13 @@ class Membership:
         full, at_map = f"{self._prefix}/tables", f"{self._prefix}/map"
         for _ in range(_CAS_TRIES):
             map_held, held = await self._authority.get(at_map), await self._authority.get(full)
-            self._believed_map(map_held)
-            now = self._believed_tables(held)
+            self.belief.map_in(map_held)
+            now = self.belief.tables_in(held)
             assert map_held is not None
             assert held is not None
             if known:
                 await self._seen(held.revision)
-            if known and (self._tables is None or self._tables.serial != now.serial):
+            if known and (self.tables is None or self.tables.serial != now.serial):
                 continue
             changed, writes = change(now)
             if changed is now:
@@ -243,19 +234,6 @@ class Membership:
                 return
         raise UnavailableError(f"{full} changes all the time; try again")
 
-    def learn(self, tables: Tables) -> int:
-        """Take over tables that another node tells of, where they go on from those known here.
-
-        Returns the serial of those that are known then.
-        """
-        if (
-            self._tables is not None
-            and tables.serial > self._tables.serial
-            and tables.descends_from(self._tables)
-        ):
-            self._tables = tables
-        return 0 if self._tables is None else self._tables.serial
-
     async def catch_up(self) -> None:
         """Wait a moment until what etcd's tables tell of now is known here."""
         with suppress(UnavailableError):
@@ -264,8 +242,8 @@ class Membership:
                 await self._seen(held.revision)
 
     async def tables_now(self) -> Tables:
-        """Return the tables as etcd has them now; UnavailableError where it does not answer or is not believed."""
-        return self._believed_tables(await self.read("tables"))
+        """Return the tables as etcd has them now; UnavailableError where it is away or not believed."""
+        return self.belief.tables_in(await self.read("tables"))
 
     async def change_all(self, writes: Mapping[str, bytes | None], held: Mapping[str, int]) -> bool:
         """Make several writes at once if the keys of `held` have these revisions (0: absent)."""
@@ -383,11 +361,12 @@ class Membership:
         looked_at = tuple(0 if held is None else held.revision for held in (held_map, held_tables))
         if looked_at == self._looked_at:
             return
-        if held_map is None and self._map is None:
+        belief = self.belief
+        if held_map is None and belief.map is None:
             return  # there is no cluster yet
         try:
-            cluster_map = self._believed_map(held_map, cached=False)
-            tables = self._believed_tables(held_tables, cached=False)
+            cluster_map = belief.map_in(held_map, cached=False)
+            tables = belief.tables_in(held_tables, cached=False)
         except CorruptionError:  # of a newer version: it will not be read
             return
         except UnavailableError as error:
@@ -395,66 +374,13 @@ class Membership:
                 raise Compacted from None  # read all anew
             if str(error) != self.refusal:
                 self._log.warning("etcd is not believed", reason=str(error))
-            self.refusal = str(error)
+            belief.refusal = str(error)
         else:
-            if self._map is None or cluster_map.epoch > self._map.epoch:
+            if belief.map is None or cluster_map.epoch > belief.map.epoch:
                 await self._adopt(cluster_map)
-                self._map = cluster_map
-            self._tables = tables
-            self.refusal = ""
+                belief.map = cluster_map
+            belief.tables, belief.refusal = tables, ""
         self._looked_at = looked_at  # type: ignore[assignment]
-
-    def _believed_map(self, held: Value | None, *, cached: bool = True) -> ClusterMap:
-        """Return the map that etcd holds; UnavailableError where it does not go on from the one known here."""
-        if cached and self.refusal:
-            raise UnavailableError(self.refusal)
-        ours = self._map
-        if held is None:
-            if ours is None:
-                raise UnavailableError(f"etcd at {self._authority.url} has no cluster at {self._prefix}")
-            raise UnavailableError(self._not_believed(f"has no map of cluster {ours.name!r}"))
-        theirs = decode(held.data)
-        if ours is None:
-            return theirs
-        if theirs.cluster_id != ours.cluster_id:
-            raise UnavailableError(
-                self._not_believed(
-                    f"has another cluster of the name {ours.name!r}, {theirs.cluster_id.hex()}"
-                )
-            )
-        if not theirs.descends_from(ours.epoch, ours.digest):
-            behind = ours.descends_from(theirs.epoch, theirs.digest)
-            what = "an older map" if behind else "a map of another history"
-            raise UnavailableError(
-                self._not_believed(
-                    f"has {what}, of epoch {theirs.epoch}, and this node knows that of {ours.epoch}"
-                )
-            )
-        return theirs
-
-    def _believed_tables(self, held: Value | None, *, cached: bool = True) -> Tables:
-        """Return the tables that etcd holds; UnavailableError where they do not go on from those known here."""
-        if cached and self.refusal:
-            raise UnavailableError(self.refusal)
-        ours = self._tables
-        if held is None:
-            raise UnavailableError(self._not_believed("has no tables of datasets and volumes"))
-        theirs = decode_tables(held.data)
-        if self._map is not None and theirs.cluster_id != self._map.cluster_id:
-            raise UnavailableError(self._not_believed("has the tables of another cluster"))
-        if ours is not None and not theirs.descends_from(ours):
-            raise UnavailableError(
-                self._not_believed(
-                    f"has tables that do not go on from those known here (serial {theirs.serial}, {ours.serial})"
-                )
-            )
-        return theirs
-
-    def _not_believed(self, what: str) -> str:
-        return (
-            f"etcd at {self._authority.url} {what}: was it emptied, or restored from a snapshot? Reads and writes "
-            "go on; members, datasets and volumes cannot be changed. kvmeta cluster recover shows what to do"
-        )
 
     @property
     def _volumes_at(self) -> str:
@@ -462,12 +388,8 @@ class Membership:
 
     def _take_pages(self, pages: Mapping[str, bytes]) -> None:
         held = self._values.get(f"{self._prefix}/tables")
-        if held is not None:
-            self.pages_serial = decode_tables(held.data).serial
-        for key, raw in pages.items():
-            page = int(key.removeprefix(self._volumes_at))
-            if self.volumes.pages.get(page) != raw:
-                self.volumes.take(page, raw)
+        by_number = {int(key.removeprefix(self._volumes_at)): raw for key, raw in pages.items()}
+        self.belief.take_pages(by_number, 0 if held is None else decode_tables(held.data).serial)
 
     def _tell(self) -> None:
         self._look_at_twins()
@@ -489,7 +411,7 @@ class Membership:
             await asyncio.sleep(self._pace.renew_s)
 
     async def _say_alive(self) -> bool:
-        """Put this node's life where its slot's belongs, unless another life is there; return whether it did."""
+        """Put this node's sign of life there, unless another life's is there; return whether it did."""
         if self.refusal:
             return False  # what is there may be of another cluster
         key, mine = f"{self._prefix}/live/{self._slot}", self._sign

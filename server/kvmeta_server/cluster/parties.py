@@ -1,4 +1,4 @@
-"""Between whom a request is: each names the node it is for and the node it comes from, and both are looked at.
+"""Between whom a request is: each names the node it is for and the node it comes from; both are looked at.
 
 Addresses, slots and epochs may be used again. So what is asked says which node it means, by slot, store and
 cluster; whoever is asked refuses to be another. Who asks says who it is, and in which of its lives: where two
@@ -84,8 +84,8 @@ class Parties:
         if parties.cluster != ours.cluster_id:
             raise Refused(
                 WRONG_NODE,
-                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request for another, "
-                f"{parties.cluster.hex()}; do two clusters share an address?",
+                f"this node is of cluster {ours.name!r}, {ours.cluster_id.hex()}, and the request for "
+                f"another, {parties.cluster.hex()}; do two clusters share an address?",
             )
         if (parties.to_slot, parties.to_store) != (self._slot, self._store):
             raise Refused(
@@ -95,7 +95,7 @@ class Parties:
             )
 
     def check_member(self, parties: peer.Parties) -> None:
-        """Raise Refused where a request comes from no member, or from another history or a past life of one."""
+        """Raise Refused where a request comes from no member, or from another history or past life of one."""
         ours, slot = self._maps.current, parties.from_slot
         if parties.from_epoch <= ours.epoch and not ours.descends_from(
             parties.from_epoch, parties.from_digest

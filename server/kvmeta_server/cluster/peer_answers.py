@@ -128,7 +128,7 @@ class PeerAnswers:
         """Learn of tables."""
         self._parties.check_receiver(request.parties)
         await self._parties.check_sender(request.parties)
-        serial = self._membership.learn(decode_tables(request.tables))
+        serial = self._membership.belief.learn(decode_tables(request.tables))
         await self._make_datasets(self._membership.tables)
         return peer.TellResponse(serial=serial)
 
@@ -139,7 +139,7 @@ class PeerAnswers:
         assert membership.tables is not None
         told = peer.RememberedResponse(
             map=membership.current.encode(), tables=membership.tables.encode(),
-            pages_serial=membership.pages_serial, done=True,
+            pages_serial=membership.belief.pages_serial, done=True,
         )  # fmt: skip
         size = 0
         for page, raw in sorted(membership.volumes.pages.items()):

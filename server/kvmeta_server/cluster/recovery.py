@@ -2,9 +2,9 @@
 
     look     what etcd holds; what each node remembers, from a majority of the members at least
     plan     the newest of it, as its continuation: numbers above all that were given out. Nothing is written
-    apply    pages of volumes first, then map and tables in one transaction, if etcd still holds what was looked at
+    apply    pages of volumes first, then map and tables at once, if etcd still holds what was looked at
 
-What nodes remember must be one history: where two of them went on apart, a person has to say which one is right.
+What nodes remember must be one history: where two went on apart, a person has to say which one is right.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Recovery:
         answered = len([member for member in members if member.name not in silent])
         if 2 * answered <= len(members):
             raise UnavailableError(
-                f"{answered} of {len(members)} members answer, and it takes more than half of them to know what "
-                f"was lost; start the others first: {', '.join(silent)}"
+                f"{answered} of {len(members)} members answer, and it takes more than half of them to know "
+                f"what was lost; start the others first: {', '.join(silent)}"
             )
         tables, pages = _newest_tables(copies), _newest_pages(copies)
         held, pages_there = await membership.raw()
@@ -93,7 +93,9 @@ class Recovery:
         return Plan(
             recovered, raised, pages, tuple(sorted(pages_there - pages.keys())),
             {key: held[key].revision if key in held else 0 for key in ("map", "tables")},
-            _told(membership.refusal, newest, tables, pages, there_map, there_tables, silent, recovered, raised),
+            _told(
+                membership.refusal, newest, tables, pages, there_map, there_tables, silent, recovered, raised
+            ),
         )  # fmt: skip
 
     async def apply(self, plan: Plan) -> None:
@@ -119,7 +121,10 @@ class Recovery:
         assert membership.tables is not None
         copies = [
             Copy(
-                membership.current, membership.tables, membership.pages_serial, dict(membership.volumes.pages)
+                membership.current,
+                membership.tables,
+                membership.belief.pages_serial,
+                dict(membership.volumes.pages),
             )
         ]
         asked = {self._slot}
@@ -163,8 +168,8 @@ def _newest_tables(copies: Iterable[Copy]) -> Tables:
     for copy in copies:
         if not newest.descends_from(copy.tables):
             raise UnavailableError(
-                f"the nodes remember two histories of the tables: those of serial {copy.tables.serial} did not "
-                f"become those of {newest.serial}. Stop the nodes whose data is wrong, then look again"
+                f"the nodes remember two histories of the tables: those of serial {copy.tables.serial} did "
+                f"not become those of {newest.serial}. Stop the nodes whose data is wrong, then look again"
             )
     return newest
 

@@ -1,7 +1,7 @@
-"""The cluster's tables: which datasets there are, and which numbers are taken. One document, with its history.
+"""The cluster's tables: which datasets there are, which numbers are taken. One document, with its history.
 
-It lies in etcd beside the map and is changed by compare-and-swap alone, under a map that is known to go on from
-the changer's own (membership.py). Numbers of datasets and volumes are never given out twice.
+It lies in etcd beside the map and is changed by compare-and-swap alone, under a map that is known to go on
+from the changer's own (membership.py). Numbers of datasets and volumes are never given out twice.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class KeySpace:
         return self.snapshot().values == snapshot.values
 
     def restore(self, snapshot: Snapshot | None) -> None:
-        """Go back to a snapshot, or begin with nothing: all leases end, and nothing of it can be noticed here."""
+        """Go back to a snapshot, or begin with nothing: all leases end, and nothing here tells of it."""
         revision, values = snapshot or Snapshot(0, {})
         self.lives += 1
         self._leases.clear()

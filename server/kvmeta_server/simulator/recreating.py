@@ -1,6 +1,6 @@
 """A dataset that is dropped and made anew again and again, under one name, while clients write to it.
 
-What is acknowledged into a dataset whose drop has returned before the write began is gone: that is a violation.
+What is acknowledged into a dataset whose drop has returned before the write began is gone: a violation.
 So is what was acknowledged into the one that there is and a quorum read does not return.
 """
 

@@ -12,7 +12,6 @@ from kvmeta.engine.manifest import (
     MergeRecord,
     RunRecord,
     TreeRecord,
-    VolumeRow,
 )
 from kvmeta.engine.segment_header import SegmentRecord
 from kvmeta.engine.wal import Position
@@ -39,11 +38,11 @@ def filled() -> tuple[Manifest, dict[bytes, bytes]]:
     manifest, rows = Manifest(), {}
     apply(manifest, rows, Change())
     apply(manifest, rows, Change(datasets={1: DatasetRecord(1, "default")}, trees={1: TreeRecord()}))
-    apply(manifest, rows, Change(volumes={n: VolumeRow(n, f"file:///{n}", "n") for n in range(1, 5)}))
+    apply(manifest, rows, Change(volume_pages={0: b"a page", 1: b"another"}, next_volume=300))
     apply(
         manifest,
         rows,
-        Change(trees={1: TREE}, volumes={2: VolumeRow(2, "s3://2", "two", "offline")}, anchor=Position(5, 9)),
+        Change(trees={1: TREE}, volume_pages={1: b"a newer one"}, anchor=Position(5, 9)),
     )
     return manifest, rows
 
@@ -53,9 +52,7 @@ def test_a_manifest_reads_back_unchanged() -> None:
     back = Manifest.read(rows, LOG)
     assert back.datasets == manifest.datasets
     assert back.trees == {1: TREE}
-    assert [row.uri for row in back.volumes] == ["file:///1", "s3://2", "file:///3", "file:///4"]
-    assert back.volumes.of_uri("s3://2") == manifest.volumes.get(2)
-    assert back.volumes.of_uri("file:///2") is None
+    assert back.volume_pages == manifest.volume_pages == {0: b"a page", 1: b"a newer one"}
     assert back.head == manifest.head
     assert back.head.generation == 4
     assert back.head.anchor == Position(5, 9)
@@ -68,7 +65,7 @@ def test_numbers_are_never_given_twice() -> None:
     apply(manifest, rows, Change())
     back = Manifest.read(rows, LOG)
     assert back.take_file_number() > max(numbers)
-    assert back.head.next_volume == 5
+    assert back.head.next_volume == 300
 
 
 def test_a_lost_or_changed_row_is_noticed() -> None:

@@ -238,7 +238,7 @@ def test_volumes_come_in_pages_that_fit(answers: Asked, monkeypatch: pytest.Monk
         listed += [volume.number for volume in page.volumes]
         assert 0 < len(page.volumes) <= 256
         done = page.done
-    assert listed == [number for number in range(101, numbers[-1] + 1)]
+    assert listed == list(range(101, numbers[-1] + 1))
     assert answers.list_volumes(pb.ListVolumesRequest(after=numbers[-1])).done
     with pytest.raises(kvmeta.InputError, match="at most 1000"):
         answers.add_volumes(pb.AddVolumesRequest(volumes=requests * 2))

@@ -105,7 +105,7 @@ def with_dataset(name: str) -> Callable[[Tables], tuple[Tables, Writes]]:
 
 
 def test_an_etcd_that_was_set_back_is_not_believed() -> None:
-    """Behind, of another history, emptied, or with older tables beside the same map: nothing is changed there."""
+    """Behind, of another history, emptied, or with older tables beside the same map."""
 
     async def work() -> None:
         space, log = a_space(), Told()
@@ -166,7 +166,7 @@ def test_what_is_remembered_is_held_against_etcd_at_the_start() -> None:
         again = Membership(
             Prompt(space, Network(random.Random(1)), Process("n0")), "test", never, log, Pace()
         )
-        again.go_on_with(membership.current, membership.tables)
+        again.belief.go_on_with(membership.current, membership.tables)
         space.restore(older)
         await again.load()
         assert "tables" in again.refusal
