@@ -288,7 +288,7 @@ class EmbeddedVolumes(Volumes):
     def list(self) -> list[Volume]:
         """Return all volumes, by number."""
         self._engine.check_open()
-        return [row.volume() for row in self._known]
+        return [*self._known]
 
     def messages(self, after: int, bytes_max: int) -> tuple[bytes, bool]:
         """Return volumes above a number as the bytes of a ListVolumesResponse, and whether they are all."""

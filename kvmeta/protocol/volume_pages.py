@@ -7,7 +7,7 @@ store keeps and what the nodes of a cluster share: their size (u4, little-endian
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import lz4.block
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kvmeta.errors import CorruptionError
 from kvmeta.protocol import records
 from kvmeta.v1 import kvmeta_pb2 as pb
-from kvmeta.volumes import VolumeRow
+from kvmeta.volumes import Volume, VolumeRow
 
 VOLUMES = 256
 """Of a page."""
@@ -50,9 +50,11 @@ class VolumePages:
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[VolumeRow]:
+    def __iter__(self) -> Iterator[Volume]:
+        """Yield the volumes by number."""
         for page in sorted(self._pages):
-            yield from _decoded(self._pages[page]).values()
+            for message in _parsed(self._pages[page]):
+                yield records.volume(message)
 
     @property
     def pages(self) -> Mapping[int, bytes]:
@@ -85,11 +87,11 @@ class VolumePages:
 
     def take(self, page: int, raw: bytes) -> None:
         """Take a page over; CorruptionError where it is none."""
-        now = _read(raw, page)
-        before = _decoded(self._pages[page]) if page in self._pages else {}
-        for number, row in now.items():
-            if number not in before or before[number].uri != row.uri:
-                self._uris.add(row.uri, number)
+        now = {message.number: message.uri for message in _read(raw, page)}
+        before: dict[int, str] = {}
+        if page in self._pages:
+            before = {message.number: message.uri for message in _parsed(self._pages[page])}
+        self._uris.add({number: uri for number, uri in now.items() if before.get(number) != uri})
         self._pages[page] = raw
         self._count += len(now) - len(before)
 
@@ -121,9 +123,11 @@ class _Uris:
         self._numbers: NDArray[np.uint32] = np.empty(0, np.uint32)
         self._fresh: dict[int, tuple[int, ...]] = {}
 
-    def add(self, uri: str, number: int) -> None:
-        digest = _hash(uri)
-        self._fresh[digest] = (*self._fresh.get(digest, ()), number)
+    def add(self, uris: Mapping[int, str]) -> None:
+        fresh = self._fresh
+        for number, uri in uris.items():
+            digest = _hash(uri)
+            fresh[digest] = (*fresh[digest], number) if digest in fresh else (number,)
         if len(self._fresh) > max(_FRESH_MIN, len(self._hashes) // 4):
             self._settle()
 
@@ -168,18 +172,19 @@ def _plain(raw: bytes) -> bytes:
 
 @lru_cache(maxsize=_PAGES_DECODED)
 def _decoded(raw: bytes) -> Mapping[int, VolumeRow]:
-    return {
-        message.number: records.row(message)
-        for message in pb.ListVolumesResponse.FromString(_plain(raw)).volumes
-    }
+    return {message.number: records.row(message) for message in _parsed(raw)}
 
 
-def _read(raw: bytes, page: int) -> Mapping[int, VolumeRow]:
-    """Return the rows of a page that came from elsewhere."""
+def _parsed(raw: bytes) -> Sequence[pb.Volume]:
+    return pb.ListVolumesResponse.FromString(_plain(raw)).volumes
+
+
+def _read(raw: bytes, page: int) -> Sequence[pb.Volume]:
+    """Return the volumes of a page that came from elsewhere."""
     try:
-        rows = _decoded(raw)
+        volumes = _parsed(raw)
     except (ValueError, DecodeError, lz4.block.LZ4BlockError) as error:
         raise CorruptionError(f"not a page of volumes: {error!r}") from None
-    if not rows or any(page_of(number) != page for number in rows):
+    if not volumes or any(page_of(volume.number) != page for volume in volumes):
         raise CorruptionError(f"page {page} of volumes has none, or others than its own")
-    return rows
+    return volumes

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvmeta.v1 import kvmeta_pb2 as kvmeta_dot_v1_dot_kvmeta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmeta/v1/peer.proto\x12\tkvmeta.v1\x1a\x16kvmeta/v1/kvmeta.proto\"\xa0\x01\n\x07Parties\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0f\n\x07to_slot\x18\x02 \x01(\r\x12\x10\n\x08to_store\x18\x03 \x01(\x0c\x12\x11\n\tfrom_slot\x18\x04 \x01(\r\x12\x12\n\nfrom_store\x18\x05 \x01(\x0c\x12\x12\n\nfrom_epoch\x18\x06 \x01(\x04\x12\x13\n\x0b\x66rom_digest\x18\x07 \x01(\x06\x12\x11\n\tfrom_life\x18\x08 \x01(\x06\"\x95\x01\n\x0c\x41pplyRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1f\n\x04rows\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x1f\n\x05\x62ound\x18\x05 \x01(\x0e\x32\x10.kvmeta.v1.Bound\"h\n\rApplyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x08outcomes\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12#\n\x08versions\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\x8a\x01\n\x0c\x46\x65tchRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x03ids\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x15\n\rversions_only\x18\x05 \x01(\x08\"\x8c\x01\n\rFetchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12!\n\x06states\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12#\n\x08versions\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12$\n\tlocations\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\x9e\x01\n\rDecideRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\'\n\toperation\x18\x04 \x01(\x0e\x32\x14.kvmeta.v1.Operation\x12\x1f\n\x04rows\x18\x05 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"e\n\x0e\x44\x65\x63ideResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x08outcomes\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\xb5\x01\n\x0bRowsRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05\x66irst\x18\x04 \x01(\x06\x12\x0c\n\x04last\x18\x05 \x01(\x06\x12\x11\n\tpage_rows\x18\x06 \x01(\r\x12\x31\n\x11reply_compression\x18\x07 \x01(\x0e\x32\x16.kvmeta.v1.Compression\"M\n\x0cRowsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05until\x18\x02 \x01(\x06\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\x98\x01\n\rDigestRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x03(\r\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x06\x12\x0e\n\x06purged\x18\x05 \x03(\x06\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x06\x12\x0f\n\x07promise\x18\x07 \x01(\x08\"W\n\x0e\x44igestResponse\x12\"\n\x07\x64igests\x18\x01 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12!\n\x06\x61greed\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"i\n\x0c\x41greeRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x03(\r\x12\x0f\n\x07version\x18\x04 \x01(\x06\"\x0f\n\rAgreeResponse\"3\n\x0cStateRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\"\xac\x02\n\rStateResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x63opied\x18\x03 \x03(\r\x12\x32\n\x05hints\x18\x04 \x03(\x0b\x32#.kvmeta.v1.StateResponse.HintsEntry\x12\x10\n\x08leftover\x18\x05 \x01(\r\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x04\x12\x0e\n\x06\x61greed\x18\x07 \x01(\x04\x12\x13\n\x0brows_copied\x18\x08 \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\t \x01(\r\x12\x0e\n\x06mended\x18\n \x01(\x04\x12\x15\n\rhints_dropped\x18\x14 \x01(\x04\x12\x0c\n\x04life\x18\x15 \x01(\x06\x1a,\n\nHintsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"L\n\x11RememberedRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x12\n\npages_from\x18\x02 \x01(\r\"\xbc\x01\n\x12RememberedResponse\x12\x0b\n\x03map\x18\x01 \x01(\x0c\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\x12\x14\n\x0cpages_serial\x18\x03 \x01(\x04\x12\x37\n\x05pages\x18\x04 \x03(\x0b\x32(.kvmeta.v1.RememberedResponse.PagesEntry\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x1a,\n\nPagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"B\n\x0bTellRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\"\x1e\n\x0cTellResponse\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"O\n\x0bSeenRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0f\n\x07to_slot\x18\x02 \x01(\r\x12\x10\n\x08to_store\x18\x03 \x01(\x0c\x12\x0c\n\x04slot\x18\x04 \x01(\r\"/\n\x0cSeenResponse\x12\x10\n\x08\x61nswered\x18\x01 \x01(\x08\x12\r\n\x05\x61go_s\x18\x02 \x01(\x01*@\n\x05\x42ound\x12\x15\n\x11\x42OUND_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42OUND_AGREED\x10\x01\x12\x0e\n\nBOUND_NONE\x10\x02\x32\xf1\x04\n\x0bPeerService\x12:\n\x05\x41pply\x12\x17.kvmeta.v1.ApplyRequest\x1a\x18.kvmeta.v1.ApplyResponse\x12:\n\x05\x46\x65tch\x12\x17.kvmeta.v1.FetchRequest\x1a\x18.kvmeta.v1.FetchResponse\x12=\n\x06\x44\x65\x63ide\x12\x18.kvmeta.v1.DecideRequest\x1a\x19.kvmeta.v1.DecideResponse\x12\x37\n\x04Rows\x12\x16.kvmeta.v1.RowsRequest\x1a\x17.kvmeta.v1.RowsResponse\x12=\n\x06\x44igest\x12\x18.kvmeta.v1.DigestRequest\x1a\x19.kvmeta.v1.DigestResponse\x12:\n\x05\x41gree\x12\x17.kvmeta.v1.AgreeRequest\x1a\x18.kvmeta.v1.AgreeResponse\x12:\n\x05State\x12\x17.kvmeta.v1.StateRequest\x1a\x18.kvmeta.v1.StateResponse\x12\x37\n\x04Tell\x12\x16.kvmeta.v1.TellRequest\x1a\x17.kvmeta.v1.TellResponse\x12I\n\nRemembered\x12\x1c.kvmeta.v1.RememberedRequest\x1a\x1d.kvmeta.v1.RememberedResponse\x12\x37\n\x04Seen\x12\x16.kvmeta.v1.SeenRequest\x1a\x17.kvmeta.v1.SeenResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvmeta/v1/peer.proto\x12\tkvmeta.v1\x1a\x16kvmeta/v1/kvmeta.proto\"\xa0\x01\n\x07Parties\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0f\n\x07to_slot\x18\x02 \x01(\r\x12\x10\n\x08to_store\x18\x03 \x01(\x0c\x12\x11\n\tfrom_slot\x18\x04 \x01(\r\x12\x12\n\nfrom_store\x18\x05 \x01(\x0c\x12\x12\n\nfrom_epoch\x18\x06 \x01(\x04\x12\x13\n\x0b\x66rom_digest\x18\x07 \x01(\x06\x12\x11\n\tfrom_life\x18\x08 \x01(\x06\"\x95\x01\n\x0c\x41pplyRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1f\n\x04rows\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x1f\n\x05\x62ound\x18\x05 \x01(\x0e\x32\x10.kvmeta.v1.Bound\"h\n\rApplyResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x08outcomes\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12#\n\x08versions\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\x8a\x01\n\x0c\x46\x65tchRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x1e\n\x03ids\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x15\n\rversions_only\x18\x05 \x01(\x08\"\x8c\x01\n\rFetchResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12!\n\x06states\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12#\n\x08versions\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12$\n\tlocations\x18\x04 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\xaf\x01\n\rDecideRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\'\n\toperation\x18\x04 \x01(\x0e\x32\x14.kvmeta.v1.Operation\x12\x1f\n\x04rows\x18\x05 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x06\"e\n\x0e\x44\x65\x63ideResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12#\n\x08outcomes\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\xb5\x01\n\x0bRowsRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\r\n\x05\x66irst\x18\x04 \x01(\x06\x12\x0c\n\x04last\x18\x05 \x01(\x06\x12\x11\n\tpage_rows\x18\x06 \x01(\r\x12\x31\n\x11reply_compression\x18\x07 \x01(\x0e\x32\x16.kvmeta.v1.Compression\"M\n\x0cRowsResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05until\x18\x02 \x01(\x06\x12\x1f\n\x04rows\x18\x03 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"\x98\x01\n\rDigestRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x03(\r\x12\x0b\n\x03\x63ut\x18\x04 \x01(\x06\x12\x0e\n\x06purged\x18\x05 \x03(\x06\x12\x0f\n\x07\x65xpired\x18\x06 \x01(\x06\x12\x0f\n\x07promise\x18\x07 \x01(\x08\"W\n\x0e\x44igestResponse\x12\"\n\x07\x64igests\x18\x01 \x01(\x0b\x32\x11.kvmeta.v1.Packed\x12!\n\x06\x61greed\x18\x02 \x01(\x0b\x32\x11.kvmeta.v1.Packed\"i\n\x0c\x41greeRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0f\n\x07\x64\x61taset\x18\x02 \x01(\t\x12\x12\n\npartitions\x18\x03 \x03(\r\x12\x0f\n\x07version\x18\x04 \x01(\x06\"\x0f\n\rAgreeResponse\"3\n\x0cStateRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\"\xac\x02\n\rStateResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0e\n\x06\x63opied\x18\x03 \x03(\r\x12\x32\n\x05hints\x18\x04 \x03(\x0b\x32#.kvmeta.v1.StateResponse.HintsEntry\x12\x10\n\x08leftover\x18\x05 \x01(\r\x12\x0f\n\x07unix_ms\x18\x06 \x01(\x04\x12\x0e\n\x06\x61greed\x18\x07 \x01(\x04\x12\x13\n\x0brows_copied\x18\x08 \x01(\x04\x12\x0f\n\x07\x64\x61maged\x18\t \x01(\r\x12\x0e\n\x06mended\x18\n \x01(\x04\x12\x15\n\rhints_dropped\x18\x14 \x01(\x04\x12\x0c\n\x04life\x18\x15 \x01(\x06\x1a,\n\nHintsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"L\n\x11RememberedRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x12\n\npages_from\x18\x02 \x01(\r\"\xbc\x01\n\x12RememberedResponse\x12\x0b\n\x03map\x18\x01 \x01(\x0c\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\x12\x14\n\x0cpages_serial\x18\x03 \x01(\x04\x12\x37\n\x05pages\x18\x04 \x03(\x0b\x32(.kvmeta.v1.RememberedResponse.PagesEntry\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x1a,\n\nPagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"B\n\x0bTellRequest\x12#\n\x07parties\x18\x01 \x01(\x0b\x32\x12.kvmeta.v1.Parties\x12\x0e\n\x06tables\x18\x02 \x01(\x0c\"\x1e\n\x0cTellResponse\x12\x0e\n\x06serial\x18\x01 \x01(\x04\"O\n\x0bSeenRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x0c\x12\x0f\n\x07to_slot\x18\x02 \x01(\r\x12\x10\n\x08to_store\x18\x03 \x01(\x0c\x12\x0c\n\x04slot\x18\x04 \x01(\r\"/\n\x0cSeenResponse\x12\x10\n\x08\x61nswered\x18\x01 \x01(\x08\x12\r\n\x05\x61go_s\x18\x02 \x01(\x01*@\n\x05\x42ound\x12\x15\n\x11\x42OUND_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x42OUND_AGREED\x10\x01\x12\x0e\n\nBOUND_NONE\x10\x02\x32\xf1\x04\n\x0bPeerService\x12:\n\x05\x41pply\x12\x17.kvmeta.v1.ApplyRequest\x1a\x18.kvmeta.v1.ApplyResponse\x12:\n\x05\x46\x65tch\x12\x17.kvmeta.v1.FetchRequest\x1a\x18.kvmeta.v1.FetchResponse\x12=\n\x06\x44\x65\x63ide\x12\x18.kvmeta.v1.DecideRequest\x1a\x19.kvmeta.v1.DecideResponse\x12\x37\n\x04Rows\x12\x16.kvmeta.v1.RowsRequest\x1a\x17.kvmeta.v1.RowsResponse\x12=\n\x06\x44igest\x12\x18.kvmeta.v1.DigestRequest\x1a\x19.kvmeta.v1.DigestResponse\x12:\n\x05\x41gree\x12\x17.kvmeta.v1.AgreeRequest\x1a\x18.kvmeta.v1.AgreeResponse\x12:\n\x05State\x12\x17.kvmeta.v1.StateRequest\x1a\x18.kvmeta.v1.StateResponse\x12\x37\n\x04Tell\x12\x16.kvmeta.v1.TellRequest\x1a\x17.kvmeta.v1.TellResponse\x12I\n\nRemembered\x12\x1c.kvmeta.v1.RememberedRequest\x1a\x1d.kvmeta.v1.RememberedResponse\x12\x37\n\x04Seen\x12\x16.kvmeta.v1.SeenRequest\x1a\x17.kvmeta.v1.SeenResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATERESPONSE_HINTSENTRY']._serialized_options = b'8\001'
   _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._loaded_options = None
   _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._serialized_options = b'8\001'
-  _globals['_BOUND']._serialized_start=2514
-  _globals['_BOUND']._serialized_end=2578
+  _globals['_BOUND']._serialized_start=2531
+  _globals['_BOUND']._serialized_end=2595
   _globals['_PARTIES']._serialized_start=60
   _globals['_PARTIES']._serialized_end=220
   _globals['_APPLYREQUEST']._serialized_start=223
@@ -49,41 +49,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHRESPONSE']._serialized_start=622
   _globals['_FETCHRESPONSE']._serialized_end=762
   _globals['_DECIDEREQUEST']._serialized_start=765
-  _globals['_DECIDEREQUEST']._serialized_end=923
-  _globals['_DECIDERESPONSE']._serialized_start=925
-  _globals['_DECIDERESPONSE']._serialized_end=1026
-  _globals['_ROWSREQUEST']._serialized_start=1029
-  _globals['_ROWSREQUEST']._serialized_end=1210
-  _globals['_ROWSRESPONSE']._serialized_start=1212
-  _globals['_ROWSRESPONSE']._serialized_end=1289
-  _globals['_DIGESTREQUEST']._serialized_start=1292
-  _globals['_DIGESTREQUEST']._serialized_end=1444
-  _globals['_DIGESTRESPONSE']._serialized_start=1446
-  _globals['_DIGESTRESPONSE']._serialized_end=1533
-  _globals['_AGREEREQUEST']._serialized_start=1535
-  _globals['_AGREEREQUEST']._serialized_end=1640
-  _globals['_AGREERESPONSE']._serialized_start=1642
-  _globals['_AGREERESPONSE']._serialized_end=1657
-  _globals['_STATEREQUEST']._serialized_start=1659
-  _globals['_STATEREQUEST']._serialized_end=1710
-  _globals['_STATERESPONSE']._serialized_start=1713
-  _globals['_STATERESPONSE']._serialized_end=2013
-  _globals['_STATERESPONSE_HINTSENTRY']._serialized_start=1969
-  _globals['_STATERESPONSE_HINTSENTRY']._serialized_end=2013
-  _globals['_REMEMBEREDREQUEST']._serialized_start=2015
-  _globals['_REMEMBEREDREQUEST']._serialized_end=2091
-  _globals['_REMEMBEREDRESPONSE']._serialized_start=2094
-  _globals['_REMEMBEREDRESPONSE']._serialized_end=2282
-  _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._serialized_start=2238
-  _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._serialized_end=2282
-  _globals['_TELLREQUEST']._serialized_start=2284
-  _globals['_TELLREQUEST']._serialized_end=2350
-  _globals['_TELLRESPONSE']._serialized_start=2352
-  _globals['_TELLRESPONSE']._serialized_end=2382
-  _globals['_SEENREQUEST']._serialized_start=2384
-  _globals['_SEENREQUEST']._serialized_end=2463
-  _globals['_SEENRESPONSE']._serialized_start=2465
-  _globals['_SEENRESPONSE']._serialized_end=2512
-  _globals['_PEERSERVICE']._serialized_start=2581
-  _globals['_PEERSERVICE']._serialized_end=3206
+  _globals['_DECIDEREQUEST']._serialized_end=940
+  _globals['_DECIDERESPONSE']._serialized_start=942
+  _globals['_DECIDERESPONSE']._serialized_end=1043
+  _globals['_ROWSREQUEST']._serialized_start=1046
+  _globals['_ROWSREQUEST']._serialized_end=1227
+  _globals['_ROWSRESPONSE']._serialized_start=1229
+  _globals['_ROWSRESPONSE']._serialized_end=1306
+  _globals['_DIGESTREQUEST']._serialized_start=1309
+  _globals['_DIGESTREQUEST']._serialized_end=1461
+  _globals['_DIGESTRESPONSE']._serialized_start=1463
+  _globals['_DIGESTRESPONSE']._serialized_end=1550
+  _globals['_AGREEREQUEST']._serialized_start=1552
+  _globals['_AGREEREQUEST']._serialized_end=1657
+  _globals['_AGREERESPONSE']._serialized_start=1659
+  _globals['_AGREERESPONSE']._serialized_end=1674
+  _globals['_STATEREQUEST']._serialized_start=1676
+  _globals['_STATEREQUEST']._serialized_end=1727
+  _globals['_STATERESPONSE']._serialized_start=1730
+  _globals['_STATERESPONSE']._serialized_end=2030
+  _globals['_STATERESPONSE_HINTSENTRY']._serialized_start=1986
+  _globals['_STATERESPONSE_HINTSENTRY']._serialized_end=2030
+  _globals['_REMEMBEREDREQUEST']._serialized_start=2032
+  _globals['_REMEMBEREDREQUEST']._serialized_end=2108
+  _globals['_REMEMBEREDRESPONSE']._serialized_start=2111
+  _globals['_REMEMBEREDRESPONSE']._serialized_end=2299
+  _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._serialized_start=2255
+  _globals['_REMEMBEREDRESPONSE_PAGESENTRY']._serialized_end=2299
+  _globals['_TELLREQUEST']._serialized_start=2301
+  _globals['_TELLREQUEST']._serialized_end=2367
+  _globals['_TELLRESPONSE']._serialized_start=2369
+  _globals['_TELLRESPONSE']._serialized_end=2399
+  _globals['_SEENREQUEST']._serialized_start=2401
+  _globals['_SEENREQUEST']._serialized_end=2480
+  _globals['_SEENRESPONSE']._serialized_start=2482
+  _globals['_SEENRESPONSE']._serialized_end=2529
+  _globals['_PEERSERVICE']._serialized_start=2598
+  _globals['_PEERSERVICE']._serialized_end=3223
 # @@protoc_insertion_point(module_scope)

@@ -88,18 +88,20 @@ class FetchResponse(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., states: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., versions: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., locations: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
 
 class DecideRequest(_message.Message):
-    __slots__ = ("parties", "dataset", "epoch", "operation", "rows")
+    __slots__ = ("parties", "dataset", "epoch", "operation", "rows", "expired")
     PARTIES_FIELD_NUMBER: _ClassVar[int]
     DATASET_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    EXPIRED_FIELD_NUMBER: _ClassVar[int]
     parties: Parties
     dataset: str
     epoch: int
     operation: _kvmeta_pb2.Operation
     rows: _kvmeta_pb2.Packed
-    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., operation: _Optional[_Union[_kvmeta_pb2.Operation, str]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ...) -> None: ...
+    expired: int
+    def __init__(self, parties: _Optional[_Union[Parties, _Mapping]] = ..., dataset: _Optional[str] = ..., epoch: _Optional[int] = ..., operation: _Optional[_Union[_kvmeta_pb2.Operation, str]] = ..., rows: _Optional[_Union[_kvmeta_pb2.Packed, _Mapping]] = ..., expired: _Optional[int] = ...) -> None: ...
 
 class DecideResponse(_message.Message):
     __slots__ = ("epoch", "outcomes", "rows")

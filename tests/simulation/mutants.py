@@ -20,7 +20,7 @@ from kvmeta.engine.state import State as Store
 from kvmeta.errors import KvmetaError
 from kvmeta.protocol.codes import Outcome, State
 from kvmeta.version import EPOCH_MS, MS_SHIFT, SLOT_SHIFT, TOMBSTONE, VERSION_MAX, HybridClock
-from kvmeta_server.cluster import anti_entropy, moves, quorum_rows, reading, replica, writing
+from kvmeta_server.cluster import anti_entropy, deciding, moves, quorum_rows, reading, replica, writing
 from kvmeta_server.cluster.anti_entropy import AntiEntropy
 from kvmeta_server.cluster.cluster_map import COPYING, ClusterMap
 from kvmeta_server.cluster.deciding import Decider
@@ -218,14 +218,14 @@ def newer_maps_not_kept(patch: Patch) -> None:
 
 
 def relocates_on_any_version(patch: Patch) -> None:
-    def judge(self: Any, dataset: str, got: Any, rows: Any) -> Any:
+    def judge(self: Any, got: Any, rows: Any, expired: int) -> Any:
         return np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8)
 
     patch(Decider, "_judge", judge)
 
 
 def inserts_without_a_look(patch: Patch) -> None:
-    patch(Decider, "absent", lambda self, dataset, rows: np.ones(len(rows), np.bool_))
+    patch(deciding, "_absent", lambda rows, expired: np.ones(len(rows), np.bool_))
 
 
 def left_behind_taken_for_kept(patch: Patch) -> None:

@@ -39,8 +39,9 @@ class Decider:
         """Insert or relocate rows u8[n, 6]; return outcomes u1[n], the rows held then and a reason.
 
         A relocate's versions are those seen. Never sent twice after an answer was lost: then UNACKNOWLEDGED.
+        What has expired, this node's clock says, wherever it is decided: a lookup here says the same.
         """
-        n = len(rows)
+        n, expired = len(rows), self._expired(dataset)
         outcomes, held = np.full(n, Outcome.FENCED, np.uint8), np.zeros_like(rows)
         reason = ""
         for _ in range(TRIES):
@@ -53,7 +54,9 @@ class Decider:
             for slot, share in shares(first):
                 to = open_[share]
                 part = np.ascontiguousarray(rows[to])
-                calls.append((to, self._peers.decide(slot, dataset, cluster_map.epoch, operation, part)))
+                calls.append(
+                    (to, self._peers.decide(slot, dataset, cluster_map.epoch, operation, part, expired))
+                )
             for (to, _), got in zip(calls, await answers_of([call for _, call in calls]), strict=True):
                 if isinstance(got, PeerError):
                     reason = str(got)
@@ -67,26 +70,29 @@ class Decider:
         return outcomes, held, reason
 
     async def decide_here(
-        self, dataset: str, epoch: int, operation: str, rows: Rows
+        self, dataset: str, epoch: int, operation: str, rows: Rows, expired: int
     ) -> tuple[NDArray[np.uint8], Rows]:
-        """Decide as the first live owner: one batch of a dataset at a time, from the read to the W-th ack."""
+        """Decide as the first live owner: one batch of a dataset at a time, from the read to the W-th ack.
+
+        `expired`: below which version entries have, as whoever was asked has it.
+        """
         async with self._deciding[dataset]:
             cluster_map = self._maps.current
             partitions = cluster_map.partition_of(rows[:, HIGH])
             if (cluster_map.changed[partitions] > np.uint64(epoch)).any():
                 return np.full(len(rows), Outcome.FENCED, np.uint8), np.zeros_like(rows)
             if operation == "insert":
-                return await self._insert(dataset, rows)
-            return await self._relocate(dataset, rows)
+                return await self._insert(dataset, rows, expired)
+            return await self._relocate(dataset, rows, expired)
 
-    async def _insert(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
+    async def _insert(self, dataset: str, rows: Rows, expired: int) -> tuple[NDArray[np.uint8], Rows]:
         outcomes, held = np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
         open_ = np.arange(len(rows))
         ours: list[int] = []  # our stamps: what an attempt left behind is no other's entry
         may_be_held = np.zeros(len(rows), np.bool_)  # then ours may be seen, or win: nobody refused it
         for turn in range(TRIES):
             got = await self._reader.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
-            absent = self.absent(dataset, got.rows)
+            absent = _absent(got.rows, expired)
             answered = got.states == State.ANSWERED
             outcomes[open_[got.states == State.FAILED]] = Outcome.FAILED
             outcomes[open_[answered & ~absent & ~may_be_held[open_]]] = Outcome.EXISTS
@@ -113,7 +119,7 @@ class Decider:
             await self._writer.before_next(turn, epoch, tally.fenced, tally.stale)
         return outcomes, held
 
-    async def _relocate(self, dataset: str, rows: Rows) -> tuple[NDArray[np.uint8], Rows]:
+    async def _relocate(self, dataset: str, rows: Rows, expired: int) -> tuple[NDArray[np.uint8], Rows]:
         outcomes, held = np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8), np.zeros_like(rows)
         open_ = np.arange(len(rows))
         moved = rows.copy()
@@ -122,7 +128,7 @@ class Decider:
         for turn in range(TRIES):
             got = await self._reader.read(dataset, np.ascontiguousarray(rows[open_, : LOW + 1]))
             held[open_] = got.rows
-            outcomes[open_] = self._judge(dataset, got, rows[open_])
+            outcomes[open_] = self._judge(got, rows[open_], expired)
             answered = got.states == State.ANSWERED
             may_move = answered & (outcomes[open_] == Outcome.UNACKNOWLEDGED)
             if turn:  # what an attempt of ours left behind
@@ -162,18 +168,22 @@ class Decider:
             await self._writer.before_next(turn, epoch, tally.fenced, at_once=False)
         return kept
 
-    def _judge(self, dataset: str, got: Read, rows: Rows) -> NDArray[np.uint8]:
+    def _judge(self, got: Read, rows: Rows, expired: int) -> NDArray[np.uint8]:
         """Return why relocates do not take effect, UNACKNOWLEDGED where they may."""
         outcomes = np.full(len(rows), Outcome.UNACKNOWLEDGED, np.uint8)
         versions, answered = got.rows[:, VERSION], got.states == State.ANSWERED
         outcomes[got.states == State.FAILED] = Outcome.FAILED
         outcomes[answered & (versions & np.uint64(MOVES_MAX) == np.uint64(MOVES_MAX))] = Outcome.EXHAUSTED
         outcomes[answered & (versions != rows[:, VERSION])] = Outcome.CHANGED
-        outcomes[answered & self.absent(dataset, got.rows)] = Outcome.ABSENT
+        outcomes[answered & _absent(got.rows, expired)] = Outcome.ABSENT
         return outcomes
 
     def absent(self, dataset: str, rows: Rows) -> Mask:
-        """Return bool[n]: whether rows as read are no live entries."""
-        versions = rows[:, VERSION]
-        gone: Mask = (versions == 0) | (versions & np.uint64(TOMBSTONE) != 0)
-        return gone | (versions < np.uint64(self._expired(dataset)))
+        """Return bool[n]: whether rows as read are no live entries, by this node's clock."""
+        return _absent(rows, self._expired(dataset))
+
+
+def _absent(rows: Rows, expired: int) -> Mask:
+    versions = rows[:, VERSION]
+    gone: Mask = (versions == 0) | (versions & np.uint64(TOMBSTONE) != 0)
+    return gone | (versions < np.uint64(expired))

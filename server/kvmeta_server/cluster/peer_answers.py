@@ -82,7 +82,9 @@ class PeerAnswers:
             raise InputError(f"operation: expected INSERT or RELOCATE, got {request.operation}")
         operation = _OPERATIONS[request.operation]
         rows = rows_of(request.rows)
-        outcomes, held = await self._coordinator.decide_here(request.dataset, request.epoch, operation, rows)
+        outcomes, held = await self._coordinator.decide_here(
+            request.dataset, request.epoch, operation, rows, request.expired
+        )
         head = peer.DecideResponse(epoch=self._replica.map.epoch)
         return ColumnMessage.of(head, PLAIN, outcomes=outcomes, rows=held if operation == "insert" else None)
 

@@ -197,13 +197,15 @@ class NodePeers:
         await self._call(slot, "Agree", APPLY_S, head)
 
     async def decide(
-        self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows
+        self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows, expired: int
     ) -> tuple[NDArray[np.uint8], Rows]:
         """Let a node decide inserts or relocates."""
         if slot == self._replica.slot:
             assert self.coordinator is not None
-            return await self.coordinator.decide_here(dataset, epoch, operation, rows)
-        head = peer.DecideRequest(dataset=dataset, epoch=epoch, operation=OPERATIONS[operation])
+            return await self.coordinator.decide_here(dataset, epoch, operation, rows, expired)
+        head = peer.DecideRequest(
+            dataset=dataset, epoch=epoch, operation=OPERATIONS[operation], expired=expired
+        )
         reply = await self._call(slot, "Decide", APPLY_S * 2, head, rows=rows)
         outcomes = unpack(reply.outcomes, CODE, len(rows), "outcomes").copy()
         held = rows_of(reply.rows)

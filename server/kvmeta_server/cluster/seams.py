@@ -77,9 +77,12 @@ class Peers(Protocol):
         """Tell a node that all owners of partitions agreed up to `version`."""
 
     async def decide(
-        self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows
+        self, slot: int, dataset: str, epoch: int, operation: str, rows: Rows, expired: int
     ) -> tuple[NDArray[np.uint8], Rows]:
-        """Let a node decide inserts or relocates, as their first live owner."""
+        """Let a node decide inserts or relocates, as their first live owner.
+
+        Entries below version `expired` have.
+        """
 
     async def remembered(self, slot: int, pages_from: int) -> Any:
         """Ask a node what it remembers of map, tables and volumes (peer.RememberedResponse)."""

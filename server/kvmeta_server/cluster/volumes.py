@@ -48,7 +48,7 @@ class VolumeTable:
 
     async def list(self) -> builtins.list[Volume]:
         """Return all volumes, by number."""
-        return [row.volume() for row in self._known]
+        return [*self._known]
 
     async def messages(self, after: int, bytes_max: int) -> tuple[bytes, bool]:
         """Return volumes above a number as the bytes of a ListVolumesResponse, and whether they are all."""

@@ -207,7 +207,8 @@ class Simulation:
         """Recover etcd from what the nodes remember, again until it is done."""
         while True:
             lives = [node.life for node in self.nodes.values() if node.life is not None and node.up]
-            refusing = [life for life in lives if life.membership.refusal]
+            ours = [life for life in lives if life.membership.current.cluster_id == self.shared.cluster_id]
+            refusing = [life for life in ours if life.membership.refusal]
             if not refusing and (not self.lost or self.map is None or self._goes_on_in_etcd(self.map)):
                 self._found_again()
                 return

@@ -145,11 +145,11 @@ class Replicas:
         self._asked(slot, "agree").agree(dataset, partitions, version)
 
     async def decide(
-        self, slot: int, dataset: str, epoch: int, operation: str, rows: np.ndarray
+        self, slot: int, dataset: str, epoch: int, operation: str, rows: np.ndarray, expired: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Let the one coordinator decide for all."""
         self._asked(slot, "decide")
-        return await self.coordinator.decide_here(dataset, epoch, operation, rows)
+        return await self.coordinator.decide_here(dataset, epoch, operation, rows, expired)
 
     def adopt(self, cluster_map: ClusterMap, *slots: int) -> None:
         """Give some replicas, by default all, a newer map."""
