@@ -57,7 +57,7 @@ class Server:
             Answers(backend, limits, __version__), self._jobs, waits=backend.waits
         )
         if node is not None:
-            node.parties.when_fenced = partial(self.admission.refuse, TWIN)
+            node.parties.when_fenced.append(partial(self.admission.refuse, TWIN))
             operators = Operators(node, node.backend.store.local_name)
             endpoints += service.of_node(node.answers, operators)
         self._listener = GrpcListener(config, endpoints)

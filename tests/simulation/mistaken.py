@@ -42,7 +42,7 @@ def two_members_keep_one_address(patch: Patch) -> None:
 
 
 def an_address_is_not_taken_back(patch: Patch) -> None:
-    async def never(self: Any) -> None:
+    async def never(self: Any, fence: Any) -> None:
         await asyncio.Event().wait()
 
     patch(Joining, "keep_address", never)
@@ -133,19 +133,13 @@ def lives_are_not_compared(patch: Patch) -> None:
 
 
 def twins_go_on(patch: Patch) -> None:
-    patch(Parties, "fence", lambda self, reason: False)
+    patch(Parties, "fence", lambda self, reason: None)
 
 
-def nobody_is_asked_for_twins_without_etcd(patch: Patch) -> None:
+def nobody_is_asked_for_twins(patch: Patch) -> None:
     async def nobody(self: Any, remembered: Any) -> None: ...
 
     patch(Joining, "_ask_for_twins", nobody)
-
-
-def a_lease_of_another_life_is_not_waited_for(patch: Patch) -> None:
-    async def at_once(self: Any, slot: int) -> None: ...
-
-    patch(Joining, "_refuse_twin", at_once)
 
 
 def datasets_are_held_by_name(patch: Patch) -> None:
@@ -187,13 +181,7 @@ MISTAKEN: tuple[tuple[str, Callable[[Patch], None], int, Mix], ...] = (
     ("what is recovered does not name its ancestors", what_is_recovered_names_no_ancestors, 1, SET_BACK),
     ("lives of a node are not compared", lives_are_not_compared, 1, TWINS),
     ("twins go on", twins_go_on, 1, TWINS),
-    ("a start without etcd asks nobody", nobody_is_asked_for_twins_without_etcd, 1, TWINS),
-    (
-        "a start does not wait for another life's lease",
-        a_lease_of_another_life_is_not_waited_for,
-        1,
-        TWINS,
-    ),
+    ("a start asks no other member", nobody_is_asked_for_twins, 1, TWINS),
     ("nodes hold datasets by their names", datasets_are_held_by_name, 1, RECREATED),
     ("a drop is done before others know of it", a_drop_is_told_to_nobody, 1, RECREATED),
 )

@@ -48,7 +48,7 @@ AWAY = Mix(30, ("isolate", "split", "one way", "purge"), 2.0)
 """So that hints come late, after what they say was deleted and purged."""
 CUT_OFF = Mix(30, ("join", "drain", "undrain", "etcd out of reach"), 2.0)
 """So that nodes work on an old map."""
-LONELY = Mix(30, ("join", "drain", "undrain"), 2.0, lonely=1)
+LONELY = Mix(40, ("join", "drain", "undrain"), 1.0, lonely=1)
 """So that much is written which is not acknowledged."""
 SLOWLY = Mix(12, ("join", "drain", "undrain"), 12.0)
 """So that what moves arrives, and is compared, before it moves again."""
@@ -404,7 +404,7 @@ MUTANTS = {
         ("an insert does not look first", inserts_without_a_look, 1),
         ("an attempt seen at one replica counts as kept", left_behind_taken_for_kept, 49),
         ("what a replica may hold is reported as refused", attempts_forgotten, 5, CROWDED),
-        ("a read in a move is not brought to the targets", reads_not_brought_to_targets, 86, LONELY),
+        ("a read in a move is not brought to the targets", reads_not_brought_to_targets, 56, LONELY),
         ("a fast miss is not confirmed", fast_misses_believed, 1),
         ("unavailable is told as absent", unavailable_told_as_absent, 3),
         ("the older version wins a merge", the_older_version_wins_a_copy, 4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -90,7 +91,10 @@ class Joining:
         return remembered
 
     def _begin(self) -> None:
-        self.life = life_of(self._state.begin(), int.from_bytes(self._world.random_bytes(4), "little"))
+        # The time, so that whoever starts last has the largest number, whatever a copy of its data counted.
+        seconds = (self._engine.clock.now_ms() - EPOCH_MS) // 1000
+        nonce = int.from_bytes(self._world.random_bytes(4), "little")
+        self.life = life_of(self._state.begin(seconds), nonce)
 
     def _check_identity(self) -> None:
         identity, wanted = self._state.identity, self._settings.name
@@ -177,6 +181,9 @@ class Joining:
             self._check_membership(held)
             self._check_founding(held)
             await self._refuse_twin(self._state.identity.slot)
+            await self._ask_for_twins(
+                held
+            )  # etcd may have been away until just now, and has no signs of life
             node = self._membership.current.member(self.name)
             if node.store_id != store_id:
                 raise InputError(
@@ -249,35 +256,37 @@ class Joining:
             return None
         return None if await self._membership.read(f"live/{other.slot}") is None else other
 
-    async def keep_address(self) -> None:
-        """Take this node's address back where another has taken it over and is gone, for ever.
+    async def keep_address(self, fence: Callable[[str], None]) -> None:
+        """Take this node's address back where another member has taken it over and is gone, for ever.
 
-        While it was away, or held no lease, another could take it.
+        While it was away, or held no lease, another could take it. Only a node itself gives itself another
+        address, at its start: where that happens in this life, `fence` is told of the other one.
         """
-        told = 0
+        told, had = "", False
         while True:
             now = self._membership.current
             us = now.by_slot.get(self._slot)
+            lacks = ""
             if us is None or us.state == "removed":
-                if told != 1:
-                    told = 1
-                    self._log.warning(
-                        "removed", reason=f"node {self.name!r} was taken out of the cluster; others refuse it"
-                    )
-            elif us.address != self._settings.advertise:
-                if told != 2:
-                    told = 2
-                    self._log.warning(
-                        "others do not ask this node",
-                        reason=f"its address {self._settings.advertise} is not its own any more in the map",
-                    )
+                lacks = "removed"
+                reason = f"node {self.name!r} was taken out of the cluster; others refuse it"
+            elif us.address == self._settings.advertise:
+                had = True
+            elif us.address and had:
+                fence(f"node {us.slot} lives twice, the other one at {us.address}: its data was copied")
+            else:
+                lacks = "others do not ask this node"
+                reason = f"its address {self._settings.advertise} is not its own in the map"
+            if lacks and lacks != told:
+                self._log.warning(lacks, reason=reason)
+            told = lacks
+            if lacks == "others do not ask this node" and self._membership.is_alive:
                 with suppress(KvmetaError):
                     if await self._other_at(self._settings.advertise) is None:
                         await self._membership.change_map(
                             lambda held: held.with_member(self.name, address=self._settings.advertise)
                         )
-                        told = 0
-            await self._membership.newer_than(now.epoch, LEASE_S if told == 2 else _IDLE_S)
+            await self._membership.newer_than(now.epoch, LEASE_S if lacks else _IDLE_S)
 
     @property
     def _slot(self) -> int:
@@ -302,7 +311,7 @@ class Joining:
         return held is not None and held.data.startswith(self._engine.identity.store_id.hex().encode())
 
     async def _ask_for_twins(self, remembered: ClusterMap) -> None:
-        """Ask the others, without etcd, whether a node with this one's data takes part already.
+        """Ask the other members whether a node with this one's data takes part already.
 
         StoreLockedError where one says so for longer than our last life may have been the one it means.
         """

@@ -77,6 +77,7 @@ class Membership:
         self._lease = Lease(authority, LEASE_S)
         self._slot = -1
         self._sign = b""
+        self._fenced = False
         self._met = 0.0  # since when another life has this node's place
         self._on_twin: Callable[[str], None] = lambda reason: None
         self._tasks: list[asyncio.Task[None]] = []
@@ -132,8 +133,22 @@ class Membership:
         self._listeners.append(listener)
 
     def lease_left_s(self) -> float:
-        """Return for how long this node's lease surely still lasts; 0 where etcd is not believed."""
-        return 0.0 if self.refusal else self._lease.left_s()
+        """Return for how long this node surely may act for the cluster: until its lease ends.
+
+        That is 0 where etcd is not believed, or this node takes no part.
+        """
+        return 0.0 if self.refusal or self._fenced else self._lease.left_s()
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether etcd has this life's sign in this node's place, as far as is known."""
+        held = self.value(f"live/{self._slot}")
+        return held is not None and held == self._sign and self.lease_left_s() > 0
+
+    def stand_back(self, reason: str) -> None:
+        """Act for the cluster no more."""
+        self._fenced = True
+        self._log.warning("fenced", reason=reason)
 
     # Life
 

@@ -71,7 +71,9 @@ class Node:
     def start(self) -> None:
         """Take part: other nodes are asked from now on, and may ask."""
         self.membership.listen(self._follow_datasets)
-        self.membership.start(self.slot, self._engine.identity.store_id, self.parties.life, self._fence)
+        self.membership.start(
+            self.slot, self._engine.identity.store_id, self.parties.life, self.parties.fence
+        )
         self._node_peers.start()
         work = (
             self.moves.run(),
@@ -79,7 +81,7 @@ class Node:
             self.mending.run(),
             self._compare_now_and_then(),
             self.datasets.follow(),
-            self._joining.keep_address(),
+            self._joining.keep_address(self.parties.fence),
         )
         self._tasks = [asyncio.ensure_future(each) for each in work]
 
@@ -107,6 +109,7 @@ class Node:
         self.slot = slot
         replica = self._replica = Replica(engine, self.state, slot, cluster_map)
         self.parties = Parties(slot, engine.identity.store_id, self._joining.life, self.membership)
+        self.parties.when_fenced.append(self.membership.stand_back)
         self._node_peers = NodePeers(replica, self.membership, self.parties, world, pace)
         self.peers = world.peers(self._node_peers)
         self.hints = world.hints(HintFiles(world.disk, settings.hints_bytes_max, world.log))
@@ -180,10 +183,6 @@ class Node:
         )
 
     # Background work
-
-    def _fence(self, reason: str) -> None:
-        if self.parties.fence(reason):
-            self._log.warning("fenced", reason=self.parties.fenced)
 
     def _follow_datasets(self) -> None:
         self._tasks.append(asyncio.ensure_future(self.datasets.follow()))

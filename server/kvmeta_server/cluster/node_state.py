@@ -34,7 +34,7 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Identity:
-    """Who a node is. `ceiling` is a version no stamp of it has reached; `starts` counts its lives."""
+    """Who a node is. No stamp of it has reached the version `ceiling`; `starts` numbers its last start."""
 
     cluster_id: str
     cluster: str
@@ -76,11 +76,12 @@ class NodeState:
         assert self._identity is not None
         self.set_identity(replace(self._identity, ceiling=version))
 
-    def begin(self) -> int:
-        """Count one more start, durably; return how many there were."""
+    def begin(self, at_least: int) -> int:
+        """Give this start its number, durably: above that of the last, and no lower than `at_least`."""
         assert self._identity is not None
-        self.set_identity(replace(self._identity, starts=self._identity.starts + 1))
-        return self._identity.starts
+        number = max(self._identity.starts + 1, at_least)
+        self.set_identity(replace(self._identity, starts=number))
+        return number
 
     def map(self) -> ClusterMap | None:
         """Return the newest map this node has seen."""

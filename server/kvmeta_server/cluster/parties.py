@@ -21,13 +21,13 @@ from kvmeta_server.refusal import Refused
 _NONCE_BITS = 32
 
 
-def life_of(starts: int, nonce: int) -> int:
-    """Return the number of a life: how often its store was started, and something random."""
-    return starts << _NONCE_BITS | nonce
+def life_of(start: int, nonce: int) -> int:
+    """Return the number of a life: that of its start, which rises from one to the next, and a random one."""
+    return start << _NONCE_BITS | nonce
 
 
-def starts_of(life: int) -> int:
-    """Return how often a store had been started as a life began."""
+def start_of(life: int) -> int:
+    """Return the number of the start with which a life began."""
     return life >> _NONCE_BITS
 
 
@@ -47,7 +47,7 @@ class Parties:
         """Slots of which two processes live at once, and how that was seen."""
         self.fenced = ""
         """Why this node takes no part any more; "" where it does."""
-        self.when_fenced: Callable[[str], None] = lambda reason: None
+        self.when_fenced: list[Callable[[str], None]] = []
         """Called with that once it is so."""
 
     # As the one who asks
@@ -69,9 +69,9 @@ class Parties:
     def answered(self, slot: int, life: int, asked_at: float) -> None:
         """Note which life of a node answered a call that was begun at a time of the loop's."""
         known, since = self._lives.get(slot, (life, asked_at))
-        if life != known and starts_of(life) <= starts_of(known) and asked_at >= since:
+        if life != known and start_of(life) <= start_of(known) and asked_at >= since:
             self._saw_twins(slot, known, life)
-        elif starts_of(life) > starts_of(known) or slot not in self._lives:
+        elif start_of(life) > start_of(known) or slot not in self._lives:
             self._lives[slot] = life, asyncio.get_running_loop().time()
             self.twins.pop(slot, None)
 
@@ -110,7 +110,7 @@ class Parties:
             raise Refused(
                 NO_MEMBER, f"node {slot} with store {parties.from_store.hex()} is no member of {ours.name!r}"
             )
-        if slot in self.twins or starts_of(parties.from_life) < starts_of(self._life_of(slot)):
+        if slot in self.twins or start_of(parties.from_life) < start_of(self._life_of(slot)):
             again = f"node {slot} was started again since, with its own data or with a copy of it"
             raise Refused(OTHER_LIFE, self.twins.get(slot, again))
 
@@ -138,21 +138,20 @@ class Parties:
         if self.fenced:
             raise Refused(TWIN, self.fenced)
 
-    def fence(self, reason: str) -> bool:
-        """Take no part any more; return whether that is new."""
+    def fence(self, reason: str) -> None:
+        """Take no part any more."""
         if self.fenced:
-            return False
+            return
         self.fenced = f"{reason}; stop both, and start the one whose data is right"
-        self.when_fenced(self.fenced)
-        return True
+        for told in self.when_fenced:
+            told(self.fenced)
 
     def _life_of(self, slot: int) -> int:
         return self._lives.get(slot, (0, 0.0))[0]
 
     def _saw_twins(self, slot: int, one: int, other: int) -> None:
         self.twins[slot] = (
-            f"node {slot} lives twice, started {starts_of(one)} and {starts_of(other)} times: its data "
-            "directory was copied"
+            f"node {slot} lives twice, as {one:x} and as {other:x}: its data directory was copied"
         )
 
 

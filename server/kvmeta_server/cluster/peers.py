@@ -281,8 +281,8 @@ class NodePeers:
 
     def _refused(self, node: Member, failed: CallFailed) -> None:
         """Take in why a node will have nothing to do with this one, if that is so."""
-        if failed.reason == OTHER_LIFE and self._parties.fence(str(failed)):
-            self._log.warning("fenced", reason=self._parties.fenced)
+        if failed.reason == OTHER_LIFE:
+            self._parties.fence(str(failed))
         elif failed.reason in (NO_MEMBER, OTHER_HISTORY) and failed.reason not in self._told:
             self._told.add(failed.reason)
             self._log.warning("refused by others", node=node.name, reason=str(failed))
