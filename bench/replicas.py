@@ -88,5 +88,5 @@ class _Asking:
         """Return between whom a request to a node is; its epoch is before all that have a digest."""
         return peer.Parties(
             cluster=self._held.cluster, to_slot=slot, to_store=self._stores.get(slot, b""),
-            from_slot=self._from, from_store=self._stores[self._from], from_life=self._life or 1 << 62,
+            from_slot=self._from, from_store=self._stores[self._from], from_life=self._life,
         )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from kvmeta.errors import UnavailableError
@@ -18,6 +19,9 @@ from kvmeta_server.cluster.cluster_map import ClusterMap, Member
 from kvmeta_server.cluster.seams import Maps
 from kvmeta_server.refusal import Refused
 
+ASK_S = 1.0
+"""How long a request of a node waits that was just started, and does not answer yet at its address."""
+_PAUSE_S = 0.1
 _NONCE_BITS = 32
 
 
@@ -43,8 +47,10 @@ class Parties:
         self._lives: dict[int, tuple[int, float]] = {}  # the last known of others, and since when
         self.ask: Callable[[int], Awaitable[Any]] = _nobody
         """Asks a node how it is, at its address; UnavailableError where it does not answer."""
+        self._looking: dict[int, asyncio.Task[None]] = {}
         self.twins: dict[int, str] = {}
         """Slots of which two processes live at once, and how that was seen."""
+        self._twins_until: dict[int, int] = {}  # up to which start both are refused
         self.fenced = ""
         """Why this node takes no part any more; "" where it does."""
         self.when_fenced: list[Callable[[str], None]] = []
@@ -73,7 +79,8 @@ class Parties:
             self._saw_twins(slot, known, life)
         elif start_of(life) > start_of(known) or slot not in self._lives:
             self._lives[slot] = life, asyncio.get_running_loop().time()
-            self.twins.pop(slot, None)
+            if start_of(life) > self._twins_until.get(slot, 0):
+                self.twins.pop(slot, None)
 
     # As the one who is asked
 
@@ -110,7 +117,9 @@ class Parties:
             raise Refused(
                 NO_MEMBER, f"node {slot} with store {parties.from_store.hex()} is no member of {ours.name!r}"
             )
-        if slot in self.twins or start_of(parties.from_life) < start_of(self._life_of(slot)):
+        start, lowest = start_of(parties.from_life), start_of(self._life_of(slot))
+        told = parties.from_life != 0  # else it asks how this node is, and no more (`check_sender`)
+        if told and (start < lowest or (slot in self.twins and start <= self._twins_until[slot])):
             again = f"node {slot} was started again since, with its own data or with a copy of it"
             raise Refused(OTHER_LIFE, self.twins.get(slot, again))
 
@@ -122,16 +131,40 @@ class Parties:
         """
         self.check_member(parties)
         slot, life = parties.from_slot, parties.from_life
+        if not life:
+            raise Refused(UNPROVEN, f"node {slot} does not say in which life it asks")
         if self._life_of(slot) == life:
             return
-        try:
-            await self.ask(slot)  # which tells `answered`
-        except UnavailableError as error:
-            raise Refused(UNPROVEN, f"node {slot} is not known here in its new life: {error}") from None
+        await self._ask(slot)
         self.check_member(parties)
         if self._life_of(slot) != life:
             self._saw_twins(slot, self._life_of(slot), life)
             raise Refused(OTHER_LIFE, self.twins[slot])
+
+    def look_at(self, parties: peer.Parties) -> None:
+        """Find out, without waiting for it, whether the life that a request comes from is the node's."""
+        slot = parties.from_slot
+        new = parties.from_life not in (0, self._life_of(slot))
+        if new and slot not in self._looking:
+            self._looking[slot] = asyncio.ensure_future(self._look_at(parties))
+
+    async def _look_at(self, parties: peer.Parties) -> None:
+        with suppress(UnavailableError):
+            await self.check_sender(parties)
+        del self._looking[parties.from_slot]
+
+    async def _ask(self, slot: int) -> None:
+        """Ask a node how it is, which tells `answered`; for a moment again, for it has just started."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + ASK_S
+        while True:
+            try:
+                await self.ask(slot)
+                return
+            except UnavailableError as error:
+                if loop.time() > end:
+                    raise Refused(UNPROVEN, f"node {slot} is not known in its new life: {error}") from None
+            await asyncio.sleep(_PAUSE_S)
 
     def check_alone(self) -> None:
         """Raise Refused where this node takes no part any more."""
@@ -150,6 +183,7 @@ class Parties:
         return self._lives.get(slot, (0, 0.0))[0]
 
     def _saw_twins(self, slot: int, one: int, other: int) -> None:
+        self._twins_until[slot] = max(start_of(one), start_of(other))
         self.twins[slot] = (
             f"node {slot} lives twice, as {one:x} and as {other:x}: its data directory was copied"
         )

@@ -124,6 +124,7 @@ class PeerAnswers:
         self._parties.check_receiver(request.parties)
         if request.parties.from_epoch <= self._membership.current.epoch:  # else it may be a new member
             self._parties.check_member(request.parties)
+            self._parties.look_at(request.parties)
         return self._state()
 
     async def tell(self, request: Any) -> peer.TellResponse:

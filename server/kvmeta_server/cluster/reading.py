@@ -110,7 +110,7 @@ class Reader:
         answers = np.zeros(n, np.int64)
         lowest = np.full(n, np.iinfo(np.uint64).max, np.uint64)
         source = np.full(n, NOBODY, np.uint16)  # who has the largest version, and nobody its location yet
-        damaged, fenced = np.zeros(n, np.bool_), False
+        damaged, silent, fenced = np.zeros(n, np.bool_), np.zeros(n, np.bool_), False
         unsettled = Unsettled(cluster_map, partitions)
         reason = ""
         rows[:, VERSION:] = 0
@@ -134,6 +134,7 @@ class Reader:
             for (slot, to, _), got in zip(calls, await answers_of([call for *_, call in calls]), strict=True):
                 if isinstance(got, PeerError):
                     reason = str(got)
+                    silent[to] = True
                     continue
                 fenced |= bool((got.states == State.FENCED).any())
                 damaged[to[got.states == State.FAILED]] = True
@@ -159,7 +160,7 @@ class Reader:
                 dataset, np.ascontiguousarray(rows[differs]), Bound.AGREED
             )
         states = np.where(enough, np.uint8(State.ANSWERED), np.uint8(State.UNAVAILABLE))
-        states[~enough & damaged] = State.FAILED
+        states[~enough & damaged & ~silent] = State.FAILED  # who is silent may not be damaged there
         rows[~enough, VERSION:] = 0
         return states, fenced, reason, cluster_map.epoch
 
