@@ -7,6 +7,7 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from kvmeta.engine.state import State
@@ -282,11 +283,17 @@ class Joining:
             told = lacks
             if lacks == "others do not ask this node" and self._membership.is_alive:
                 with suppress(KvmetaError):
-                    if await self._other_at(self._settings.advertise) is None:
-                        await self._membership.change_map(
-                            lambda held: held.with_member(self.name, address=self._settings.advertise)
-                        )
+                    taken = await self._other_at(self._settings.advertise) is not None
+                    # What this node had before may be what the other waits for.
+                    address = "" if taken else self._settings.advertise
+                    await self._membership.change_map(partial(self._at, address))
             await self._membership.newer_than(now.epoch, LEASE_S if lacks else _IDLE_S)
+
+    def _at(self, address: str, held: ClusterMap) -> ClusterMap:
+        """Return the map with this node at an address."""
+        if held.member(self.name).address == address:
+            return held
+        return held.with_member(self.name, address=address)
 
     @property
     def _slot(self) -> int:

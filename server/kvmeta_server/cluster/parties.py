@@ -44,6 +44,8 @@ class Parties:
         self.life = life
         self._maps = maps
         self._to: tuple[ClusterMap, dict[int, peer.Parties]] | None = None
+        self._seen: ClusterMap | None = None
+        self._may_ask: dict[int, str] = {}  # under that map
         self._lives: dict[int, tuple[int, float]] = {}  # the last known of others, and since when
         self.ask: Callable[[int], Awaitable[Any]] = _nobody
         """Asks a node how it is, at its address; UnavailableError where it does not answer."""
@@ -112,11 +114,9 @@ class Parties:
                 f"the map of epoch {parties.from_epoch} that node {slot} works under is none that became the "
                 f"one here, of epoch {ours.epoch}; kvmeta cluster recover shows what to do",
             )
-        member = ours.by_slot.get(slot)
-        if member is None or member.state == "removed" or member.store_id != parties.from_store.hex():
-            raise Refused(
-                NO_MEMBER, f"node {slot} with store {parties.from_store.hex()} is no member of {ours.name!r}"
-            )
+        store = parties.from_store.hex()
+        if self._stores(ours).get(slot) != store:
+            raise Refused(NO_MEMBER, f"node {slot} with store {store} is no member of {ours.name!r}")
         start, lowest = start_of(parties.from_life), start_of(self._life_of(slot))
         told = parties.from_life != 0  # else it asks how this node is, and no more (`check_sender`)
         if told and (start < lowest or (slot in self.twins and start <= self._twins_until[slot])):
@@ -140,6 +140,17 @@ class Parties:
         if self._life_of(slot) != life:
             self._saw_twins(slot, self._life_of(slot), life)
             raise Refused(OTHER_LIFE, self.twins[slot])
+
+    def _stores(self, ours: ClusterMap) -> dict[int, str]:
+        """Return the stores of those who may ask, by slot: members, and who left in good order.
+
+        A drained node coordinates for its clients until it is stopped; so it may while its slot is nobody's.
+        """
+        if self._seen is not ours:
+            left = {slot: store for slot, store in self._may_ask.items() if slot not in ours.by_slot}
+            members = {each.slot: each.store_id for each in ours.members if each.state != "removed"}
+            self._seen, self._may_ask = ours, left | members
+        return self._may_ask
 
     def look_at(self, parties: peer.Parties) -> None:
         """Find out, without waiting for it, whether the life that a request comes from is the node's."""
