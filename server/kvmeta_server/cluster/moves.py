@@ -54,6 +54,7 @@ class Moves:
         membership: Membership,
         peers: Peers,
         world: World,
+        make_datasets: Callable[[], Awaitable[None]],
         step_s: float,
         rows_s_max: float,
     ) -> None:
@@ -63,6 +64,7 @@ class Moves:
         self._peers = peers
         self._lane = world.background
         self._log = world.log
+        self._make_datasets = make_datasets
         self._step_s = step_s
         self._rows_s_max = rows_s_max
         self._copied = state.copied(membership.current.partitions)
@@ -122,6 +124,7 @@ class Moves:
         if not self._holds_lease():
             return True
         await self._drop_here(lambda now: now.incoming(self._replica.slot))  # it may be older than a purge
+        await self._make_datasets()  # what is not known here would not be copied
         ready = np.flatnonzero(todo & await self._known_to_enough(cluster_map, COPYING))
         for start in range(0, len(ready), CHUNK):
             async with self._holding:

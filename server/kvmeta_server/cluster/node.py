@@ -132,8 +132,9 @@ class Node:
             rows_s_max=settings.move_rows_s, may_go_on=self._check_lease,
         )  # fmt: skip
         self.moves = Moves(
-            replica, self.state, self.membership, self.peers, world, pace.step_s, settings.move_rows_s
-        )
+            replica, self.state, self.membership, self.peers, world, self.datasets.make, pace.step_s,
+            settings.move_rows_s,
+        )  # fmt: skip
         self.mending = Mending(replica, self.peers, world.background, world.log, pace.mend_s, pace.settled_s)
         self.answers = PeerAnswers(
             replica, self.coordinator, self.membership, self.parties, world, self.how_it_is,

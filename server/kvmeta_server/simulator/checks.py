@@ -32,6 +32,7 @@ class Checks:
         self._partitions = partitions
         self.map: ClusterMap | None = None
         self.violations: list[str] = []
+        self._taken: set[tuple[int, bytes]] = set()  # by whom which IDs and versions
 
     def adopt(self, now: ClusterMap) -> None:
         """Take a new map over, and look at the step to it."""
@@ -112,6 +113,10 @@ class Checks:
                     f"do not know of epoch {changed}"
                 )
 
+    def took(self, slot: int, rows: Rows) -> None:
+        """Note that a node took rows: a hint of them is done with, whatever becomes of that node."""
+        self._taken.update((slot, row[: VERSION + 1].tobytes()) for row in rows)
+
     def hinted(self, node: Node, slot: int, hints: list[Hint]) -> None:
         """Look at hints that count as taken: who they were for has them, or else whoever owns them now.
 
@@ -127,6 +132,7 @@ class Checks:
         for rows in (hint.rows for hint in hints if hint.dataset == DATASET):
             partitions = node.membership.current.partition_of(rows[:, HIGH])
             open_ = rows[:, VERSION] > promised[partitions]
+            open_ &= np.array([(slot, row[: VERSION + 1].tobytes()) not in self._taken for row in rows])
             if target is not None and target.engine is not None:
                 held = target.engine.tree(DATASET).held(np.ascontiguousarray(rows[:, : LOW + 1])).versions
                 open_ &= held < rows[:, VERSION]

@@ -62,6 +62,8 @@ class Shared:
     note: Callable[..., None]
     hinted: Callable[[Node, int, list[Hint]], None]
     """Called when a node's hints for a slot count as taken."""
+    took: Callable[[int, Rows], None]
+    """Called when a node, by slot, took rows that are no client's write."""
     directory: Path | None = None
     """Where the nodes' stores lie; None: in memory."""
     left_out: float = 0.0
@@ -182,7 +184,7 @@ class SimulatedNode:
             background=SimulatedLane(shared.rng), control=SimulatedLane(shared.rng),
             log=_Log(shared, self.name),
             random_bytes=shared.rng.randbytes,
-            peers=lambda peers: WatchedPeers(peers, self._leaves_out),
+            peers=lambda peers: WatchedPeers(peers, self._leaves_out, shared.took),
             hints=lambda hints: WatchedHints(hints, self._hinted, keeps=shared.repairs.hints),
             brings_reads=shared.repairs.read,
         )  # fmt: skip

@@ -96,6 +96,7 @@ class Simulation:
         self._checks = Checks(self.history, self.nodes, self.partitions)
         self.shared = Shared(
             rng, self.network, self.space, repairs, settings, self.note, self._checks.hinted,
+            self._checks.took,
             directory=Path(self._directory.name) if self._directory else None,
             left_out=rng.choice([0, 0, 0.4, 0.8]), purges_at_once=rng.random() < 0.3, lonely=mix.lonely,
         )  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmeta.engine.kernels.layout import LOW, VERSION
+from kvmeta.protocol.codes import Outcome
 from kvmeta.version import HybridClock
 from kvmeta_server.cluster.rows import Applied, Bound
 from kvmeta_server.cluster.seams import Hint, Hints, PeerError, Peers
@@ -35,11 +36,17 @@ async def sending(work: Any, sent: dict[bytes, Sent]) -> Any:
 
 
 class WatchedPeers:
-    """Peers; `leaves_out` says of a write's version whether the owner it goes to never hears of it."""
+    """Peers; `leaves_out` says of a write's version whether the owner it goes to never hears of it.
 
-    def __init__(self, peers: Peers, leaves_out: Callable[[int], bool]) -> None:
+    `took` is shown rows that are no client's write, as a node takes them.
+    """
+
+    def __init__(
+        self, peers: Peers, leaves_out: Callable[[int], bool], took: Callable[[int, Rows], None]
+    ) -> None:
         self._peers = peers
         self._leaves_out = leaves_out
+        self._took = took
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peers, name)
@@ -54,7 +61,10 @@ class WatchedPeers:
                 sent[row[: LOW + 1].tobytes()] = Sent(int(row[VERSION]), epoch)
             if self._leaves_out(int(rows[0, VERSION])):
                 raise PeerError("never heard of")
-        return await self._peers.apply(slot, dataset, epoch, rows, bound)
+        applied = await self._peers.apply(slot, dataset, epoch, rows, bound)
+        if sent is None:
+            self._took(slot, rows[applied.outcomes == Outcome.TOOK_EFFECT])
+        return applied
 
 
 class WatchedHints:

@@ -15,7 +15,7 @@ from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.handoff import Handoff
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.moves import Moves
-from tests.unit.kvmeta_server.cluster.replicas import Replicas, agree, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import Replicas, agree, nothing, rows_of
 
 N = 2000
 TARGET, OWNERS, LEAVING, GONE = 0, (1, 2, 3), 3, 9
@@ -43,7 +43,7 @@ def moves_of(replicas: Replicas) -> Moves:
     )
     peers: Any = replicas
     replica = replicas.replicas[TARGET]
-    return Moves(replica, replica.state, membership, peers, world, 0.0, 1e9)
+    return Moves(replica, replica.state, membership, peers, world, nothing, 0.0, 1e9)
 
 
 def incoming(cluster_map: ClusterMap) -> np.ndarray:

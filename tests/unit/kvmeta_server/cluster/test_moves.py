@@ -19,7 +19,7 @@ from kvmeta_server.cluster.moves import Moves
 from kvmeta_server.cluster.node_state import NodeState
 from kvmeta_server.cluster.rows import Applied
 from kvmeta_server.simulator.loop import SimulatedLoop
-from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, rows_of
+from tests.unit.kvmeta_server.cluster.replicas import PARTITIONS, Replicas, nothing, rows_of
 
 N = 4000
 Rows = np.ndarray
@@ -91,7 +91,7 @@ class Four(Replicas):
         """Return node 0's part in moves, as after a start of the node."""
         state = NodeState(FileDisk(self.path / "0" / "node"))
         world = SimpleNamespace(background=Lane(), log=self.log)
-        return Moves(self.replicas[0], state, self, self, world, 0.1, rows_s_max)  # type: ignore[arg-type]
+        return Moves(self.replicas[0], state, self, self, world, nothing, 0.1, rows_s_max)  # type: ignore[arg-type]
 
     def set_map(self, cluster_map: ClusterMap) -> None:
         self.maps.current = cluster_map
