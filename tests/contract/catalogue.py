@@ -33,6 +33,28 @@ class CatalogueContract:
         fresh = store.create_dataset("other")
         assert not fresh.lookup(many(10)).found.any()
 
+    def test_a_handle_means_the_dataset_that_it_was_opened_on(self, store: kvmeta.Store) -> None:
+        first = store.create_dataset("again")
+        first.put(many(10), locations(10))
+        seen = first.lookup(many(10)).versions
+        store.drop_dataset("again")
+        second = store.create_dataset("again")
+        second.put(many(5), locations(5))
+        opened = store.dataset("again")
+        for stale in (
+            lambda: first.lookup(many(10)),
+            lambda: first.get(many(1)),
+            lambda: first.put(many(10), locations(10)),
+            lambda: first.insert(many(10), locations(10)),
+            lambda: first.delete(many(10)),
+            lambda: first.relocate(many(10), locations(10), seen),
+            lambda: list(first.scan()),
+            lambda: first.load([(many(10), locations(10))]),
+        ):
+            with pytest.raises(kvmeta.NotFoundError, match="again"):
+                stale()
+        assert opened.lookup(many(10)).found.sum() == 5
+
     def test_the_default_dataset_cannot_be_dropped(self, store: kvmeta.Store) -> None:
         with pytest.raises(kvmeta.InputError):
             store.drop_dataset("default")
