@@ -18,10 +18,13 @@ import numpy as np
 
 import kvmeta
 from kvmeta.engine.kernels.layout import ROW_WORDS
+from kvmeta.protocol.volume_pages import VolumePages
+from kvmeta.volumes import VolumeRow
 from kvmeta_server.cluster.cluster_map import Member, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
+from kvmeta_server.cluster.tables import Tables
 from tests.crash import faults
 from tests.crash.faults import Fault
 from tests.crash.specimens import DETECTED, HARMLESS, WrongError, files_of
@@ -47,7 +50,12 @@ def build(directory: Path) -> None:
     state.set_identity(Identity("5a" * 16, "prod", "n1", 5))
     state.reserve(1 << 60)
     state.set_map(found("prod", bytes(range(16)), Member(0, "n1", "h:1"), partitions=PARTITIONS))
-    state.set_datasets(b'{"next": 3, "datasets": {"other": {"id": 2, "ttl_s": null, "bottom_filter": true}}}')
+    tables = Tables(bytes(range(16))).with_dataset("gone", ttl_s=None, bottom_filter=False)
+    tables = tables.without_dataset("gone").with_dataset("other", ttl_s=None, bottom_filter=True)
+    state.set_tables(tables.with_volumes(300))
+    rows = [VolumeRow(number, f"s3://bucket/{number}", f"{number}") for number in range(1, 301)]
+    for page, raw in VolumePages().pages_with(rows).items():
+        state.set_volumes(page, raw)
     state.set_copied(rng.integers(0, 9, PARTITIONS).astype(np.uint64))
     state.add_leftover(rng.random(PARTITIONS) < 0.1)
     for name in DATASETS:
@@ -147,10 +155,11 @@ def _contents(state: NodeState, hints: HintFiles) -> Contents:
     out: Contents = {
         "NODE": repr(state.identity).encode(),
         "MAP": None if cluster_map is None else cluster_map.encode(),
-        "DATASETS": state.datasets(),
+        "TABLES": None if (tables := state.tables()) is None else tables.encode(),
         "COPIED": state.copied(PARTITIONS).tobytes(),
         "LEFTOVER": state.leftover(PARTITIONS).tobytes(),
     }
+    out |= {f"volumes/{page}": raw for page, raw in state.volumes().items()}
     for name in DATASETS:
         ranges = state.ranges(name, PARTITIONS)
         out[f"ranges/{name}"] = ranges.promised.tobytes() + ranges.agreed.tobytes()

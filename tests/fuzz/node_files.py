@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from kvmeta.protocol.volume_pages import VolumePages
+from kvmeta.volumes import VolumeRow
 from kvmeta_server.cluster.cluster_map import Member, decode, found
 from kvmeta_server.cluster.disk import FileDisk
 from kvmeta_server.cluster.hints import HintFiles
 from kvmeta_server.cluster.node_state import Identity, NodeState
+from kvmeta_server.cluster.tables import Tables
 from tests.fuzz.target import Target, scratch
 from tests.unit.engine.rows import random_rows
 
@@ -20,7 +22,8 @@ PARTITIONS = 8
 _FILES = {
     b"N": "NODE",
     b"M": "MAP",
-    b"D": "DATASETS",
+    b"T": "TABLES",
+    b"V": "volumes/0",
     b"C": "COPIED",
     b"L": "LEFTOVER",
     b"R": "ranges/default",
@@ -89,8 +92,10 @@ def _states() -> list[bytes]:
     state = NodeState(disk)
     state.set_identity(Identity("00", "prod", "n1", 5))
     state.set_map(found("prod", bytes(16), Member(0, "n1", "h:1"), partitions=PARTITIONS))
-    table = {"next": 3, "datasets": {"x": {"id": 2, "ttl_s": 1.5, "bottom_filter": False}}}
-    state.set_datasets(json.dumps(table).encode())
+    state.set_tables(Tables(bytes(16)).with_dataset("x", ttl_s=1.5, bottom_filter=False).with_volumes(2))
+    rows = [VolumeRow(1, "file:///a.tar", "a"), VolumeRow(2, "s3://b", "b", "retired", 7, "zstd")]
+    for page, raw in VolumePages().pages_with(rows).items():
+        state.set_volumes(page, raw)
     state.set_copied(np.arange(PARTITIONS, dtype=np.uint64))
     state.add_leftover(np.arange(PARTITIONS) < 3)
     state.ranges("default", PARTITIONS).promise(np.array([1, 2]), 100)
@@ -108,8 +113,8 @@ def _decode_state(data: bytes) -> Any:
     try:
         state = NodeState(FileDisk(path / "node"))
         return (
-            state.identity, state.map(), state.datasets(), state.copied(PARTITIONS),
-            state.leftover(PARTITIONS), state.ranges("default", PARTITIONS).promised,
+            state.identity, state.map(), state.tables(), VolumePages(state.volumes()),
+            state.copied(PARTITIONS), state.leftover(PARTITIONS), state.ranges("default", PARTITIONS).promised,
         )  # fmt: skip
     finally:
         file.unlink()
