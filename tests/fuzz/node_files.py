@@ -114,7 +114,8 @@ def _decode_state(data: bytes) -> Any:
         state = NodeState(FileDisk(path / "node"))
         return (
             state.identity, state.map(), state.tables(), VolumePages(state.volumes()),
-            state.copied(PARTITIONS), state.leftover(PARTITIONS), state.ranges("default", PARTITIONS).promised,
+            state.copied(PARTITIONS), state.leftover(PARTITIONS),
+            state.ranges("default", PARTITIONS).promised,
         )  # fmt: skip
     finally:
         file.unlink()

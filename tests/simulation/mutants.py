@@ -52,6 +52,8 @@ LONELY = Mix(40, ("join", "drain", "undrain"), 1.0, lonely=1)
 """So that much is written which is not acknowledged."""
 SLOWLY = Mix(12, ("join", "drain", "undrain"), 12.0)
 """So that what moves arrives, and is compared, before it moves again."""
+CLOCKS = Mix(30, ("skew", "crash", "restart"), 1.0)
+"""So that clocks go back while a node is down."""
 CROWDED = Mix(40, ("loss", "skew", "lateness"), 1.0, crowd=8)
 """So that writes of one ID meet."""
 
@@ -384,7 +386,7 @@ MUTANTS = {
     for rule, plant, seed, *mix in (
         ("a target counts for the owners' quorum", targets_count_as_owners, 11),
         ("the epoch is not checked at the acknowledgement", epoch_unchecked_at_the_acknowledgement, 23),
-        ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 133),
+        ("the clock's ceiling is not persisted", clock_ceiling_not_kept, 3, CLOCKS),
         ("a stale answer counts as an acknowledgement", stale_taken_for_accepted, 19),
         ("tombstones go before all owners agreed", tombstones_dropped_early, 3),
         ("a read is answered before W owners have it", reads_not_brought, 14),
