@@ -59,7 +59,7 @@ class Recreated:
 
     async def recreate(self, node: Node) -> None:
         """Drop it and make it anew, through a node; where that fails, nothing is known of it."""
-        table = _table_of(node)
+        table, refused = _table_of(node), node.membership.refusal
         with suppress(KvmetaError):
             numbers = node.membership.datasets()
             number = numbers[NAME].id if NAME in numbers else 0
@@ -67,7 +67,7 @@ class Recreated:
                 await table.drop_dataset(NAME)
                 self._dropped.add(number)
             await table.create_dataset(NAME)
-            if node.membership.refusal:
+            if refused:
                 self._tell(node.name, "changed datasets in an etcd that it does not believe")
 
     async def run(self) -> None:

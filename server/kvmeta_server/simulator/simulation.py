@@ -193,9 +193,10 @@ class Simulation:
             life = self._rng.choice(up) if up else None
             if life is not None:
                 request = pb.ChangeMembersRequest(change=change, node=name)
+                refused = life.membership.refusal
                 try:
                     await Operators(life, _as_it_is).change_members(request)
-                    if life.membership.refusal:
+                    if refused:
                         self.shared.tell(life.name, "changed members in an etcd that it does not believe")
                     return
                 except KvmetaError as error:
@@ -208,9 +209,11 @@ class Simulation:
         """Recover etcd from what the nodes remember, again until it is done."""
         while True:
             lives = [node.life for node in self.nodes.values() if node.life is not None and node.up]
-            ours = [life for life in lives if life.membership.current.cluster_id == self.shared.cluster_id]
+            known = None if self.map is None else {member.name for member in self.map.members}
+            ours = [life for life in lives if known is None or life.name in known]
             refusing = [life for life in ours if life.membership.refusal]
-            if not refusing and (not self.lost or self.map is None or self._goes_on_in_etcd(self.map)):
+            believing = len(ours) > len(refusing) and (self.map is None or self._goes_on_in_etcd(self.map))
+            if not self.lost or (believing and not refusing):
                 self._found_again()
                 return
             if refusing:
