@@ -159,10 +159,19 @@ class Parties:
         if new and slot not in self._looking:
             self._looking[slot] = asyncio.ensure_future(self._look_at(parties))
 
+    async def stop(self) -> None:
+        """Find out nothing more."""
+        looking = list(self._looking.values())
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
+
     async def _look_at(self, parties: peer.Parties) -> None:
-        with suppress(UnavailableError):
-            await self.check_sender(parties)
-        del self._looking[parties.from_slot]
+        try:
+            with suppress(UnavailableError):
+                await self.check_sender(parties)
+        finally:
+            del self._looking[parties.from_slot]
 
     async def _ask(self, slot: int) -> None:
         """Ask a node how it is, which tells `answered`; for a moment again, for it has just started."""

@@ -83,6 +83,7 @@ class NodePeers:
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
+        await self._parties.stop()
         await self._wire.close()
 
     def likely(self, slot: int) -> bool:
